@@ -1,0 +1,24 @@
+"""Exact tokens, cost and timing of every chat completion that passes through your ASGI app."""
+
+from arbstr_asgi.app import Arbstr
+from arbstr_asgi.callers import Caller
+from arbstr_asgi.config import Config, DatabaseConfig, Limits, Provider, Server, Token
+from arbstr_asgi.errors import ArbstrError, ConfigError, LedgerError
+from arbstr_asgi.middleware import ArbstrMiddleware
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Arbstr",
+    "ArbstrError",
+    "ArbstrMiddleware",
+    "Caller",
+    "Config",
+    "ConfigError",
+    "DatabaseConfig",
+    "LedgerError",
+    "Limits",
+    "Provider",
+    "Server",
+    "Token",
+]

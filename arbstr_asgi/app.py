@@ -1,0 +1,148 @@
+"""The gateway as a Starlette sub-app, and inside a host's own routes."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import databases
+import httpx
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+from starlette.types import Receive, Scope, Send
+
+from arbstr_asgi.body import ClientGone
+from arbstr_asgi.callers import Caller, Identify, Identity, as_caller
+from arbstr_asgi.config import Config
+from arbstr_asgi.errors import ArbstrError, LedgerError
+from arbstr_asgi.gateway import Gateway
+from arbstr_asgi.ledger import Ledger
+
+CHAT_PATH = "/v1/chat/completions"
+
+
+class Arbstr:
+    """Chat completions as an application of its own: serve it, mount it, or call it from a route.
+
+        llm = Arbstr(config, identify=who)
+        app = Starlette(routes=[Mount("/llm", llm)], lifespan=llm.lifespan)
+
+    A mounted app hears no lifespan, so hand `lifespan` to the host; without it the ledger opens on first use. The
+    arguments are those of `ArbstrMiddleware`.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        *,
+        identify: Identify | None = None,
+        database: databases.Database | None = None,
+        table_prefix: str | None = None,
+        migrate: bool | None = None,
+        transport: httpx.AsyncBaseTransport | None = None,
+        client: httpx.AsyncClient | None = None,
+    ) -> None:
+        self._gateway = Gateway(
+            config,
+            identify=identify,
+            database=database,
+            table_prefix=table_prefix,
+            migrate=migrate,
+            transport=transport,
+            client=client,
+        )
+        self._app = Starlette(
+            routes=[
+                Route(CHAT_PATH, _Chat(self._gateway), methods=["POST"]),
+                Route("/livez", self._livez),
+                Route("/readyz", self._readyz),
+            ],
+            exception_handlers={HTTPException: _http_error},
+            lifespan=self.lifespan,
+        )
+
+    @property
+    def ledger(self) -> Ledger:
+        """The rows."""
+        return self._gateway.ledger
+
+    @asynccontextmanager
+    async def lifespan(self, app: object = None) -> AsyncIterator[None]:
+        """Open the ledger for the length of the block. Raises ConfigError or LedgerError where that fails."""
+        await self._gateway.open()
+        try:
+            yield
+        finally:
+            await self._gateway.close()
+
+    def end_drains(self) -> None:
+        """End the reading-on for clients that have left, as a server that knows of its shutdown does."""
+        self._gateway.end_drains()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """The ASGI application."""
+        await self._app(scope, receive, send)
+
+    async def respond(self, request: Request, caller: Identity = None) -> Response:
+        """The answer to a chat completion that came to a route of the host, behind the host's own checks.
+
+        Neither `identify` nor the server's tokens are asked; `caller` is a name, a `Caller` or None.
+        """
+        return _Answer(self._gateway, request, as_caller(caller))
+
+    async def _livez(self, request: Request) -> Response:
+        return JSONResponse({"status": "ok"})
+
+    async def _readyz(self, request: Request) -> Response:
+        ledger = self._gateway.ledger
+        facts: dict[str, Any] = {"queued": ledger.queued, "lost": ledger.lost, "drains": self._gateway.drains.active}
+        try:
+            await ledger.check()
+        except LedgerError as error:
+            return JSONResponse({"status": "unavailable", "reason": error.summary(), **facts}, status_code=503)
+        return JSONResponse({"status": "ok", **facts})
+
+
+class _Chat:
+    """Makes Starlette treat the gateway as an ASGI application rather than a function of a request."""
+
+    def __init__(self, gateway: Gateway) -> None:
+        self._gateway = gateway
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await self._gateway(scope, receive, send)
+
+
+class _Answer(Response):
+    """A response whose body comes from the provider while it is being sent."""
+
+    def __init__(self, gateway: Gateway, request: Request, caller: Caller) -> None:
+        self.background = None
+        self.status_code = 200
+        self._gateway = gateway
+        self._request = request
+        self._caller = caller
+        self.body = b""
+        self.init_headers(None)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await self._gateway.answer(scope, receive, send, _chunks(self._request), self._caller)
+        if self.background is not None:
+            await self.background()
+
+
+async def _chunks(request: Request) -> AsyncIterator[bytes]:
+    """The body, also where the host has read it already."""
+    try:
+        async for chunk in request.stream():
+            yield chunk
+    except ClientDisconnect:
+        raise ClientGone from None
+
+
+def _http_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    kind = ArbstrError(error.status_code, f"{error.detail}.", type="invalid_request_error", headers=error.headers)
+    return Response(kind.to_json(), error.status_code, headers=kind.headers, media_type="application/json")

@@ -1,0 +1,70 @@
+"""Receives a request's body within limits of size and time."""
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping
+from typing import Any
+
+from arbstr_asgi.config import Limits
+from arbstr_asgi.errors import RequestError, ServerError
+
+Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
+
+
+class ClientGone(Exception):
+    """The client hung up before its request was complete."""
+
+
+class BodyReader:
+    """Reads bodies, and knows how many bytes of them are held at this moment."""
+
+    def __init__(self, limits: Limits) -> None:
+        self._limits = limits
+        self.in_flight = 0
+
+    async def read(self, chunks: AsyncIterator[bytes], content_length: str | None) -> bytes:
+        """The whole body, which counts as held until `release`.
+
+        Raises RequestError (413 too large, 408 too slow), ServerError (503, too much held over all), ClientGone.
+        """
+        if content_length and content_length.isdecimal():
+            self._check(int(content_length[:20]))
+        parts: list[bytes] = []
+        size = 0
+        try:
+            async with asyncio.timeout(self._limits.body_timeout):
+                async for chunk in chunks:
+                    size += len(chunk)
+                    self.in_flight += len(chunk)
+                    parts.append(chunk)
+                    self._check(size)
+        except TimeoutError:
+            self.in_flight -= size
+            raise RequestError(408, "The request body took too long to arrive.", code="request_timeout") from None
+        except BaseException:
+            self.in_flight -= size
+            raise
+        return parts[0] if len(parts) == 1 else b"".join(parts)
+
+    def release(self, body: bytes) -> None:
+        """Says that `body` is not held any more."""
+        self.in_flight -= len(body)
+
+    def _check(self, size: int) -> None:
+        if size > self._limits.max_body_bytes:
+            message = f"The request body is larger than {self._limits.max_body_bytes} bytes."
+            raise RequestError(413, message, code="request_too_large")
+        if self.in_flight > self._limits.max_body_bytes_in_flight:
+            message = "Too many request bytes are being held at this moment. Please retry."
+            raise ServerError(message, code="overloaded", retry_after=1)
+
+
+async def body_chunks(receive: Receive) -> AsyncIterator[bytes]:
+    """The chunks of a body as an ASGI server hands them over. Raises ClientGone."""
+    while True:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            raise ClientGone
+        if message.get("body"):
+            yield message["body"]
+        if not message.get("more_body", False):
+            return

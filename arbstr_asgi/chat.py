@@ -1,0 +1,175 @@
+"""What we know of a chat completion request, and the one member we may add to it.
+
+The request is never re-serialised: what is true of it is decided from its parsed JSON (the last duplicate of a key
+wins, as in every common parser), and `stream_options` is spliced into the client's own bytes.
+"""
+
+import json
+import re
+
+import msgspec
+
+from arbstr_asgi.errors import RequestError
+from arbstr_asgi.spans import Member, members
+
+BOM = b"\xef\xbb\xbf"
+MAX_MODEL_CHARACTERS = 255
+# The walk over all members is up to 30 times slower than decoding, and a client can force it.
+MAX_WALK_BYTES = 1024 * 1024
+MAX_TRIES = 8
+ADDED = b'"include_usage":true'
+
+_KEY = b'"stream_options"'
+_COLON = re.compile(rb"[ \t\r\n]*:[ \t\r\n]*")
+
+
+class ChatRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """A request as the client sent it: the bytes, and the facts that decide its way."""
+
+    body: bytes
+    model: str
+    stream: bool
+    stream_options: bytes | None = None
+    """The JSON of `stream_options`, None when the client sent none."""
+
+
+class _Wire(msgspec.Struct, gc=False):
+    model: str
+    stream: bool | None = None
+    stream_options: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
+
+
+class _Options(msgspec.Struct, gc=False):
+    include_usage: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
+
+
+_wire = msgspec.json.Decoder(_Wire)
+_options = msgspec.json.Decoder(_Options)
+
+
+def parse(body: bytes) -> ChatRequest:
+    """Check that `body` is a JSON object with a string `model` and a boolean, null or absent `stream`.
+
+    Everything else is the provider's to judge. Raises RequestError (400).
+    """
+    try:
+        if not body.isascii():
+            body.decode()
+        wire = _wire.decode(body.removeprefix(BOM))
+    except msgspec.ValidationError as error:
+        raise _refusal(str(error)) from None
+    except UnicodeDecodeError:
+        raise RequestError(400, "The request body is not valid UTF-8.", code="invalid_utf8") from None
+    except RecursionError:
+        raise RequestError(400, "The request body is nested too deeply.", code="invalid_json") from None
+    except msgspec.MsgspecError:
+        wire = _parse_surrogates(body)
+    if len(wire.model) > MAX_MODEL_CHARACTERS:
+        raise RequestError(400, f"'model' is longer than {MAX_MODEL_CHARACTERS} characters.", param="model")
+    options = None if wire.stream_options is msgspec.UNSET else bytes(wire.stream_options)
+    return ChatRequest(body=body, model=wire.model, stream=wire.stream is True, stream_options=options)
+
+
+def ensure_stream_options(request: ChatRequest, *, require: bool = False) -> bytes:
+    """The body to send: with `"stream_options": {"include_usage": true}` where the request streams.
+
+    An `include_usage` that the client set stays, unless `require` overrides it; other members survive; what is not
+    an object passes for the provider to judge (with `require`: RequestError). Returns `request.body` itself where
+    nothing is to be added.
+    """
+    body, options = request.body, request.stream_options
+    if not request.stream:
+        return body
+    if options is None:
+        at = body.index(b"{") + 1
+        return b"".join((body[:at], _KEY, b":{", ADDED, b"},", body[at:]))
+    wanted = _with_usage(options, require=require)
+    return body if wanted == options else _replace_options(body, options, wanted)
+
+
+def _with_usage(options: bytes, *, require: bool) -> bytes:
+    if options == b"null":
+        return b"{" + ADDED + b"}"
+    if not options.startswith(b"{"):
+        if require:
+            raise RequestError(400, "'stream_options' must be an object.", param="stream_options")
+        return options
+    asked = _include_usage(options)
+    if asked is None:
+        return b"{" + ADDED + (b"" if options[1:-1].isspace() or options == b"{}" else b",") + options[1:]
+    if asked == b"null" or (require and asked != b"true"):
+        member = _last(options, "include_usage")
+        return options[: member.value_start] + b"true" + options[member.value_end :]
+    return options
+
+
+def _include_usage(options: bytes) -> bytes | None:
+    try:
+        asked = _options.decode(options).include_usage
+    except msgspec.MsgspecError:  # lone surrogates
+        return {member.key: options[member.value_start : member.value_end] for member in members(options)}.get(
+            "include_usage"
+        )
+    return None if asked is msgspec.UNSET else bytes(asked)
+
+
+def _replace_options(body: bytes, options: bytes, wanted: bytes) -> bytes:
+    """`body` with the value of its effective `stream_options` replaced.
+
+    A search only proposes the place; it was the right one if and only if the spliced body now means `wanted`.
+    """
+    at = len(body)
+    for _ in range(MAX_TRIES):
+        at = body.rfind(_KEY, 0, at)
+        if at < 0:
+            break
+        colon = _COLON.match(body, at + len(_KEY))
+        if colon and body.startswith(options, colon.end()):
+            spliced = body[: colon.end()] + wanted + body[colon.end() + len(options) :]
+            if _means(spliced, wanted):
+                return spliced
+    member = _last(body, "stream_options")
+    return body[: member.value_start] + wanted + body[member.value_end :]
+
+
+def _means(body: bytes, options: bytes) -> bool:
+    try:
+        found = _wire.decode(body.removeprefix(BOM)).stream_options
+    except msgspec.MsgspecError:
+        return False
+    return found is not msgspec.UNSET and bytes(found) == options
+
+
+def _last(data: bytes, key: str) -> Member:
+    if len(data) > MAX_WALK_BYTES:
+        raise RequestError(400, "'stream_options' is spelled in an unusual way in a large request.", param=key)
+    return [member for member in members(data) if member.key == key][-1]
+
+
+def _parse_surrogates(body: bytes) -> _Wire:
+    """Read a body that msgspec refuses: fine if escaped lone surrogates are the reason (clients that cut an emoji)."""
+    malformed = RequestError(400, "The request body is not valid JSON.", code="invalid_json")
+    if len(body) > MAX_WALK_BYTES or b"\\ud" not in body.lower():
+        raise malformed
+    try:
+        last = {member.key: body[member.value_start : member.value_end] for member in members(body)}
+        wire = msgspec.convert({key: json.loads(last[key]) for key in ("model", "stream") if key in last}, _Wire)
+        if "stream_options" in last:
+            wire.stream_options = msgspec.Raw(last["stream_options"])
+        return wire
+    except msgspec.ValidationError as error:
+        raise _refusal(str(error)) from None
+    except (ValueError, RecursionError):
+        raise malformed from None
+
+
+def _refusal(problem: str) -> RequestError:
+    """Our words for what msgspec found; its own quote nothing of the request either."""
+    for name, what in (("model", "a string"), ("stream", "a boolean")):
+        if f"`$.{name}`" in problem or f"required field `{name}`" in problem:
+            missing = "missing" in problem
+            message = f"'{name}' is required." if missing else f"'{name}' must be {what}."
+            return RequestError(
+                400, message, param=name, code="missing_required_parameter" if missing else "invalid_type"
+            )
+    return RequestError(400, "The request body must be a JSON object.", code="invalid_json")

@@ -1,0 +1,315 @@
+"""What an operator decides, as frozen values.
+
+Build a `Config` in code, from a mapping with `parse`, or from a TOML file with `Config.load`. All three check the
+same things and raise `ConfigError` with the path of what is wrong.
+"""
+
+import os
+import re
+import tomllib
+from collections.abc import Iterable, Mapping
+from decimal import Decimal, InvalidOperation
+from pathlib import Path
+from typing import Any, Literal, Self
+from urllib.parse import urlsplit
+
+import msgspec
+
+from arbstr_asgi.errors import ConfigError
+
+RATES = ("input_rate", "output_rate", "base_fee", "cached_input_rate", "reasoning_rate")
+# What says who the host or its users are, or frames the message; never forwarded in either direction.
+UNFORWARDABLE = frozenset(
+    (
+        *("authorization", "connection", "content-encoding", "content-length", "cookie", "host", "idempotency-key"),
+        *("keep-alive", "location", "proxy-authenticate", "proxy-authorization", "refresh", "set-cookie", "te"),
+        *("trailer", "transfer-encoding", "upgrade"),
+    )
+)
+_SECRET = frozenset({"api_key", "auth_token", "token", "headers", "query", "url"})
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9 _.-]{0,63}")
+_HEADER = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+")
+_VARIABLE = re.compile(r"\$\{([^}]*)\}")
+
+
+class _Section(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A frozen part of the configuration whose repr shows no secret."""
+
+    def __repr__(self) -> str:
+        shown = (
+            f"{name}={'***' if name in _SECRET and getattr(self, name) else repr(getattr(self, name))}"
+            for name in self.__struct_fields__
+        )
+        return f"{type(self).__name__}({', '.join(shown)})"
+
+    def _set(self, name: str, value: Any) -> None:
+        msgspec.structs.force_setattr(self, name, value)
+
+    def _require_positive(self, *names: str) -> None:
+        for name in names:
+            if not getattr(self, name) > 0:
+                raise ConfigError(f"{name}: must be greater than 0")
+
+
+class Provider(_Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Somebody who answers chat completions below `url`, and what they charge.
+
+    Rates are sats per 1,000,000 tokens, `base_fee` is sats per request; a rate of None makes the cost unknown, 0 is
+    free. `cached_input_rate` and `reasoning_rate` replace the rate for their share of the tokens. An empty `models`
+    serves every model. Time-outs are seconds. `inject=False` leaves `stream_options` to the client.
+    """
+
+    name: str
+    url: str
+    api_key: str | None = None
+    models: tuple[str, ...] = ()
+    input_rate: Decimal | None = None
+    output_rate: Decimal | None = None
+    base_fee: Decimal = Decimal(0)
+    cached_input_rate: Decimal | None = None
+    reasoning_rate: Decimal | None = None
+    inject: bool = True
+    disconnect: Literal["drain", "cancel"] = "drain"
+    connect_timeout: float = 10.0
+    first_byte_timeout: float = 600.0
+    idle_timeout: float = 300.0
+    headers: dict[str, str] = {}
+    query: dict[str, str] = {}
+    forward_headers: tuple[str, ...] = ()
+    return_headers: tuple[str, ...] = ()
+    forward_authorization: bool = False
+
+    def __post_init__(self) -> None:
+        if not _NAME.fullmatch(self.name):
+            raise ConfigError("name: use letters, digits, space, '_', '.' and '-', at most 64")
+        self._set("url", _http_url(self.url))
+        self._set("models", _strings("models", self.models))
+        for name in RATES:
+            self._set(name, _rate(name, getattr(self, name)))
+        for name in ("forward_headers", "return_headers"):
+            self._set(name, _header_names(name, getattr(self, name)))
+        for name, value in self.headers.items():
+            if not _HEADER.fullmatch(name) or not _printable(value):
+                raise ConfigError(f"headers.{name if _printable(name) else '?'}: not a valid HTTP header")
+        if self.api_key is not None and not (self.api_key and _printable(self.api_key)):
+            raise ConfigError("api_key: must be a non-empty string of printable ASCII characters")
+        self._require_positive("connect_timeout", "first_byte_timeout", "idle_timeout")
+
+    @property
+    def sends_own_credentials(self) -> bool:
+        """Whether a 401 from this provider is about something of ours rather than of the client's."""
+        return bool(self.api_key or self.headers or self.query) and not self.forward_authorization
+
+    def serves(self, model: str) -> bool:
+        """Whether `model` may be asked of this provider."""
+        return not self.models or model in self.models
+
+
+class Token(_Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A bearer token that makes its holder the end user `name`."""
+
+    name: str
+    token: str
+
+    def __post_init__(self) -> None:
+        if not self.name or not self.token:
+            raise ConfigError("token: name and token must not be empty")
+
+
+class Server(_Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Who may call and, for `arbstr serve`, where it listens and how long running streams get at shutdown (seconds)."""
+
+    listen: str = "127.0.0.1:8080"
+    auth_token: str | None = None
+    tokens: tuple[Token, ...] = ()
+    public: bool = False
+    workers: int = 1
+    grace: float = 25.0
+
+    def __post_init__(self) -> None:
+        self._set("tokens", tuple(self.tokens))
+        if self.auth_token is not None and not self.auth_token:
+            raise ConfigError("auth_token: must not be empty; leave it out for none")
+        names = [token.name for token in self.tokens]
+        if len(set(names)) < len(names):
+            raise ConfigError("tokens: two have the same name")
+        if self.workers < 1:
+            raise ConfigError("workers: must be at least 1")
+        if not self.grace >= 0:
+            raise ConfigError("grace: must not be negative")
+
+
+class DatabaseConfig(_Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Where the ledger is: a SQLAlchemy-style `url`, or `path` as the short form for an SQLite file."""
+
+    url: str | None = None
+    path: str | None = None
+    table_prefix: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.url and self.path:
+            raise ConfigError("path: give url or path, not both")
+
+    @property
+    def resolved_url(self) -> str:
+        """The URL to open; without any setting an SQLite file in the working directory."""
+        return self.url or f"sqlite+aiosqlite:///{self.path or 'arbstr.db'}"
+
+
+class Limits(_Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Bounds on what clients can make us hold: bytes, seconds, and provider streams read on after a hang-up."""
+
+    max_body_bytes: int = 32 * 1024 * 1024
+    max_body_bytes_in_flight: int = 256 * 1024 * 1024
+    body_timeout: float = 30.0
+    drain_timeout: float = 30.0
+    max_drains: int = 64
+    max_drains_per_user: int = 4
+
+    def __post_init__(self) -> None:
+        self._require_positive("max_body_bytes", "max_body_bytes_in_flight", "body_timeout", "drain_timeout")
+        for name in ("max_drains", "max_drains_per_user"):
+            if getattr(self, name) < 0:
+                raise ConfigError(f"{name}: must not be negative")
+
+
+class Config(_Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The whole configuration.
+
+    `metering="require"` overrides a client's `include_usage: false`; `"respect"` lets it opt out of being counted.
+    `response_headers="full"` adds cost and latency headers to plain replies, which then wait for their body.
+    `cost_comment=True` puts an SSE comment with the cost before `[DONE]`.
+    """
+
+    providers: tuple[Provider, ...]
+    server: Server = Server()
+    database: DatabaseConfig = DatabaseConfig()
+    limits: Limits = Limits()
+    metering: Literal["respect", "require"] = "respect"
+    response_headers: Literal["basic", "full"] = "basic"
+    cost_comment: bool = False
+
+    def __post_init__(self) -> None:
+        self._set("providers", tuple(self.providers))
+        if not self.providers:
+            raise ConfigError("providers: at least one is needed")
+        seen: set[str] = set()
+        for index, provider in enumerate(self.providers):
+            if provider.name in seen:
+                raise ConfigError(f"providers[{index}].name: {provider.name!r} is used twice")
+            seen.add(provider.name)
+            if provider.forward_authorization and (self.server.auth_token or self.server.tokens):
+                raise ConfigError(
+                    f"providers[{index}].forward_authorization: clients' Authorization holds the server's own token, "
+                    "which must not reach a provider; use one or the other"
+                )
+        for name, allowed in (("metering", ("respect", "require")), ("response_headers", ("basic", "full"))):
+            if getattr(self, name) not in allowed:
+                raise ConfigError(f"{name}: must be one of {', '.join(allowed)}")
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str], environ: Mapping[str, str] | None = None) -> Self:
+        """Read a TOML file. `environ` (default: the process's) fills in ${VARIABLES} and provider keys."""
+        try:
+            mapping = tomllib.loads(Path(path).read_text("utf-8"), parse_float=Decimal)
+        except OSError as error:
+            raise ConfigError(f"{path}: {error.strerror or 'cannot be read'}") from None
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+            raise ConfigError(f"{path}: not valid TOML: {error}") from None
+        return cls.parse(mapping, os.environ if environ is None else environ)
+
+    @classmethod
+    def parse(cls, mapping: Mapping[str, Any], environ: Mapping[str, str]) -> Self:
+        """Check `mapping`, with `${NAME}` filled in from `environ`.
+
+        A provider without `api_key` takes `ARBSTR_<NAME>_API_KEY`, its name in capitals with `_` for everything else.
+        """
+        filled = _expand(mapping, environ, "")
+        for provider in _dicts(filled.get("providers")):
+            variable = f"ARBSTR_{re.sub('[^A-Z0-9]', '_', str(provider.get('name', '')).upper())}_API_KEY"
+            if "api_key" not in provider and environ.get(variable):
+                provider["api_key"] = environ[variable]
+        try:
+            return msgspec.convert(filled, cls)
+        except msgspec.ValidationError as error:
+            raise ConfigError(_with_path(str(error))) from None
+
+
+def _dicts(value: object) -> Iterable[dict[str, Any]]:
+    return [item for item in value if isinstance(item, dict)] if isinstance(value, list) else []
+
+
+def _expand(value: Any, environ: Mapping[str, str], path: str) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _expand(item, environ, f"{path}.{key}".lstrip(".")) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_expand(item, environ, f"{path}[{index}]") for index, item in enumerate(value)]
+    if not isinstance(value, str):
+        return value
+
+    def look_up(match: re.Match[str]) -> str:
+        name = match.group(1)
+        if not environ.get(name):
+            raise ConfigError(f"{path}: environment variable {name or '(no name)'} is not set")
+        return environ[name]
+
+    return _VARIABLE.sub(look_up, value)
+
+
+def _with_path(message: str) -> str:
+    """msgspec's "<what> - at `$.<path>`" as "<path>: <what>"; a path inside <what> continues the outer one."""
+    what, found, where = message.rpartition(" - at `$")
+    if not found:
+        return message
+    path = where.rstrip("`").lstrip(".").replace("[...]", "")
+    inner, separator, rest = what.partition(": ")
+    if separator and re.fullmatch(r"[a-z_]+(\[\d+\])?(\.[a-z_?]+)*", inner):
+        return f"{path}.{inner}: {rest}".lstrip(".")
+    return f"{path}: {what}"
+
+
+def _http_url(url: str) -> str:
+    try:
+        parts = urlsplit(url)
+        valid = parts.scheme in ("http", "https") and parts.hostname and (parts.port is None or parts.port > 0)
+    except ValueError:
+        valid = False
+    if not valid or not _printable(url) or " " in url:
+        raise ConfigError("url: must be http:// or https:// with a host, such as https://api.openai.com/v1")
+    if parts.username or parts.password:
+        raise ConfigError("url: must not hold credentials; use api_key or headers")
+    if parts.query or parts.fragment:
+        raise ConfigError("url: must not have a query or fragment; use query")
+    return url.rstrip("/")
+
+
+def _rate(name: str, value: Any) -> Decimal | None:
+    if value is None and name != "base_fee":
+        return None
+    try:
+        rate = Decimal(str(value))
+    except InvalidOperation:
+        raise ConfigError(f"{name}: must be a number") from None
+    if isinstance(value, bool) or not rate.is_finite() or rate < 0:
+        raise ConfigError(f"{name}: must be a number that is not negative")
+    return rate
+
+
+def _strings(name: str, values: Iterable[str]) -> tuple[str, ...]:
+    if isinstance(values, str):
+        raise ConfigError(f"{name}: must be a list of strings")
+    return tuple(values)
+
+
+def _header_names(name: str, values: Iterable[str]) -> tuple[str, ...]:
+    names = tuple(value.lower() for value in _strings(name, values))
+    for header in names:
+        if not _HEADER.fullmatch(header):
+            raise ConfigError(f"{name}: {header!r} is not a header name")
+        if header in UNFORWARDABLE:
+            raise ConfigError(f"{name}: {header} never passes between your clients and a provider")
+    return names
+
+
+def _printable(value: str) -> bool:
+    return value.isascii() and value.isprintable()

@@ -1,0 +1,64 @@
+"""One row of the ledger as Python values."""
+
+from datetime import datetime
+from decimal import Decimal
+from typing import Literal
+
+import msgspec
+
+EndReason = Literal[
+    "in_flight",
+    "completed",
+    "client_disconnected",
+    "upstream_error",
+    "timeout",
+    "incomplete",
+    "shutdown",
+    "abandoned",
+]
+UsageSource = Literal["provider", "provider_partial", "estimated", "none"]
+
+
+class Entry(msgspec.Struct, frozen=True, kw_only=True, gc=False):
+    """What is known of one call. The field names are the columns; see the README for their meanings.
+
+    `revision` orders the states of one call: 0 in flight, 1 finished. Milliseconds are integers from the monotonic
+    clock, money is Decimal, None is unknown.
+    """
+
+    correlation_id: str
+    timestamp: datetime
+    model: str
+    streaming: bool
+    revision: int = 0
+    provider: str | None = None
+    policy: str | None = None
+    input_tokens: int | None = None
+    output_tokens: int | None = None
+    cost_sats: Decimal | None = None
+    provider_cost_sats: Decimal | None = None
+    latency_ms: int | None = None
+    stream_duration_ms: int | None = None
+    success: bool = False
+    error_status: int | None = None
+    error_message: str | None = None
+    complexity_score: float | None = None
+    tier: str | None = None
+    end_user: str | None = None
+    tenant: str | None = None
+    tags: str | None = None
+    response_model: str | None = None
+    response_id: str | None = None
+    finish_reason: str | None = None
+    service_tier: str | None = None
+    total_tokens: int | None = None
+    cached_tokens: int | None = None
+    cache_write_tokens: int | None = None
+    reasoning_tokens: int | None = None
+    usage_json: str | None = None
+    usage_source: UsageSource = "none"
+    end_reason: EndReason = "in_flight"
+    provider_cost_usd: Decimal | None = None
+    ttft_ms: int | None = None
+    attempts: int = 0
+    worker_id: str | None = None

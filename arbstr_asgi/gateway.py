@@ -1,0 +1,152 @@
+"""The main path: who calls, what they ask, and the exchange that answers; and the life of what all calls share."""
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, MutableMapping
+from typing import Any
+from uuid import uuid4
+
+import databases
+import httpx
+
+from arbstr_asgi import headers as h
+from arbstr_asgi.body import BodyReader, ClientGone, Receive, body_chunks
+from arbstr_asgi.callers import Caller, Callers, Identify
+from arbstr_asgi.chat import ChatRequest, parse
+from arbstr_asgi.config import Config
+from arbstr_asgi.drains import Drains
+from arbstr_asgi.errors import ArbstrError, LedgerError, RequestError, ServerError
+from arbstr_asgi.exchange import Desk, Exchange, now
+from arbstr_asgi.ledger import Ledger
+from arbstr_asgi.replies import Send, our_headers, send_error
+from arbstr_asgi.upstream import HttpxUpstream
+
+logger = logging.getLogger("arbstr_asgi")
+
+Scope = MutableMapping[str, Any]
+STOP_SECONDS = 1.0  # for calls that were told to end, before the ledger closes
+
+
+class Gateway:
+    """Answers chat completions: an ASGI application for that one path.
+
+    Nothing is opened before `open`, or before the first request if nobody calls it.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        *,
+        identify: Identify | None = None,
+        database: databases.Database | None = None,
+        table_prefix: str | None = None,
+        migrate: bool | None = None,
+        transport: httpx.AsyncBaseTransport | None = None,
+        client: httpx.AsyncClient | None = None,
+    ) -> None:
+        self.config = config
+        prefix = config.database.table_prefix if table_prefix is None else table_prefix
+        url = None if database is not None else config.database.resolved_url
+        self.ledger = Ledger(url, database=database, table_prefix=prefix, migrate=migrate)
+        self.drains = Drains(config.limits.max_drains, config.limits.max_drains_per_user)
+        self._callers = Callers(config.server, identify)
+        self._bodies = BodyReader(config.limits)
+        self._upstream = HttpxUpstream(transport=transport, client=client)
+        self._desk: Desk | None = None
+        self._running: dict[Exchange, asyncio.Future[None]] = {}
+        self._opening: asyncio.Lock | None = None
+
+    async def open(self) -> None:
+        """Open the ledger. Raises ConfigError or LedgerError, having left nothing open."""
+        await self.ledger.open()
+        self._desk = Desk(config=self.config, upstream=self._upstream, drains=self.drains, record=self.ledger.record)
+        if not self._callers.guarded:
+            logger.warning(
+                "nobody guards the chat completions path: whoever reaches it spends on your provider keys. "
+                "Give identify=…, set server.auth_token, or say server.public = true"
+            )
+
+    async def close(self) -> None:
+        """End what still runs, write every row, and close what is ours."""
+        self._desk = None
+        self.end_drains()
+        for exchange in list(self._running):
+            exchange.stop()
+        if self._running:
+            await asyncio.wait(self._running.values(), timeout=STOP_SECONDS)
+        await self.ledger.close()
+        await self._upstream.close()
+
+    def end_drains(self) -> None:
+        """End the reading-on for clients that have left."""
+        for exchange in list(self._running):
+            if exchange.draining:
+                exchange.stop()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one POST of a chat completion."""
+        await self.answer(scope, receive, send, body_chunks(receive), None)
+
+    async def answer(
+        self, scope: Scope, receive: Receive, send: Send, chunks: AsyncIterator[bytes], caller: Caller | None
+    ) -> None:
+        """Answer one request whose body is `chunks`; a `caller` that is given has been let in already."""
+        arrival, correlation_id = now(), str(uuid4())
+        body = None
+        try:
+            desk = self._desk or await self._open_lazily()
+            if caller is None:
+                caller = await self._callers.identify(scope)
+            client_headers = scope["headers"]
+            _check_headers(client_headers)
+            body = await self._bodies.read(chunks, h.first(client_headers, b"content-length"))
+            exchange = Exchange(desk, request := parse(body), caller, correlation_id, arrival)
+        except ClientGone:
+            return
+        except ArbstrError as error:
+            if body is not None:
+                self._bodies.release(body)
+            await send_error(send, error, our_headers(correlation_id))
+            return
+        del body
+        await self._run(exchange, request, client_headers, receive, send)
+
+    async def _run(
+        self, exchange: Exchange, request: ChatRequest, client_headers: h.Headers, receive: Receive, send: Send
+    ) -> None:
+        size = len(request.body)
+        held = [request]
+        del request
+
+        def sent() -> None:
+            self._bodies.in_flight -= size if held else 0
+            held.clear()
+
+        ended = self._running[exchange] = asyncio.get_running_loop().create_future()
+        try:
+            await exchange.run(held[0], client_headers, receive, send, sent)
+        finally:
+            sent()
+            del self._running[exchange]
+            ended.set_result(None)
+
+    async def _open_lazily(self) -> Desk:
+        """For hosts that don't run a lifespan."""
+        if self._opening is None:
+            self._opening = asyncio.Lock()
+        async with self._opening:
+            if self._desk is None:
+                try:
+                    await self.open()
+                except LedgerError as error:
+                    logger.critical("the ledger can't be opened: %s", error)
+                    raise ServerError("The usage ledger is not available.", code="ledger_unavailable") from None
+        assert self._desk is not None
+        return self._desk
+
+
+def _check_headers(client_headers: h.Headers) -> None:
+    if h.media_type(client_headers) != "application/json":
+        raise RequestError(415, "Content-Type must be application/json.", code="unsupported_media_type")
+    if (h.first(client_headers, b"content-encoding") or "identity").lower() != "identity":
+        raise RequestError(415, "A compressed request body is not accepted.", code="unsupported_content_encoding")

@@ -1,0 +1,79 @@
+"""Ends what a task waits for, when a deadline has passed or somebody says so."""
+
+import asyncio
+from math import inf
+from types import TracebackType
+from typing import Self
+
+
+class Interrupt:
+    """A context that can be left from outside: `fire` cancels its task and swallows exactly that cancellation.
+
+    A cancellation that comes from elsewhere passes through. The deadline is re-armed lazily: `touch` only sets an
+    attribute, and a timer that finds itself early starts again. Seconds of the loop's clock.
+    """
+
+    __slots__ = ("_cancelling", "_limit", "_loop", "_reason", "_task", "_timer", "_total", "now", "reason")
+
+    def __init__(self) -> None:
+        self.reason: str | None = None
+        self._limit = inf
+        self._total = inf
+        self._reason = "timeout"
+        self._timer: asyncio.TimerHandle | None = None
+        self._task: asyncio.Task[object] | None = None
+
+    def __enter__(self) -> Self:
+        self._loop = asyncio.get_running_loop()
+        self.now = self._loop.time
+        self._task = asyncio.current_task()
+        assert self._task is not None
+        self._cancelling = self._task.cancelling()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> bool:
+        task, self._task = self._task, None
+        if self._timer is not None:
+            self._timer.cancel()
+        if self.reason is None or task is None:
+            return False
+        ours = task.uncancel() <= self._cancelling
+        return ours and kind is asyncio.CancelledError
+
+    def fire(self, reason: str) -> None:
+        """Leave the context now; only the first reason counts."""
+        if self._task is not None and self.reason is None:
+            self.reason = reason
+            self._task.cancel()
+
+    def touch(self, limit: float) -> None:
+        """Move the deadline to `limit` on the loop's clock (`inf` pauses it); never past `at_most`."""
+        self._limit = limit
+
+    def deadline(self, seconds: float) -> None:
+        """Fire "timeout" in `seconds`, unless touched."""
+        self._limit = self.now() + seconds
+        self._arm()
+
+    def at_most(self, seconds: float, reason: str) -> None:
+        """Fire `reason` in `seconds`, touched or not."""
+        self._total, self._reason = self.now() + seconds, reason
+        self._arm()
+
+    def _arm(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer = self._loop.call_at(min(self._limit, self._total), self._wake)
+
+    def _wake(self) -> None:
+        now = self.now()
+        if now >= self._total:
+            self.fire(self._reason)
+        elif now >= self._limit:
+            self.fire("timeout")
+        else:
+            # A paused deadline (inf) is looked at again in a while; the total may come first.
+            at = min(self._limit, self._total, now + 60.0)
+            self._timer = self._loop.call_at(at, self._wake)

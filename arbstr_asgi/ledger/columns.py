@@ -1,0 +1,71 @@
+"""The columns of the table `requests`, in their order; the table itself is made in `migrations/`."""
+
+from enum import Enum
+from typing import NamedTuple
+
+
+class Kind(Enum):
+    """What a column holds, whatever the database calls it."""
+
+    IDENTIFIER = "printable ASCII, cut to a number of characters"
+    TEXT = "text, cut to a number of characters"
+    DOCUMENT = "text, cut to a number of bytes"
+    INTEGER = "64 bits, signed"
+    REAL = "a finite double"
+    MONEY = "24 digits, 9 of them decimals"
+    FLAG = "true or false"
+    MOMENT = "UTC, milliseconds"
+
+
+class Column(NamedTuple):
+    """One column; its name is also the attribute of `Entry`."""
+
+    name: str
+    kind: Kind
+    length: int = 0
+    required: bool = False
+
+
+COLUMNS: tuple[Column, ...] = (
+    Column("correlation_id", Kind.IDENTIFIER, 36, required=True),
+    Column("timestamp", Kind.MOMENT, required=True),
+    Column("model", Kind.TEXT, 255, required=True),
+    Column("provider", Kind.TEXT, 255),
+    Column("policy", Kind.TEXT, 255),
+    Column("streaming", Kind.FLAG, required=True),
+    Column("input_tokens", Kind.INTEGER),
+    Column("output_tokens", Kind.INTEGER),
+    Column("cost_sats", Kind.MONEY),
+    Column("provider_cost_sats", Kind.MONEY),
+    Column("latency_ms", Kind.INTEGER),
+    Column("stream_duration_ms", Kind.INTEGER),
+    Column("success", Kind.FLAG, required=True),
+    Column("error_status", Kind.INTEGER),
+    Column("error_message", Kind.TEXT, 500),
+    Column("complexity_score", Kind.REAL),
+    Column("tier", Kind.TEXT, 255),
+    Column("end_user", Kind.TEXT, 255),
+    Column("tenant", Kind.TEXT, 255),
+    Column("tags", Kind.DOCUMENT, 4096),
+    Column("response_model", Kind.TEXT, 255),
+    Column("response_id", Kind.TEXT, 255),
+    Column("finish_reason", Kind.TEXT, 255),
+    Column("service_tier", Kind.TEXT, 255),
+    Column("total_tokens", Kind.INTEGER),
+    Column("cached_tokens", Kind.INTEGER),
+    Column("cache_write_tokens", Kind.INTEGER),
+    Column("reasoning_tokens", Kind.INTEGER),
+    Column("usage_json", Kind.DOCUMENT, 4096),
+    Column("usage_source", Kind.TEXT, 32, required=True),
+    Column("end_reason", Kind.TEXT, 32, required=True),
+    Column("provider_cost_usd", Kind.MONEY),
+    Column("ttft_ms", Kind.INTEGER),
+    Column("attempts", Kind.INTEGER, required=True),
+    Column("worker_id", Kind.TEXT, 64),
+    Column("revision", Kind.INTEGER, required=True),
+)
+
+
+def places(*kinds: Kind) -> tuple[int, ...]:
+    """Where in a row the columns of these kinds are."""
+    return tuple(place for place, column in enumerate(COLUMNS) if column.kind in kinds)

@@ -1,0 +1,111 @@
+"""What differs between the databases, behind one interface; each speaks to a driver's raw connection.
+
+`databases.Connection.transaction()` is not used: when BEGIN or COMMIT itself fails it keeps the connection for ever.
+"""
+
+import importlib
+from collections.abc import Sequence
+from contextlib import AbstractAsyncContextManager
+from datetime import datetime
+from decimal import Decimal
+from typing import Any, Protocol, cast
+
+from arbstr_asgi.ledger.columns import Kind, places
+from arbstr_asgi.ledger.values import Row
+
+MONEY = places(Kind.MONEY)
+MOMENTS = places(Kind.MOMENT)
+
+# What a driver raises while it converts a value, before the database has seen it.
+CONVERSION_ERRORS = (TypeError, ValueError, OverflowError, UnicodeError)
+
+
+class Driver(Protocol):
+    """The driver of one database."""
+
+    @property
+    def dialect(self) -> str:
+        """`sqlite`, `postgresql` or `mysql`."""
+        ...
+
+    @property
+    def holds(self) -> bool:
+        """Whether the writer keeps its connection between batches."""
+        ...
+
+    @property
+    def batch_timeout(self) -> float | None:
+        """Seconds for one batch; None where a call can't be given up."""
+        ...
+
+    async def prepare(self, raw: Any, *, own: bool) -> None:
+        """Set up a connection that was just acquired; lasting settings only on a database of our `own`."""
+        ...
+
+    def begin(self, raw: Any) -> AbstractAsyncContextManager[None]:
+        """A transaction, or a savepoint in the one that is already open; rolls back what fails."""
+        ...
+
+    def in_transaction(self, raw: Any) -> bool:
+        """Whether a transaction is open on this connection."""
+        ...
+
+    async def execute_many(self, raw: Any, sql: str, rows: Sequence[Row]) -> None:
+        """One statement for each row."""
+        ...
+
+    async def execute(self, raw: Any, sql: str, parameters: Sequence[Any]) -> int:
+        """One statement; returns the number of rows it matched."""
+        ...
+
+    async def fetch(self, raw: Any, sql: str, parameters: Sequence[Any] = ()) -> list[Sequence[Any]]:
+        """All rows of a query."""
+        ...
+
+    async def has_table(self, raw: Any, table: str) -> bool:
+        """Whether an unqualified name would find this table."""
+        ...
+
+    async def lock(self, raw: Any, prefix: str) -> None:
+        """Let nobody else migrate these tables; until the end of the transaction or `unlock`."""
+        ...
+
+    async def unlock(self, raw: Any, prefix: str) -> None:
+        """Undo `lock`, where the end of the transaction doesn't."""
+        ...
+
+    def encode(self, row: Row) -> Row:
+        """A normalised row as the driver takes it."""
+        ...
+
+    def money(self, value: Decimal | None) -> Any:
+        """A normalised amount as the driver takes it."""
+        ...
+
+    def row_error(self, error: BaseException) -> str | None:
+        """A name without values if this row is to blame; None: the database is in trouble."""
+        ...
+
+    def abandon(self, raw: Any) -> None:
+        """Close a connection that can't be trusted any more, without waiting for it."""
+        ...
+
+
+def load(dialect: str) -> Driver:
+    """The driver for a dialect; only this one's package is imported."""
+    return cast("Driver", importlib.import_module(f"arbstr_asgi.ledger.{dialect}").DRIVER)
+
+
+def encoded(row: Row, moment: Any, money: Any) -> Row:
+    """A row with its moments and amounts converted."""
+    values = list(row)
+    for place in MOMENTS:
+        values[place] = moment(values[place])
+    for place in MONEY:
+        values[place] = money(values[place])
+    return tuple(values)
+
+
+def iso(value: datetime) -> str:
+    """Fixed width, so that text sorts as time does: `2026-11-22T10:00:00.123Z`."""
+    return value.isoformat(timespec="milliseconds").replace("+00:00", "Z")

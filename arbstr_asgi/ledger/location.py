@@ -1,0 +1,120 @@
+"""Where the ledger's database is: a URL, checked and in one spelling; nothing is opened here."""
+
+import importlib
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote, urlsplit
+
+from databases import Database, DatabaseURL
+
+from arbstr_asgi.errors import ConfigError
+
+_SCHEMES = {
+    "sqlite": "sqlite",
+    "sqlite+aiosqlite": "sqlite",
+    "postgresql": "postgresql",
+    "postgres": "postgresql",
+    "postgresql+asyncpg": "postgresql",
+    "mysql": "mysql",
+    "mysql+aiomysql": "mysql",
+    "mariadb": "mysql",
+    "mariadb+aiomysql": "mysql",
+}
+_DRIVERS = {
+    "sqlite": ("aiosqlite", ""),
+    "postgresql": ("asyncpg", "[postgres]"),
+    "mysql": ("aiomysql", "[mysql]"),
+}
+_OPTIONS: dict[str, dict[str, Any]] = {
+    "sqlite": {"timeout": 2.0},
+    "postgresql": {"min_size": 1, "max_size": 3, "timeout": 10},
+    "mysql": {"min_size": 1, "max_size": 3, "connect_timeout": 10, "charset": "utf8mb4"},
+}
+_PREFIX = re.compile(r"([A-Za-z_][A-Za-z0-9_]{0,30})?")
+
+
+@dataclass(frozen=True, slots=True)
+class Location:
+    """A database of ours: `dialect` is sqlite, postgresql or mysql; `str()` shows no password."""
+
+    dialect: str
+    url: str = field(repr=False)
+
+    @classmethod
+    def parse(cls, url: str) -> "Location":
+        """Check a URL and bring it into the one spelling that `databases` knows. Raises ConfigError."""
+        try:
+            parts = urlsplit(url)
+            _ = parts.port
+        except ValueError:
+            # The parser's own words quote the password.
+            message = "database.url can't be parsed; write special characters of user and password as %40 and so on"
+            raise ConfigError(message) from None
+        dialect = _SCHEMES.get(parts.scheme)
+        if parts.fragment or url.endswith("#"):
+            raise ConfigError("database.url: write # as %23")
+        if dialect is None:
+            raise ConfigError(f"database.url: unknown scheme {parts.scheme!r}; use {_choice()}")
+        if dialect == "sqlite":
+            _check_file(parts.netloc, unquote(parts.path[1:]), parts.query)
+        elif len(parts.path) < 2:
+            raise ConfigError(f"database.url names no database; write {dialect}://user:password@host/name")
+        _check_driver(dialect)
+        return cls(dialect, f"{dialect}:{url.partition(':')[2]}")
+
+    def __str__(self) -> str:
+        return str(DatabaseURL(self.url).obscure_password)
+
+    def connectable(self) -> Database:
+        """A fresh `Database`, not connected: a small pool, time-outs for connecting."""
+        return Database(self.url, **_OPTIONS[self.dialect])
+
+    def check_folder(self) -> str | None:
+        """What is wrong with the folder of an SQLite file, if anything; the one look at the file system here."""
+        if self.dialect != "sqlite":
+            return None
+        folder = Path(DatabaseURL(self.url).database).absolute().parent
+        return None if folder.is_dir() else f"the folder {folder} does not exist; create it"
+
+
+def dialect_of(database: Database) -> str:
+    """The dialect of a handed-over database. Raises ConfigError for one that we can't write to."""
+    url = database.url
+    dialect = _SCHEMES.get(url.dialect)
+    if dialect is None or url.driver in {"aiopg", "asyncmy"}:
+        raise ConfigError(f"database: {url.scheme} is not supported; use {_choice()}")
+    if dialect == "sqlite":
+        _check_file("", url.database, "memory" if "memory" in url.components.query else "")
+    return dialect
+
+
+def check_prefix(prefix: str) -> str:
+    """The prefix itself. Raises ConfigError when it could be anything but part of an identifier."""
+    if not _PREFIX.fullmatch(prefix):
+        raise ConfigError("table_prefix: letters, digits and _ only, no digit first, at most 31 characters")
+    return prefix
+
+
+def _choice() -> str:
+    return "sqlite+aiosqlite:///file.db, postgresql+asyncpg://user:password@host/name or mysql+aiomysql://…"
+
+
+def _check_file(netloc: str, path: str, query: str) -> None:
+    if netloc:
+        raise ConfigError("database.url: an SQLite file is named after three slashes: sqlite+aiosqlite:///arbstr.db")
+    if not path or path == ":memory:" or path.startswith("file:") or "memory" in query:
+        message = "database.url: SQLite in memory keeps nothing for the next connection; "
+        raise ConfigError(message + "name a file: sqlite+aiosqlite:///arbstr.db")
+    if query:
+        raise ConfigError("database.url: SQLite takes no ?options; they would become part of the file's name")
+
+
+def _check_driver(dialect: str) -> None:
+    module, extra = _DRIVERS[dialect]
+    try:
+        importlib.import_module(module)
+    except ImportError:
+        message = f'database.url needs {module}: pip install "arbstr-asgi{extra}"'
+        raise ConfigError(message) from None

@@ -1,0 +1,100 @@
+"""MariaDB and MySQL, through aiomysql."""
+
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager, suppress
+from datetime import datetime
+from decimal import Decimal
+from typing import Any
+
+from pymysql import err
+
+from arbstr_asgi.ledger.driver import CONVERSION_ERRORS, Driver, encoded
+from arbstr_asgi.ledger.values import Row
+
+# NULL, no default, out of range, cut, not a date, not this charset, too long, a trigger's SIGNAL, CHECK (MySQL, MariaDB)
+_ROW_CODES = {1048, 1364, 1264, 1265, 1292, 1366, 1406, 1644, 3819, 4025}
+
+
+class Mysql:
+    """Naive UTC for moments; DDL commits by itself, so the lock is one of the connection."""
+
+    dialect = "mysql"
+    holds = False
+    batch_timeout = 15.0
+
+    async def prepare(self, raw: Any, *, own: bool) -> None:
+        pass
+
+    @asynccontextmanager
+    async def begin(self, raw: Any) -> AsyncIterator[None]:
+        nested = self.in_transaction(raw)  # a second BEGIN would commit the host's transaction
+        await self._run(raw, "SAVEPOINT arbstr" if nested else "BEGIN")
+        try:
+            yield
+        except Exception:
+            await self._run(raw, "ROLLBACK TO SAVEPOINT arbstr" if nested else "ROLLBACK")
+            raise
+        await self._run(raw, "RELEASE SAVEPOINT arbstr" if nested else "COMMIT")
+
+    def in_transaction(self, raw: Any) -> bool:
+        return bool(raw.get_transaction_status())
+
+    async def execute_many(self, raw: Any, sql: str, rows: Sequence[Row]) -> None:
+        async with raw.cursor() as cursor:
+            await cursor.executemany(sql, rows)
+
+    async def execute(self, raw: Any, sql: str, parameters: Sequence[Any]) -> int:
+        async with raw.cursor() as cursor:
+            await cursor.execute(sql, parameters)
+            return int(cursor.rowcount)
+
+    async def fetch(self, raw: Any, sql: str, parameters: Sequence[Any] = ()) -> list[Sequence[Any]]:
+        async with raw.cursor() as cursor:
+            await cursor.execute(sql, parameters)
+            return list(await cursor.fetchall())
+
+    async def has_table(self, raw: Any, table: str) -> bool:
+        sql = "SELECT 1 FROM information_schema.tables WHERE table_schema = DATABASE() AND table_name = %s"
+        return bool(await self.fetch(raw, sql, (table,)))
+
+    async def lock(self, raw: Any, prefix: str) -> None:
+        got = await self.fetch(raw, f"SELECT GET_LOCK({_LOCK_NAME}, 60)", (prefix,))
+        if got[0][0] != 1:
+            raise TimeoutError("somebody else has been migrating for 60 s")
+
+    async def unlock(self, raw: Any, prefix: str) -> None:
+        await self.fetch(raw, f"SELECT RELEASE_LOCK({_LOCK_NAME})", (prefix,))
+
+    def encode(self, row: Row) -> Row:
+        return encoded(row, _naive, self.money)
+
+    def money(self, value: Decimal | None) -> Decimal | None:
+        return value
+
+    def row_error(self, error: BaseException) -> str | None:
+        if isinstance(error, err.MySQLError):
+            code = error.args[0] if error.args and isinstance(error.args[0], int) else None
+            unsent = isinstance(error, err.ProgrammingError) and code is None
+            if unsent or code in _ROW_CODES or isinstance(error, (err.DataError, err.IntegrityError)):
+                return f"{type(error).__name__} {code}" if code else type(error).__name__
+            return None
+        return type(error).__name__ if isinstance(error, CONVERSION_ERRORS) else None
+
+    def abandon(self, raw: Any) -> None:
+        with suppress(Exception):
+            raw.close()
+
+    async def _run(self, raw: Any, sql: str) -> None:
+        async with raw.cursor() as cursor:
+            await cursor.execute(sql)
+
+
+# Locks have names for the whole server: ours says which database and which tables.
+_LOCK_NAME = "CONCAT('arbstr.', MD5(CONCAT(DATABASE(), '/', %s)))"
+
+
+def _naive(value: datetime) -> datetime:
+    return value.replace(tzinfo=None)  # the driver drops an offset silently; normalised values have none
+
+
+DRIVER: Driver = Mysql()

@@ -1,0 +1,79 @@
+"""PostgreSQL, through asyncpg."""
+
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager, suppress
+from decimal import Decimal
+from typing import Any
+
+import asyncpg
+
+from arbstr_asgi.ledger.driver import CONVERSION_ERRORS, Driver
+from arbstr_asgi.ledger.values import Row
+
+_LOCK = 0x6172627374720001  # any number that nobody else uses: "arbstr", 1
+
+_ROW_STATES = {"22", "23", "P0"}  # data, constraints, a trigger's RAISE
+
+
+class Postgresql:
+    """Takes Python's values as they are."""
+
+    dialect = "postgresql"
+    holds = False
+    batch_timeout = 15.0
+
+    async def prepare(self, raw: Any, *, own: bool) -> None:
+        pass
+
+    @asynccontextmanager
+    async def begin(self, raw: Any) -> AsyncIterator[None]:
+        transaction = raw.transaction()  # nests by itself
+        await transaction.start()
+        try:
+            yield
+        except Exception:
+            # Not when cancelled: a ROLLBACK to a silent server would wait for ever.
+            await transaction.rollback()
+            raise
+        await transaction.commit()
+
+    def in_transaction(self, raw: Any) -> bool:
+        return bool(raw.is_in_transaction())
+
+    async def execute_many(self, raw: Any, sql: str, rows: Sequence[Row]) -> None:
+        await raw.executemany(sql, rows)
+
+    async def execute(self, raw: Any, sql: str, parameters: Sequence[Any]) -> int:
+        status = await raw.execute(sql, *parameters)
+        return int(status.rpartition(" ")[2])
+
+    async def fetch(self, raw: Any, sql: str, parameters: Sequence[Any] = ()) -> list[Sequence[Any]]:
+        return list(await raw.fetch(sql, *parameters))
+
+    async def has_table(self, raw: Any, table: str) -> bool:
+        return bool(await raw.fetchval("SELECT to_regclass($1) IS NOT NULL", f'"{table}"'))
+
+    async def lock(self, raw: Any, prefix: str) -> None:
+        await raw.execute("SELECT pg_advisory_xact_lock($1)", _LOCK)
+
+    async def unlock(self, raw: Any, prefix: str) -> None:
+        pass
+
+    def encode(self, row: Row) -> Row:
+        return row
+
+    def money(self, value: Decimal | None) -> Decimal | None:
+        return value
+
+    def row_error(self, error: BaseException) -> str | None:
+        state = getattr(error, "sqlstate", None)
+        if isinstance(error, asyncpg.PostgresError) and state is not None:
+            return f"{type(error).__name__} {state}" if state[:2] in _ROW_STATES else None
+        return type(error).__name__ if isinstance(error, CONVERSION_ERRORS) else None
+
+    def abandon(self, raw: Any) -> None:
+        with suppress(Exception):  # it may be back in the pool already, by itself
+            raw.terminate()
+
+
+DRIVER: Driver = Postgresql()

@@ -1,0 +1,44 @@
+"""Reading the ledger: the rows, and whether the database answers."""
+
+import asyncio
+from collections.abc import Sequence
+from typing import Any
+
+from arbstr_asgi.errors import LedgerError
+from arbstr_asgi.ledger import values
+from arbstr_asgi.ledger.faults import described
+from arbstr_asgi.ledger.sessions import Sessions
+from arbstr_asgi.ledger.statements import Statements
+
+_CHECK_TIMEOUT = 2.0  # seconds
+_READ_TIMEOUT = 30.0
+
+
+class Reader:
+    """Queries on connections of their own, beside the writer."""
+
+    def __init__(self, sessions: Sessions, statements: Statements) -> None:
+        self._sessions = sessions
+        self._statements = statements
+
+    async def rows(self, limit: int, correlation_id: str | None) -> list[dict[str, Any]]:
+        """The newest rows, or those of one call. Raises LedgerError."""
+        limit = min(max(limit, 0), 2**63 - 1)
+        if correlation_id is None:
+            found = await self._fetch(self._statements.newest, (limit,), _READ_TIMEOUT)
+        else:
+            parameters = (values.identifier(correlation_id), limit)
+            found = await self._fetch(self._statements.of_call, parameters, _READ_TIMEOUT)
+        return [values.read(row) for row in found]
+
+    async def check(self) -> None:
+        """Raises LedgerError unless the schema's version can be read in two seconds."""
+        await self._fetch(self._statements.version, (), _CHECK_TIMEOUT)
+
+    async def _fetch(self, sql: str, parameters: Sequence[Any], timeout: float) -> list[Sequence[Any]]:
+        sessions = self._sessions
+        try:
+            async with asyncio.timeout(timeout):  # SQLite's calls can't be given up, but they need not be waited for
+                return await sessions.run(lambda raw: sessions.driver.fetch(raw, sql, parameters), timeout=timeout)
+        except Exception as error:
+            raise LedgerError(f"the database can't answer: {described(error, sessions.database)}") from error

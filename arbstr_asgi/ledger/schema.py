@@ -1,0 +1,76 @@
+"""What of our tables is there, and what to do about it."""
+
+from typing import Any, NamedTuple
+
+from arbstr_asgi.errors import LedgerError
+from arbstr_asgi.ledger.columns import COLUMNS
+from arbstr_asgi.ledger.driver import Driver
+from arbstr_asgi.ledger.sessions import Sessions
+from arbstr_asgi.ledger.statements import Statements, statements
+
+HEAD = "0001"  # the newest revision in migrations/versions, known without importing Alembic
+
+_MIGRATION_TIMEOUT = 120.0  # seconds
+
+
+class Found(NamedTuple):
+    """The tables as they are; `version` None: never migrated to the end."""
+
+    version: str | None
+    table: bool
+
+
+async def ensure(sessions: Sessions, prefix: str, *, migrate: bool) -> str:
+    """Bring the tables up to date, or raise LedgerError when they aren't and may not be changed.
+
+    Returns what was done: `0001 (up to date)` or `nothing -> 0001`. A newer schema is fine: within a major version
+    it only has more columns.
+    """
+    sql = statements(sessions.driver.dialect, prefix)
+    found = await sessions.run(lambda raw: look(sessions.driver, raw, sql))
+    if found.version is not None and found.version >= HEAD:
+        return f"{found.version} (up to date)"
+    if not migrate:
+        what = "is missing" if found.version is None else f"is at revision {found.version}, {HEAD} is needed"
+        raise LedgerError(f"the ledger's table {sql.table} {what}: run `arbstr migrate`, or set migrate=True")
+
+    async def upgrade(raw: Any) -> Found:
+        async def behind() -> Found | None:  # asked under the lock: another process may have been quicker
+            now = await look(sessions.driver, raw, sql)
+            return now if now.version is None or now.version < HEAD else None
+
+        from arbstr_asgi.ledger import migrations  # noqa: PLC0415 - Alembic takes 0.2 s, and only a first start needs it
+
+        return await migrations.upgrade(sessions.driver, raw, prefix, behind) or found
+
+    before = await sessions.run(upgrade, timeout=_MIGRATION_TIMEOUT)
+    return f"{before.version or 'nothing'} -> {HEAD}"
+
+
+async def look(driver: Driver, raw: Any, sql: Statements) -> Found:
+    """Raises LedgerError when a table of our name isn't ours, or ours has gone."""
+    has_version_table = await driver.has_table(raw, sql.version_table)
+    table = await driver.has_table(raw, sql.table)
+    versions = await driver.fetch(raw, sql.version) if has_version_table else []
+    version = str(versions[0][0]) if versions else None
+    if table and version is None and not (has_version_table and await _left_unfinished(driver, raw, sql.table)):
+        raise LedgerError(
+            f"there is a table {sql.table} that is not the ledger's (no version in {sql.version_table}); "
+            "it was not touched. Set table_prefix, or rename it"
+        )
+    if version is not None and not table:
+        raise LedgerError(f"{sql.version_table} says {version}, but the table {sql.table} is missing")
+    return Found(version, table)
+
+
+async def _left_unfinished(driver: Driver, raw: Any, table: str) -> bool:
+    """Whether a migration of ours was killed between CREATE TABLE and the version's INSERT.
+
+    Only on MySQL, where DDL commits by itself. Ours: the version table is there, empty, and the columns are exactly
+    those of the first revision. The migration then goes on from there.
+    """
+    if driver.dialect != "mysql":
+        return False
+    sql = "SELECT column_name FROM information_schema.columns WHERE table_schema = DATABASE() AND table_name = %s"
+    found = {str(row[0]) for row in await driver.fetch(raw, sql, (table,))}
+    return found == {"id", *(column.name for column in COLUMNS)}

@@ -1,0 +1,72 @@
+"""Connections for one piece of work each, in tasks that no caller can cancel."""
+
+import asyncio
+import contextvars
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from typing import Any, TypeVar
+
+from databases import Database
+
+from arbstr_asgi.ledger.driver import Driver
+
+T = TypeVar("T")
+Work = Callable[[Any], Awaitable[T]]
+
+
+class Sessions:
+    """Runs work on a raw connection of its own.
+
+    A task for each, because `databases` ties a connection to the task: a client that hangs up can't cancel it half
+    way, a connection that could not be released is not met again, and a host's open transaction is not ours.
+    """
+
+    def __init__(self, database: Database, driver: Driver, *, own: bool) -> None:
+        self.database = database
+        self.driver = driver
+        self._own = own
+        self._tasks: set[asyncio.Task[Any]] = set()
+
+    async def run(self, work: Work[T], *, timeout: float | None = None) -> T:
+        """Acquire, work, release, in `timeout` seconds (SQLite: no limit, a call there can't be given up).
+
+        What the database raises comes out as it is. Cancelling the caller doesn't stop the work.
+        """
+        limit = timeout if timeout is not None else self.driver.batch_timeout
+        task = asyncio.create_task(self._session(work, limit), context=contextvars.Context())
+        self._tasks.add(task)
+        task.add_done_callback(self._forget)
+        try:
+            return await asyncio.shield(task)
+        except asyncio.CancelledError:
+            caller = asyncio.current_task()
+            if caller is not None and not caller.cancelling():  # `end` cancelled the work, nobody the caller
+                raise ConnectionAbortedError("the ledger is closing") from None
+            raise
+
+    async def end(self, grace: float) -> None:
+        """Cancel what still runs and wait for it, at most `grace` seconds."""
+        tasks = set(self._tasks)
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            await asyncio.wait(tasks, timeout=grace)
+
+    async def _session(self, work: Work[T], timeout: float | None) -> T:
+        if self.driver.batch_timeout is None:
+            timeout = None
+        async with asyncio.timeout(timeout), self.database.connection() as connection:
+            raw = connection.raw_connection
+            shared = self.driver.in_transaction(raw)  # force_rollback: everyone's connection, not ours to close
+            try:
+                await self.driver.prepare(raw, own=self._own)
+                return await work(raw)
+            except BaseException:
+                if not shared:
+                    self.driver.abandon(raw)
+                raise
+
+    def _forget(self, task: "asyncio.Task[Any]") -> None:
+        self._tasks.discard(task)
+        with suppress(asyncio.CancelledError):
+            task.exception()  # its caller may have gone: nothing to complain about at exit

@@ -1,0 +1,101 @@
+"""SQLite, through aiosqlite."""
+
+import asyncio
+import sqlite3
+import time
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from decimal import Decimal
+from typing import Any
+
+from arbstr_asgi.ledger.driver import CONVERSION_ERRORS, Driver, encoded, iso
+from arbstr_asgi.ledger.values import Row
+
+_PATIENCE = 5.0  # seconds to wait for another writer's lock
+_SLICE = 250  # ms of that which one call waits: a waiting call can be neither cancelled nor interrupted
+
+
+class Sqlite:
+    """Text for moments and money; waits in slices for other writers."""
+
+    dialect = "sqlite"
+    holds = True
+    batch_timeout = None  # a call given up would still get its lock, later, for nobody
+
+    async def prepare(self, raw: Any, *, own: bool) -> None:
+        await raw.execute_fetchall(f"PRAGMA busy_timeout = {_SLICE}")
+        if own:
+            # A lasting property of the file, so not for a host's; changing it ignores busy_timeout.
+            await _patiently(raw, "PRAGMA journal_mode = WAL")
+            await raw.execute_fetchall("PRAGMA synchronous = NORMAL")
+
+    @asynccontextmanager
+    async def begin(self, raw: Any) -> AsyncIterator[None]:
+        nested = self.in_transaction(raw)
+        if nested:
+            await raw.execute_fetchall("SAVEPOINT arbstr")
+        else:
+            await _patiently(raw, "BEGIN IMMEDIATE")  # a deferred one fails at once when another commits in between
+        try:
+            yield
+            await raw.execute_fetchall("RELEASE SAVEPOINT arbstr" if nested else "COMMIT")
+        except Exception:
+            if self.in_transaction(raw):  # SQLite has rolled back by itself when the disk is full
+                await raw.execute_fetchall("ROLLBACK TO SAVEPOINT arbstr" if nested else "ROLLBACK")
+            raise
+
+    def in_transaction(self, raw: Any) -> bool:
+        return bool(raw.in_transaction)
+
+    async def execute_many(self, raw: Any, sql: str, rows: Sequence[Row]) -> None:
+        cursor = await raw.executemany(sql, rows)
+        await cursor.close()
+
+    async def execute(self, raw: Any, sql: str, parameters: Sequence[Any]) -> int:
+        cursor = await raw.execute(sql, parameters)
+        matched = int(cursor.rowcount)
+        await cursor.close()
+        return matched
+
+    async def fetch(self, raw: Any, sql: str, parameters: Sequence[Any] = ()) -> list[Sequence[Any]]:
+        return list(await _patiently(raw, sql, parameters))
+
+    async def has_table(self, raw: Any, table: str) -> bool:
+        return bool(await self.fetch(raw, "SELECT 1 FROM sqlite_master WHERE name = ? COLLATE NOCASE", (table,)))
+
+    async def lock(self, raw: Any, prefix: str) -> None:
+        await _patiently(raw, "BEGIN IMMEDIATE", patience=60.0)
+
+    async def unlock(self, raw: Any, prefix: str) -> None:
+        pass
+
+    def encode(self, row: Row) -> Row:
+        return encoded(row, iso, self.money)
+
+    def money(self, value: Decimal | None) -> str | None:
+        return None if value is None else f"{value:f}"  # a NUMERIC column would make it a float
+
+    def row_error(self, error: BaseException) -> str | None:
+        row_errors = (sqlite3.IntegrityError, sqlite3.DataError, sqlite3.InterfaceError, *CONVERSION_ERRORS)
+        binding = isinstance(error, sqlite3.ProgrammingError) and "binding" in str(error)
+        if not binding and not isinstance(error, row_errors):
+            return None
+        return getattr(error, "sqlite_errorname", None) or type(error).__name__
+
+    def abandon(self, raw: Any) -> None:
+        pass  # closing it is all that releasing it does
+
+
+async def _patiently(raw: Any, sql: str, parameters: Sequence[Any] = (), *, patience: float = _PATIENCE) -> Any:
+    deadline = time.monotonic() + patience
+    while True:
+        try:
+            return await raw.execute_fetchall(sql, parameters)
+        except sqlite3.OperationalError as error:
+            busy = (error.sqlite_errorcode & 0xFF) in {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED}
+            if not busy or time.monotonic() > deadline:
+                raise
+        await asyncio.sleep(0.01)
+
+
+DRIVER: Driver = Sqlite()

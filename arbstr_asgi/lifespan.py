@@ -1,0 +1,79 @@
+"""Speaks the ASGI lifespan protocol around an application that may or may not speak it itself."""
+
+import logging
+from collections.abc import Awaitable, Callable, MutableMapping
+from typing import Any
+
+Message = MutableMapping[str, Any]
+Scope = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+App = Callable[[Scope, Receive, Send], Awaitable[None]]
+
+logger = logging.getLogger("arbstr_asgi")
+
+
+class Lifespan:
+    """One run of the protocol: `start` before `app` hears of the startup, `stop` after it has shut down.
+
+    A failing `start` is answered with `startup.failed` and the app never hears anything. An app that ends or raises
+    without an answer (Django) is answered for. What was started is stopped exactly once, before the answer that lets
+    the server go on.
+    """
+
+    def __init__(self, app: App, start: Callable[[], Awaitable[None]], stop: Callable[[], Awaitable[None]]) -> None:
+        self._app = app
+        self._start = start
+        self._stop = stop
+        self._started = False
+        self._heard = 0  # 1: the server has said startup, 2: shutdown
+        self._answered = 0  # 1: startup is answered, 2: nothing is left to answer
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one lifespan scope."""
+        startup = await receive()
+        try:
+            await self._start()
+        except Exception as error:  # noqa: BLE001 - whatever it is, the server must not go on without us
+            await send({"type": "lifespan.startup.failed", "message": f"arbstr_asgi: {error}"})
+            return
+        self._started = True
+        try:
+            await self._run_app(scope, startup, receive, send)
+            if self._answered < 2:
+                await self._answer_for_app(receive, send)
+        finally:
+            await self._stop_once()
+
+    async def _run_app(self, scope: Scope, startup: Message, receive: Receive, send: Send) -> None:
+        async def to_app() -> Message:
+            self._heard += 1
+            return startup if self._heard == 1 else await receive()
+
+        async def from_app(message: Message) -> None:
+            if message["type"] == "lifespan.startup.complete":
+                self._answered = 1
+            else:
+                await self._stop_once()
+                self._answered = 2
+            await send(message)
+
+        try:
+            await self._app(scope, to_app, from_app)
+        except Exception:
+            if self._answered:
+                raise
+            logger.debug("the application does not speak the lifespan protocol; answering for it")
+
+    async def _answer_for_app(self, receive: Receive, send: Send) -> None:
+        if not self._answered:
+            await send({"type": "lifespan.startup.complete"})
+        if self._heard < 2:
+            await receive()
+        await self._stop_once()
+        await send({"type": "lifespan.shutdown.complete"})
+
+    async def _stop_once(self) -> None:
+        if self._started:
+            self._started = False
+            await self._stop()

@@ -1,0 +1,401 @@
+"""Watches a reply go by: learns what it says, and removes what we caused.
+
+A meter never raises, never delays what a client could use, and never changes a byte but for what it is there to
+remove: events that hold nothing but usage, and top-level `"usage": null` members.
+"""
+
+import logging
+import zlib
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import msgspec
+
+from arbstr_asgi.reading import Chunk, Reading, decode
+from arbstr_asgi.sse import BLANK_LINES, BLOCK_END, BOM, COMMENTS, parse_block, without_data
+from arbstr_asgi.stripping import without_null_usage
+
+logger = logging.getLogger("arbstr_asgi")
+
+MAX_EVENT_BYTES = 1024 * 1024  # held or read; a larger event passes untouched
+MAX_PLAIN_BYTES = 32 * 1024 * 1024  # of a body, kept to be read at its end
+
+BeforeDone = Callable[[Reading], bytes]
+
+
+class Meter(Protocol):
+    """What a reply's bytes go through."""
+
+    reading: Reading
+
+    def feed(self, chunk: bytes) -> bytes:
+        """What the client gets for `chunk`, as it comes from the provider."""
+        ...
+
+    def finish(self) -> bytes:
+        """The body has ended by itself: the rest of what the client gets."""
+        ...
+
+    def abandon(self) -> bool:
+        """The body broke off: drop what is held. True if the client stands between events."""
+        ...
+
+
+def open_meter(
+    *,
+    content_type: str | None,
+    content_encoding: str | None,
+    streaming: bool,
+    strip: bool,
+    before_done: BeforeDone | None = None,
+) -> Meter:
+    """The meter for a reply, by the reply's own content type.
+
+    `streaming` says that the request asked for a stream, `strip` that what `include_usage` causes is ours to remove.
+    `before_done` makes bytes to be put in front of `[DONE]`. A content-encoding passes untouched.
+    """
+    is_sse = (content_type or "").partition(";")[0].strip().lower() == "text/event-stream"
+    encoding = (content_encoding or "identity").strip().lower()
+    if encoding != "identity":
+        inner: Meter = EventMeter(Reading()) if is_sse else PlainMeter(Reading())
+        return DecodingMeter(inner, known=encoding in ("gzip", "x-gzip", "deflate"))
+    if is_sse:
+        return EventMeter(Reading(), strip=strip, before_done=before_done)
+    if streaming:
+        return SniffingMeter(strip=strip, before_done=before_done)
+    return PlainMeter(Reading())
+
+
+class PlainMeter:
+    """Passes a body and keeps a copy, which is read at its end."""
+
+    def __init__(self, reading: Reading) -> None:
+        self.reading = reading
+        self._copy = bytearray()
+        self._whole = True
+
+    def feed(self, chunk: bytes) -> bytes:
+        """Everything passes."""
+        if self._whole:
+            self._copy += chunk
+            if len(self._copy) > MAX_PLAIN_BYTES:
+                self._whole = False
+                self._copy.clear()
+        return chunk
+
+    def finish(self) -> bytes:
+        """Read the body."""
+        try:
+            body = decode(bytes(self._copy).removeprefix(BOM)) if self._whole else None
+            if body is not None:
+                self.reading.learn_body(body)
+        except Exception as error:  # noqa: BLE001 - a bug of ours is not the client's business
+            _failed(error)
+        self._copy.clear()
+        return b""
+
+    def abandon(self) -> bool:
+        """Part of a body is out, and nothing can follow it."""
+        return False
+
+
+class _LeanChoice(msgspec.Struct, gc=False):
+    finish_reason: None = None
+    usage: None = None
+
+
+class _LeanChunk(msgspec.Struct, gc=False):
+    """An event with nothing in it to learn; any other fails to decode."""
+
+    choices: list[_LeanChoice]
+    usage: msgspec.UnsetType | None = msgspec.UNSET
+    error: None = None
+    x_groq: None = None
+    object: str | None = None
+    service_tier: str | None = None
+
+
+_lean = msgspec.json.Decoder(_LeanChunk)
+
+
+class EventMeter:
+    """Meters an event stream. Without `strip` and `before_done`, `feed` gives back the very chunk it was given.
+
+    `_tail` is what has come and is not done with; its first `_passed` bytes are out already.
+    """
+
+    def __init__(self, reading: Reading, *, strip: bool = False, before_done: BeforeDone | None = None) -> None:
+        self.reading = reading
+        self._strip = strip
+        self._before_done = before_done
+        self._edits = strip or before_done is not None
+        self._tail = bytearray()
+        self._passed = 0
+        self._searched = 0
+        self._lean = False
+        self._has_cr = False
+        self._began = False
+        self._commented = False  # comments of the block at hand are out
+        self._oversized = False  # the block at hand is too large to be read
+        self._drop_lf = False  # the event that went ended with a CR, whose LF may follow
+        self._failed = False
+
+    def feed(self, chunk: bytes) -> bytes:
+        """What the client gets for `chunk`."""
+        if self._failed:
+            return chunk
+        if self._lean and not self._tail:
+            lean = self._lean_event(chunk)
+            if lean is not None:
+                return lean
+        self._tail += chunk
+        self._has_cr = self._has_cr or b"\r" in chunk
+        try:
+            out = self._take()
+        except Exception as error:  # noqa: BLE001 - whatever is wrong with us, the stream goes on
+            _failed(error)
+            self._failed = True
+            out = bytes(self._tail[self._passed :])
+            self._tail.clear()
+        return out if self._edits else chunk
+
+    def finish(self) -> bytes:
+        """Read the last event although its blank line is missing."""
+        out = b""
+        if self._tail and not self._failed:
+            try:
+                out = self._last()
+            except Exception as error:  # noqa: BLE001
+                _failed(error)
+                out = bytes(self._tail[self._passed :])
+            self._tail.clear()
+        self.reading.end()
+        return out if self._edits else b""
+
+    def abandon(self) -> bool:
+        """Drop what is held."""
+        held, self._tail = self._tail, bytearray()
+        if self._failed or self._oversized:
+            return False
+        return not held or (self._edits and not self._passed)
+
+    def _lean_event(self, block: bytes) -> bytes | None:
+        """What the client gets of a block that is one event with nothing to learn, as nearly all are; else None."""
+        if (
+            not block.startswith(b"data: {")
+            or not block.endswith(b"}\n\n")
+            or block.count(b"\n") != 2
+            or b"\r" in block
+        ):
+            return None
+        try:
+            event = _lean.decode(block[6:])
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+            return None
+        if not event.choices or event.object == "error":
+            return None
+        if event.service_tier is not None and event.service_tier != self.reading.service_tier:
+            return None
+        self.reading.events += 1
+        if event.usage is None and self._strip:
+            return b"data: " + without_null_usage(block[6:-2]) + b"\n\n"
+        return block
+
+    def _take(self) -> bytes:
+        """Work through all blocks that are complete."""
+        tail, at = self._tail, 0
+        out: list[bytes | bytearray] = []
+        if self._drop_lf and tail:
+            self._drop_lf = False
+            at = int(tail.startswith(b"\n"))
+        while True:
+            passing = self._pass_between(at)
+            out.append(tail[max(at, self._passed) : passing])
+            at = max(at, passing)
+            end = self._block_end(max(at, self._searched))
+            if end < 0:
+                break
+            out.append(self._block(bytes(tail[at:end]), max(self._passed - at, 0)))
+            at = self._searched = end
+        del tail[:at]
+        self._passed = max(self._passed - at, 0)
+        self._searched = max(len(tail) - 4, 0)
+        if self._oversized or len(tail) > MAX_EVENT_BYTES:
+            out.append(self._give_up_block())
+        return b"".join(out)
+
+    def _block_end(self, at: int) -> int:
+        if not self._has_cr:  # blank lines in front are gone already, so the first two LFs are the end
+            found = self._tail.find(b"\n\n", at)
+            return found + 2 if found >= 0 else -1
+        match = BLOCK_END.search(self._tail, at)
+        return match.end() if match else -1
+
+    def _pass_between(self, at: int) -> int:
+        """How far blank lines and comments in front of an event go: they are nobody's, and pass at once."""
+        if self._oversized or self._passed > at:
+            return at
+        while True:
+            blank = BLANK_LINES.match(self._tail, at)
+            assert blank is not None
+            if blank.end() > at:
+                self._commented = False
+            comments = COMMENTS.match(self._tail, blank.end())
+            if comments is None:
+                return blank.end()
+            self._commented = True
+            at = comments.end()
+
+    def _give_up_block(self) -> bytes:
+        """The block is too large: let it pass, and find its end all the same."""
+        tail = self._tail
+        out = bytes(tail[self._passed :])
+        del tail[:-8]
+        self._passed = len(tail)
+        self._searched = 0
+        self._oversized = True
+        return out
+
+    def _block(self, block: bytes, passed: int) -> bytes:
+        """What the client gets of a complete block whose first `passed` bytes it has."""
+        commented, self._commented = self._commented, False
+        if self._oversized or len(block) > MAX_EVENT_BYTES:
+            self._oversized = False
+            return block[passed:]
+        out = self._lean_event(block) if self._lean and not commented else None
+        if out is not None:
+            return out
+        out = self._event(block)
+        if out is None:
+            out = without_data(block, commented=commented)
+            self._drop_lf = not out and block.endswith(b"\r")
+        return out
+
+    def _last(self) -> bytes:
+        tail = bytes(self._tail)
+        if self._oversized or self._passed:
+            return tail[self._passed :]
+        out = self._event(tail)
+        return without_data(tail, commented=self._commented) if out is None else out
+
+    def _event(self, block: bytes) -> bytes | None:
+        """Read one event; give back its bytes without what we caused, or None if that is all of it."""
+        found = parse_block(block, first=not self._began)
+        self._began = True
+        if found.bare_error is not None and not self.reading.done:
+            self.reading.error = "error"
+        if found.data is None:
+            return block
+        if found.data.strip().startswith(b"[DONE]"):
+            return self._done(block)
+        chunk = decode(found.data)
+        if not self.reading.done:
+            self.reading.events += 1
+            if chunk is not None:
+                self.reading.learn(chunk, found.event)
+                self._lean = self.reading.started and self.reading.model is not None and self.reading.id is not None
+        if chunk is None or not self._strip:
+            return block
+        if is_usage_only(chunk):
+            return None
+        if found.start < 0 or chunk.usage is msgspec.UNSET or b"null" not in found.data:
+            return block
+        return block[: found.start] + without_null_usage(found.data) + block[found.end :]
+
+    def _done(self, block: bytes) -> bytes:
+        first = not self.reading.done
+        if first:
+            self.reading.events += 1
+            self.reading.done = True
+            self._lean = False
+        if first and self._before_done is not None:
+            return self._before_done(self.reading) + block
+        return block
+
+
+def is_usage_only(chunk: Chunk) -> bool:
+    """Whether an event is there for its usage alone: no choices, a usage object, no error."""
+    return not chunk.choices and isinstance(chunk.usage, dict) and chunk.error is None
+
+
+class SniffingMeter:
+    """For a reply to a streaming request that isn't called an event stream: its first bytes decide."""
+
+    def __init__(self, *, strip: bool, before_done: BeforeDone | None) -> None:
+        self.reading = Reading()
+        self._edits = strip or before_done is not None
+        self._strip = strip
+        self._before_done = before_done
+        self._held = b""
+        self._inner: Meter | None = None
+
+    def feed(self, chunk: bytes) -> bytes:
+        """What the client gets for `chunk`; blank lines in front of everything pass at once."""
+        if self._inner is None:
+            if not self._held and not chunk.strip(b"\r\n"):
+                return chunk
+            self._held += chunk
+            self._inner = self._decide(self._held)
+            if self._inner is None:
+                return b"" if self._edits else chunk
+            out = self._inner.feed(self._held)
+            self._held = b""
+            return out if self._edits else chunk
+        return self._inner.feed(chunk)
+
+    def finish(self) -> bytes:
+        """The rest."""
+        if self._inner is None:
+            self._inner = PlainMeter(self.reading)
+            held = self._inner.feed(self._held)
+            return (held if self._edits else b"") + self._inner.finish()
+        return self._inner.finish()
+
+    def abandon(self) -> bool:
+        """Drop what is held."""
+        return self._inner is not None and self._inner.abandon()
+
+    def _decide(self, start: bytes) -> Meter | None:
+        begin = start.lstrip(b"\r\n").removeprefix(BOM).lstrip(b"\r\n")
+        fields = (b"data:", b"event:", b":")
+        if begin.startswith(fields):
+            return EventMeter(self.reading, strip=self._strip, before_done=self._before_done)
+        undecided = any(field.startswith(begin) for field in fields) or BOM.startswith(begin)
+        return None if undecided else PlainMeter(self.reading)
+
+
+class DecodingMeter:
+    """Passes an encoded body untouched, and has a decoded copy of it metered."""
+
+    def __init__(self, inner: Meter, *, known: bool) -> None:
+        self.reading = inner.reading
+        self._inner = inner
+        self._decoder: Any = zlib.decompressobj(wbits=47) if known else None  # gzip or zlib, by the bytes
+        self._room = MAX_PLAIN_BYTES
+
+    def feed(self, chunk: bytes) -> bytes:
+        """Everything passes."""
+        if self._decoder is not None:
+            try:
+                decoded = self._decoder.decompress(chunk, self._room)
+                self._room -= len(decoded)
+                self._inner.feed(decoded)
+                if self._room <= 0:
+                    self._decoder = None
+            except zlib.error:
+                self._decoder = None
+        return chunk
+
+    def finish(self) -> bytes:
+        """Read the decoded copy's end."""
+        self._inner.finish()
+        return b""
+
+    def abandon(self) -> bool:
+        """No event of ours could follow inside an encoded body."""
+        return False
+
+
+def _failed(error: Exception) -> None:
+    # Its message may quote the reply.
+    logger.error("metering failed with %s; the reply passes unmetered", type(error).__name__)

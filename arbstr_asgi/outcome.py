@@ -1,0 +1,68 @@
+"""How a call ended, in the ledger's words."""
+
+import msgspec
+
+from arbstr_asgi.entry import EndReason, UsageSource
+from arbstr_asgi.errors import ArbstrError, UpstreamError, UpstreamTimeout
+from arbstr_asgi.reading import Reading
+
+
+class Outcome(msgspec.Struct):
+    """What happened to one call, as far as it is known.
+
+    `status` is what the client got (None: nothing yet), `upstream_status` what the provider said. `left` means that
+    the client hung up before the reply was complete, `stopped` that the server ended the call.
+    """
+
+    status: int | None = None
+    upstream_status: int | None = None
+    left: bool = False
+    stopped: bool = False
+    error: ArbstrError | None = None
+
+    @property
+    def end_reason(self) -> EndReason:
+        """Why the reply ended, when it has."""
+        if self.left:
+            return "client_disconnected"
+        if self.stopped:
+            return "shutdown"
+        if isinstance(self.error, UpstreamTimeout):
+            return "timeout"
+        if isinstance(self.error, UpstreamError):
+            return "upstream_error"
+        return "completed"
+
+    def end_reason_of(self, reading: Reading) -> EndReason:
+        """The same, with what the reply itself said."""
+        reason = self.end_reason
+        if reason != "completed" or self.error is not None or not self.answered_well:
+            return reason
+        if reading.error is not None:
+            return "upstream_error"
+        return "completed" if reading.complete else "incomplete"
+
+    @property
+    def answered_well(self) -> bool:
+        """Whether the provider answered 2xx."""
+        return self.upstream_status is not None and 200 <= self.upstream_status < 300
+
+    @property
+    def error_status(self) -> int | None:
+        """The status that the client got, where it was an error."""
+        return self.status if self.status is not None and self.status >= 300 else None
+
+    def error_message(self, reading: Reading) -> str | None:
+        """What went wrong, in our words only."""
+        if self.error is not None:
+            return self.error.summary()
+        if self.upstream_status is not None and not self.answered_well:
+            return f"provider answered {self.upstream_status}" + (f": {reading.error}" if reading.error else "")
+        return f"error in the reply: {reading.error}" if reading.error else None
+
+
+def usage_source(reading: Reading) -> UsageSource:
+    """Where the token counts come from, and whether they are the last word."""
+    if reading.usage is None:
+        return "none"
+    return "provider" if reading.usage_is_final else "provider_partial"

@@ -1,0 +1,32 @@
+"""What a call cost, from what it used."""
+
+from decimal import Decimal
+
+from arbstr_asgi.config import Provider
+from arbstr_asgi.usage import Usage
+
+PER = Decimal(1_000_000)
+
+
+def cost(usage: Usage | None, rates: Provider) -> Decimal | None:
+    """The cost in sats, or None where a count or a rate is unknown.
+
+    (input x input_rate + output x output_rate) / 1,000,000 + base_fee. The cached share of the input and the
+    reasoning share of the output go by their own rate where one is set. Additive reasoning is output too.
+    """
+    if usage is None or usage.input_tokens is None or usage.output_tokens is None:
+        return None
+    if rates.input_rate is None or rates.output_rate is None:
+        return None
+    reasoning = usage.reasoning_tokens or 0
+    output = usage.output_tokens + (reasoning if usage.reasoning_is_additive else 0)
+    total = _share(usage.input_tokens, rates.input_rate, usage.cached_tokens or 0, rates.cached_input_rate)
+    total += _share(output, rates.output_rate, reasoning, rates.reasoning_rate)
+    return total / PER + rates.base_fee
+
+
+def _share(tokens: int, rate: Decimal, special: int, special_rate: Decimal | None) -> Decimal:
+    if special_rate is None:
+        return tokens * rate
+    special = min(special, tokens)
+    return (tokens - special) * rate + special * special_rate

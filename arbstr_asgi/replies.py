@@ -1,0 +1,35 @@
+"""What the gateway itself says to a client, as ASGI messages."""
+
+from collections.abc import Awaitable, Callable, MutableMapping
+from typing import Any
+
+from arbstr_asgi.errors import ArbstrError
+
+Message = MutableMapping[str, Any]
+Send = Callable[[Message], Awaitable[None]]
+RawHeaders = list[tuple[bytes, bytes]]
+
+
+def our_headers(correlation_id: str, provider: str | None = None, *, streaming: bool = False) -> RawHeaders:
+    """The headers that say which call this was."""
+    headers = [(b"x-arbstr-request-id", correlation_id.encode())]
+    if provider is not None:
+        headers.append((b"x-arbstr-provider", provider.encode()))
+    if streaming:
+        headers.append((b"x-arbstr-streaming", b"true"))
+    return headers
+
+
+async def send_error(send: Send, error: ArbstrError, headers: RawHeaders) -> None:
+    """Answer with `error` in OpenAI's shape."""
+    body = error.to_json()
+    length = (b"content-length", str(len(body)).encode())
+    theirs = [(name.lower().encode("latin-1"), value.encode("latin-1")) for name, value in error.headers.items()]
+    start = [(b"content-type", b"application/json"), length, *headers, *theirs]
+    await send({"type": "http.response.start", "status": error.status_code, "headers": start})
+    await send({"type": "http.response.body", "body": body})
+
+
+def error_event(error: ArbstrError) -> bytes:
+    """The event that ends a stream which broke off; OpenAI's SDKs raise APIError for it."""
+    return b"data: " + error.to_json() + b"\n\n"

@@ -1,0 +1,90 @@
+"""Runs applications on hypercorn; the only room that knows it, and imported only where a command needs it."""
+
+import asyncio
+import contextlib
+import os
+import signal
+import socket
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import hypercorn.asyncio
+import hypercorn.config
+import hypercorn.run
+
+from arbstr_asgi.app import Arbstr
+from arbstr_asgi.config import Config
+from arbstr_asgi.errors import ConfigError
+
+try:
+    import uvloop
+except ImportError:  # Windows
+    uvloop = None  # type: ignore[assignment]
+
+
+def serve(config: Config, path: Path) -> int:
+    """Serve until SIGTERM or SIGINT; running streams then get `server.grace` seconds. Returns the exit status."""
+    if config.server.workers == 1:
+        run(serve_here(Arbstr(config), config.server.listen, config.server.grace))
+        return 0
+    os.environ["ARBSTR_CONFIG"] = str(path.resolve())  # the workers are new processes that load it themselves
+    settings = _settings(config.server.listen, config.server.grace)
+    settings.workers = config.server.workers
+    settings.worker_class = "asyncio" if uvloop is None else "uvloop"
+    settings.application_path = "arbstr_asgi.asgi:app"
+    return hypercorn.run.run(settings)
+
+
+def run(main: Any) -> None:
+    """Run a coroutine on uvloop where there is one."""
+    with asyncio.Runner(loop_factory=None if uvloop is None else uvloop.new_event_loop) as runner:
+        runner.run(main)
+
+
+async def serve_here(arbstr: Arbstr, listen: str, grace: float) -> None:
+    stop = asyncio.Event()
+
+    def stopping() -> None:
+        stop.set()
+        arbstr.end_drains()
+
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        with contextlib.suppress(NotImplementedError):  # Windows
+            loop.add_signal_handler(number, stopping)
+    app: Any = arbstr
+    await hypercorn.asyncio.serve(app, _settings(listen, grace), shutdown_trigger=stop.wait)
+
+
+@asynccontextmanager
+async def serving(app: Any) -> AsyncIterator[str]:
+    """Serve `app` on a free port of loopback during the block; gives its base URL."""
+    listener = socket.create_server(("127.0.0.1", 0))
+    stop = asyncio.Event()
+    settings = _settings(f"fd://{listener.fileno()}", 1.0)
+    settings.loglevel = "WARNING"
+    task = asyncio.create_task(hypercorn.asyncio.serve(app, settings, shutdown_trigger=stop.wait))
+    try:
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+    finally:
+        stop.set()
+        await task
+        with contextlib.suppress(OSError):
+            listener.detach()
+
+
+def _settings(bind: str, grace: float) -> hypercorn.config.Config:
+    settings = hypercorn.config.Config()
+    settings.bind = [bind]
+    settings.graceful_timeout = grace
+    settings.accesslog = None
+    return settings
+
+
+def check_listen(listen: str) -> None:
+    """Raises ConfigError unless `listen` is host:port."""
+    host, _, port = listen.rpartition(":")
+    if not host or not port.isdecimal() or int(port) > 65535:
+        raise ConfigError("server.listen: must be host:port, such as 127.0.0.1:8080")

@@ -1,0 +1,5 @@
+"""Fixtures that several test files use."""
+
+from databases_under_test import database_url
+
+__all__ = ["database_url"]

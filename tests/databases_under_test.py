@@ -1,0 +1,143 @@
+"""Fresh databases for the tests: an SQLite file, and PostgreSQL and MariaDB where a server answers.
+
+Servers: `ARBSTR_TEST_POSTGRES_URL` and `ARBSTR_TEST_MYSQL_URL`, or the usual local address. Without one the test is
+skipped and says so; with `CI=true` it fails.
+"""
+
+import asyncio
+import functools
+import os
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+from urllib.parse import SplitResult, unquote, urlsplit
+
+import pytest
+
+from arbstr_asgi.entry import Entry
+
+DIALECTS = ("sqlite", "postgresql", "mysql")
+_SERVERS = {
+    "postgresql": ("ARBSTR_TEST_POSTGRES_URL", "postgresql://postgres@127.0.0.1:5432/postgres"),
+    "mysql": ("ARBSTR_TEST_MYSQL_URL", "mysql://root@127.0.0.1:3306/test"),
+}
+
+
+def server(dialect: str) -> SplitResult:
+    """Where the server is, whether it answers or not."""
+    variable, usual = _SERVERS[dialect]
+    return urlsplit(os.environ.get(variable) or usual)
+
+
+def administer(dialect: str, *statements: str, database: str | None = None) -> list[tuple[Any, ...]]:
+    """Run statements on the server; returns the rows of the last one."""
+    return asyncio.run(_administer(dialect, statements, database))
+
+
+@functools.cache
+def _unreachable(dialect: str) -> str | None:
+    try:
+        administer(dialect, "SELECT 1")
+    except Exception as error:
+        return f"no {dialect} at {server(dialect).hostname}: {type(error).__name__}: {error}"
+    return None
+
+
+def require(dialect: str) -> None:
+    """Skip the test, or fail it in CI, when there is no such server."""
+    problem = None if dialect == "sqlite" else _unreachable(dialect)
+    if problem and os.environ.get("CI") == "true":
+        pytest.fail(problem)
+    if problem:
+        pytest.skip(problem)
+
+
+@contextmanager
+def fresh_database(dialect: str, folder: Path) -> Iterator[str]:
+    """The URL of an empty database that is gone afterwards."""
+    require(dialect)
+    name = f"arbstr_{uuid.uuid4().hex}"
+    if dialect == "sqlite":
+        yield f"sqlite+aiosqlite:///{folder / name}.db"
+        return
+    administer(dialect, f"CREATE DATABASE {name}")
+    try:
+        yield server(dialect)._replace(path=f"/{name}").geturl()
+    finally:
+        administer(dialect, f"DROP DATABASE {name}" + (" WITH (FORCE)" if dialect == "postgresql" else ""))
+
+
+@pytest.fixture(params=DIALECTS)
+def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+    """An empty database on each of the three."""
+    with fresh_database(request.param, tmp_path) as url:
+        yield url
+
+
+def dialect_of(url: str) -> str:
+    """`sqlite`, `postgresql` or `mysql`."""
+    return urlsplit(url).scheme.partition("+")[0]
+
+
+def run_sql(url: str, *statements: str) -> list[tuple[Any, ...]]:
+    """Run statements in a test's database, past the ledger; returns the rows of the last one."""
+    dialect = dialect_of(url)
+    if dialect != "sqlite":
+        return administer(dialect, *statements, database=urlsplit(url).path[1:])
+    import sqlite3
+
+    connection = sqlite3.connect(sqlite_file(url), isolation_level=None)
+    try:
+        rows: list[tuple[Any, ...]] = []
+        for statement in statements:
+            rows = connection.execute(statement).fetchall()
+        return rows
+    finally:
+        connection.close()
+
+
+def sqlite_file(url: str) -> str:
+    """The file of an SQLite URL."""
+    return unquote(urlsplit(url).path[1:])
+
+
+def an_entry(correlation_id: str | None = None, **fields: Any) -> Entry:
+    """A plain entry with a call of its own."""
+    fields = {"timestamp": datetime.now(UTC), "model": "gpt-4o", "streaming": True, **fields}
+    return Entry(correlation_id=correlation_id or str(uuid.uuid4()), **fields)
+
+
+async def _administer(dialect: str, statements: tuple[str, ...], database: str | None) -> list[tuple[Any, ...]]:
+    at = server(dialect)
+    user, password = unquote(at.username or ""), unquote(at.password or "")
+    rows: list[tuple[Any, ...]] = []
+    if dialect == "postgresql":
+        import asyncpg
+
+        name = database or at.path[1:]
+        pg = await asyncpg.connect(
+            host=at.hostname, port=at.port, user=user or None, password=password or None, database=name, timeout=5
+        )
+        try:
+            for statement in statements:
+                rows = [tuple(row) for row in await pg.fetch(statement)]
+        finally:
+            await pg.close()
+        return rows
+    import aiomysql
+
+    my = await aiomysql.connect(
+        host=at.hostname, port=at.port or 3306, user=user, password=password, db=database, connect_timeout=5
+    )
+    try:
+        async with my.cursor() as cursor:
+            for statement in statements:
+                await cursor.execute(statement)
+                rows = list(await cursor.fetchall())
+        await my.commit()
+    finally:
+        my.close()
+    return rows

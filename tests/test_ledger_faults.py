@@ -1,0 +1,419 @@
+"""The ledger when its database fails: nothing recorded is lost while it can come back, and nothing hangs when not."""
+
+import asyncio
+import logging
+import sqlite3
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+from urllib.parse import urlsplit
+
+import pytest
+from databases_under_test import an_entry, dialect_of, run_sql, sqlite_file
+
+from arbstr_asgi.errors import LedgerError
+from arbstr_asgi.ledger import Ledger
+from arbstr_asgi.ledger import ledger as ledger_module
+from arbstr_asgi.ledger.driver import load
+
+
+class Gate:
+    """A TCP proxy in front of a server, which can fall silent or refuse."""
+
+    def __init__(self, url: str) -> None:
+        self._at = urlsplit(url)
+        self._flowing = asyncio.Event()
+        self._flowing.set()
+        self._server: asyncio.Server | None = None
+        self._writers: set[asyncio.StreamWriter] = set()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._port = 0
+
+    @property
+    def url(self) -> str:
+        user = f"{self._at.username}{f':{self._at.password}' if self._at.password else ''}"
+        return self._at._replace(netloc=f"{user}@127.0.0.1:{self._port}").geturl()
+
+    async def open(self) -> None:
+        self._flowing.set()
+        self._server = await asyncio.start_server(self._connected, "127.0.0.1", self._port)
+        self._port = self._server.sockets[0].getsockname()[1]
+
+    def hang(self) -> None:
+        self._flowing.clear()
+
+    def resume(self) -> None:
+        self._flowing.set()
+
+    async def shut(self) -> None:
+        assert self._server is not None
+        self._server.close()
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        for writer in self._writers:
+            writer.close()
+        await asyncio.gather(*(writer.wait_closed() for writer in self._writers), return_exceptions=True)
+        self._writers.clear()
+        await self._server.wait_closed()
+
+    async def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        port = self._at.port or {"postgresql": 5432, "mysql": 3306}[dialect_of(self._at.geturl())]
+        there_reader, there = await asyncio.open_connection(self._at.hostname, port)
+        self._writers |= {writer, there}
+        for source, sink in ((reader, there), (there_reader, writer)):
+            task = asyncio.create_task(self._pump(source, sink))
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+
+    async def _pump(self, source: asyncio.StreamReader, sink: asyncio.StreamWriter) -> None:
+        try:
+            while data := await source.read(65536):
+                await self._flowing.wait()
+                sink.write(data)
+                await sink.drain()
+        except OSError:
+            pass
+        finally:
+            sink.close()
+
+
+@asynccontextmanager
+async def unreachable(url: str, ledger_of: list[Ledger], way: str) -> AsyncIterator[None]:
+    """A ledger that was open and whose database then hangs, refuses or is locked."""
+    if dialect_of(url) == "sqlite":
+        ledger = Ledger(url)
+        await ledger.open()
+        ledger_of.append(ledger)
+        holder = sqlite3.connect(sqlite_file(url), isolation_level=None)
+        holder.execute("BEGIN IMMEDIATE")
+        try:
+            yield
+        finally:
+            holder.close()
+        return
+    gate = Gate(url)
+    await gate.open()
+    ledger = Ledger(gate.url)
+    await ledger.open()
+    ledger_of.append(ledger)
+    ledger.record(an_entry("before"))
+    await ledger.flush()
+    if way == "hangs":
+        gate.hang()
+    else:
+        await gate.shut()
+    try:
+        yield
+    finally:
+        await gate.shut()
+
+
+def refuse(url: str) -> None:
+    """Let the database refuse the model `poison` and 666 input tokens."""
+    if dialect_of(url) == "sqlite":
+        run_sql(
+            url,
+            "CREATE TRIGGER refuse BEFORE INSERT ON requests WHEN NEW.model = 'poison' "
+            "BEGIN SELECT RAISE(ABORT, 'secret'); END",
+            "CREATE TRIGGER refuse_too BEFORE UPDATE ON requests WHEN NEW.input_tokens = 666 "
+            "BEGIN SELECT RAISE(ABORT, 'secret'); END",
+        )
+    else:
+        run_sql(url, "ALTER TABLE requests ADD CONSTRAINT refuse CHECK (model <> 'poison' AND input_tokens <> 666)")
+
+
+@pytest.mark.parametrize("bad", [{250}, {0, 499}, {7, 8, 9, 100, 300}, set(range(50))])
+def test_a_bad_row_takes_no_other_with_it(database_url: str, bad: set[int], caplog: pytest.LogCaptureFixture) -> None:
+    """Of a batch with rows that the database refuses, all others are stored; the log names the refused, not values."""
+
+    async def main() -> None:
+        ledger = Ledger(database_url)
+        await ledger.open()
+        await asyncio.to_thread(refuse, database_url)
+        for number in range(500):
+            ledger.record(an_entry(f"call-{number:03}", model="poison" if number in bad else "good", tenant="secret"))
+        ledger.spawn_usage_update("call-400", 1, 1, None)
+        await ledger.flush()
+        assert await ledger.update_usage("call-400", 2, 2, None) == 1
+        with pytest.raises(LedgerError, match="refused"):
+            await ledger.update_usage("call-400", 666, 1, None)
+        stored = {row["correlation_id"] for row in await ledger.rows(limit=1000)}
+        assert stored == {f"call-{number:03}" for number in range(500) if number not in bad}
+        assert (ledger.lost, ledger.queued) == (len(bad), 0)
+        await ledger.close()
+
+    asyncio.run(main())
+    errors = [record.getMessage() for record in caplog.records if record.levelname == "ERROR"]
+    assert len(errors) == len(bad)
+    assert all(any(f"call-{number:03}" in error for error in errors) for number in bad)
+    assert "secret" not in caplog.text
+    assert "poison" not in caplog.text
+
+
+def test_an_entry_that_makes_no_row_is_dropped_alone(database_url: str, caplog: pytest.LogCaptureFixture) -> None:
+    """A value that can't even be normalised costs its own row and no other."""
+    odd: Any = 3
+
+    async def main() -> None:
+        ledger = Ledger(database_url)
+        await ledger.open()
+        ledger.record(an_entry("odd", timestamp=odd))
+        ledger.record(an_entry("fine"))
+        ledger.record(odd)
+        await ledger.flush()
+        assert [row["correlation_id"] for row in await ledger.rows()] == ["fine"]
+        assert ledger.lost == 1
+        await ledger.close()
+
+    asyncio.run(main())
+    assert "odd was refused and dropped: AttributeError" in caplog.text
+
+
+async def _calls(ledger: Ledger, seconds: float, progress: list[int]) -> None:
+    """About a thousand calls a second, each in flight and then finished."""
+    started = time.monotonic()
+    number = 0
+    while time.monotonic() - started < seconds:
+        for _ in range(10):
+            ledger.record(an_entry(f"call-{number}"))
+            if number >= 100:
+                ledger.record(an_entry(f"call-{number - 100}", revision=1, end_reason="completed"))
+            number += 1
+        await asyncio.sleep(0.01)
+    for left in range(max(0, number - 100), number):
+        ledger.record(an_entry(f"call-{left}", revision=1, end_reason="completed"))
+    progress.append(number)
+
+
+async def _all_finished(ledger: Ledger, number: int) -> None:
+    async with asyncio.timeout(20):
+        await ledger.flush()
+    rows = await ledger.rows(limit=100_000)
+    assert len(rows) == number
+    assert {row["end_reason"] for row in rows} == {"completed"}
+    assert (ledger.lost, ledger.queued) == (0, 0)
+
+
+def test_killed_connections_lose_nothing(database_url: str, caplog: pytest.LogCaptureFixture) -> None:
+    """While the server kills our connections under load, every call is stored once and finished."""
+    dialect = dialect_of(database_url)
+    if dialect == "sqlite":
+        pytest.skip("SQLite has no connections to kill")
+    name = urlsplit(database_url).path[1:]
+
+    def kill() -> int:
+        if dialect == "postgresql":
+            sql = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = '{}' AND pid <> pg_backend_pid()"
+            return len(run_sql(database_url, sql.format(name)))
+        sql = "SELECT id FROM information_schema.processlist WHERE db = '{}' AND id <> CONNECTION_ID()"
+        ids = run_sql(database_url, sql.format(name))
+        for (thread,) in ids:
+            try:
+                run_sql(database_url, f"KILL {thread}")
+            except Exception as error:
+                assert "Unknown thread" in str(error)
+        return len(ids)
+
+    async def main() -> None:
+        ledger = Ledger(database_url)
+        await ledger.open()
+        progress: list[int] = []
+        calls = asyncio.create_task(_calls(ledger, 1.5, progress))
+        killed = 0
+        while not calls.done():
+            await asyncio.sleep(0.15)
+            killed += await asyncio.to_thread(kill)
+        await calls
+        assert killed > 3
+        await _all_finished(ledger, progress[0])
+        await ledger.close()
+
+    asyncio.run(main())
+    assert not [record for record in caplog.records if record.levelname == "CRITICAL"]
+
+
+@pytest.mark.parametrize("way", ["hangs", "refuses"])
+def test_an_outage_loses_nothing(
+    database_url: str, way: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A server that is silent or gone for a second under load gets every call afterwards; one WARNING, one INFO."""
+    caplog.set_level(logging.INFO, "arbstr_asgi.ledger")
+    dialect = dialect_of(database_url)
+    if dialect == "sqlite":
+        pytest.skip("a lock is SQLite's outage: see the next test")
+    monkeypatch.setattr(load(dialect), "batch_timeout", 0.5)
+
+    async def main() -> None:
+        gate = Gate(database_url)
+        await gate.open()
+        ledger = Ledger(gate.url)
+        await ledger.open()
+        progress: list[int] = []
+        calls = asyncio.create_task(_calls(ledger, 1.5, progress))
+        await asyncio.sleep(0.2)
+        if way == "hangs":
+            gate.hang()
+            await asyncio.sleep(1)
+            with pytest.raises(LedgerError, match="no answer in time"):
+                await ledger.check()
+            gate.resume()
+        else:
+            await gate.shut()
+            await asyncio.sleep(1)
+            with pytest.raises(LedgerError, match="can't answer"):
+                await ledger.check()
+            await gate.open()
+        await calls
+        await _all_finished(ledger, progress[0])
+        await ledger.check()
+        await ledger.close()
+        await gate.shut()
+
+    asyncio.run(main())
+    ours = [record for record in caplog.records if record.name == "arbstr_asgi.ledger"]
+    assert [record.levelname for record in ours] == ["WARNING", "INFO"]
+
+
+def test_a_locked_file_loses_nothing(tmp_path: Any) -> None:
+    """SQLite locked for a second by another writer under load: every call is there, once and finished."""
+    url = f"sqlite:///{tmp_path}/arbstr.db"
+
+    async def main() -> None:
+        ledger = Ledger(url)
+        await ledger.open()
+        progress: list[int] = []
+        calls = asyncio.create_task(_calls(ledger, 1.5, progress))
+        await asyncio.sleep(0.1)
+        holder = sqlite3.connect(sqlite_file(url), isolation_level=None)
+        holder.execute("BEGIN IMMEDIATE")
+        await asyncio.sleep(1)
+        assert ledger.queued > 500
+        holder.execute("COMMIT")
+        holder.close()
+        await calls
+        await _all_finished(ledger, progress[0])
+        await ledger.close()
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("way", ["hangs", "refuses"])
+def test_close_keeps_its_time_and_counts_what_is_lost(
+    database_url: str, way: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """With a dead database close returns in time; what waited is counted and CRITICAL, its waiters get an error."""
+    if dialect_of(database_url) == "sqlite" and way == "refuses":
+        pytest.skip("SQLite can only be locked")
+
+    async def main() -> None:
+        made: list[Ledger] = []
+        async with unreachable(database_url, made, way):
+            (ledger,) = made
+            for _ in range(7):
+                ledger.record(an_entry())
+            ledger.spawn_usage_update("spawned", 1, 1, None)
+            waiting = [asyncio.create_task(ledger.update_usage("x", 1, 1, None)), asyncio.create_task(ledger.flush())]
+            await asyncio.sleep(0.2)
+            started = time.monotonic()
+            await ledger.close(timeout=1.0)
+            assert time.monotonic() - started < 1.3
+            assert ledger.lost == 7
+            assert ledger.queued == 0
+            for outcome in await asyncio.gather(*waiting, return_exceptions=True):
+                assert isinstance(outcome, LedgerError)
+            ledger.record(an_entry())
+            assert ledger.lost == 8
+
+    asyncio.run(main())
+    assert "7 entries lost" in caplog.text
+    assert "usage of spawned not updated" in caplog.text
+
+
+def test_too_many_waiting_entries_are_counted_not_kept(
+    tmp_path: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Over the bound a new entry is lost, counted, and CRITICAL once; what waited is stored when the lock goes."""
+    monkeypatch.setattr(ledger_module, "MAX_QUEUED", 10)
+    url = f"sqlite:///{tmp_path}/arbstr.db"
+
+    async def main() -> None:
+        ledger = Ledger(url)
+        await ledger.open()
+        holder = sqlite3.connect(sqlite_file(url), isolation_level=None)
+        holder.execute("BEGIN IMMEDIATE")
+        for _ in range(25):
+            ledger.record(an_entry())
+            await asyncio.sleep(0.01)
+        assert (ledger.queued, ledger.lost) == (10, 15)
+        holder.close()
+        await ledger.flush()
+        assert len(await ledger.rows()) == 10
+        await ledger.close()
+
+    asyncio.run(main())
+    assert sum(record.levelname == "CRITICAL" for record in caplog.records) == 1
+
+
+def test_cancelled_callers_hurt_nobody(database_url: str) -> None:
+    """Cancelling whoever waits for an update, a flush, rows or a check leaves the ledger and its work intact."""
+
+    async def main() -> None:
+        ledger = Ledger(database_url)
+        await ledger.open()
+        for number in range(60):
+            ledger.record(an_entry(f"call-{number}"))
+            tasks = [
+                asyncio.create_task(ledger.update_usage(f"call-{number}", number, 1, None)),
+                asyncio.create_task(ledger.flush()),
+                asyncio.create_task(ledger.rows()),
+                asyncio.create_task(ledger.check()),
+            ]
+            await asyncio.sleep(number / 10_000)
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+        await ledger.flush()
+        rows = await ledger.rows()
+        assert {(row["correlation_id"], row["input_tokens"]) for row in rows} == {(f"call-{n}", n) for n in range(60)}
+        await ledger.close()
+
+    asyncio.run(main())
+
+
+def test_reading_while_closing_is_an_error_not_a_cancellation(database_url: str) -> None:
+    """Rows that are asked for while the ledger closes come, or raise LedgerError; their task is not cancelled."""
+
+    async def main() -> None:
+        ledger = Ledger(database_url)
+        await ledger.open()
+        readers = [asyncio.create_task(ledger.rows()) for _ in range(5)]
+        await asyncio.sleep(0)
+        await ledger.close()
+        for outcome in await asyncio.gather(*readers, return_exceptions=True):
+            assert outcome == [] or isinstance(outcome, LedgerError)
+
+    asyncio.run(main())
+
+
+def test_a_failed_open_leaves_nothing_open(tmp_path: Any) -> None:
+    """After a LedgerError at open no thread is left, and a later open of the same object works."""
+    import threading
+
+    broken = tmp_path / "arbstr.db"
+    broken.write_bytes(b"this is not a database file, but it is longer than its header would be" * 20)
+    ledger = Ledger(f"sqlite:///{broken}")
+    before = threading.active_count()
+    with pytest.raises(LedgerError, match="not a database"):
+        asyncio.run(ledger.open())
+    assert threading.active_count() == before
+    assert not ledger.is_open
+    broken.unlink()
+
+    async def again() -> None:
+        await ledger.open()
+        await ledger.close()
+
+    asyncio.run(again())
+    assert threading.active_count() == before
