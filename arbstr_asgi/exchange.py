@@ -20,10 +20,9 @@ from arbstr_asgi.drains import Drains
 from arbstr_asgi.entry import Entry
 from arbstr_asgi.errors import ArbstrError, ProviderAuthenticationError, ServerError, UpstreamError, UpstreamTimeout
 from arbstr_asgi.interrupt import Interrupt
-from arbstr_asgi.metering import Meter, open_meter
+from arbstr_asgi.metering import Meter, Reading, open_meter
 from arbstr_asgi.outcome import Outcome, usage_source
 from arbstr_asgi.pricing import cost
-from arbstr_asgi.reading import Reading
 from arbstr_asgi.replies import RawHeaders, Send, error_event, our_headers, send_error
 from arbstr_asgi.routing import candidates
 from arbstr_asgi.upstream import Reply, Upstream

@@ -4,7 +4,7 @@ import msgspec
 
 from arbstr_asgi.entry import EndReason, UsageSource
 from arbstr_asgi.errors import ArbstrError, UpstreamError, UpstreamTimeout
-from arbstr_asgi.reading import Reading
+from arbstr_asgi.metering import Reading
 
 
 class Outcome(msgspec.Struct):

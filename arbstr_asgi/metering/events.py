@@ -1,102 +1,13 @@
-"""Watches a reply go by: learns what it says, and removes what we caused.
-
-A meter never raises, never delays what a client could use, and never changes a byte but for what it is there to
-remove: events that hold nothing but usage, and top-level `"usage": null` members.
-"""
-
-import logging
-import zlib
-from collections.abc import Callable
-from typing import Any, Protocol
+"""Meters an event stream."""
 
 import msgspec
 
-from arbstr_asgi.reading import Chunk, Reading, decode
-from arbstr_asgi.sse import BLANK_LINES, BLOCK_END, BOM, COMMENTS, parse_block, without_data
-from arbstr_asgi.stripping import without_null_usage
-
-logger = logging.getLogger("arbstr_asgi")
+from arbstr_asgi.metering.meter import BeforeDone, report_failure
+from arbstr_asgi.metering.reading import Chunk, Reading, decode
+from arbstr_asgi.metering.sse import BLANK_LINES, BLOCK_END, COMMENTS, parse_block, without_data
+from arbstr_asgi.metering.stripping import without_null_usage
 
 MAX_EVENT_BYTES = 1024 * 1024  # held or read; a larger event passes untouched
-MAX_PLAIN_BYTES = 32 * 1024 * 1024  # of a body, kept to be read at its end
-
-BeforeDone = Callable[[Reading], bytes]
-
-
-class Meter(Protocol):
-    """What a reply's bytes go through."""
-
-    reading: Reading
-
-    def feed(self, chunk: bytes) -> bytes:
-        """What the client gets for `chunk`, as it comes from the provider."""
-        ...
-
-    def finish(self) -> bytes:
-        """The body has ended by itself: the rest of what the client gets."""
-        ...
-
-    def abandon(self) -> bool:
-        """The body broke off: drop what is held. True if the client stands between events."""
-        ...
-
-
-def open_meter(
-    *,
-    content_type: str | None,
-    content_encoding: str | None,
-    streaming: bool,
-    strip: bool,
-    before_done: BeforeDone | None = None,
-) -> Meter:
-    """The meter for a reply, by the reply's own content type.
-
-    `streaming` says that the request asked for a stream, `strip` that what `include_usage` causes is ours to remove.
-    `before_done` makes bytes to be put in front of `[DONE]`. A content-encoding passes untouched.
-    """
-    is_sse = (content_type or "").partition(";")[0].strip().lower() == "text/event-stream"
-    encoding = (content_encoding or "identity").strip().lower()
-    if encoding != "identity":
-        inner: Meter = EventMeter(Reading()) if is_sse else PlainMeter(Reading())
-        return DecodingMeter(inner, known=encoding in ("gzip", "x-gzip", "deflate"))
-    if is_sse:
-        return EventMeter(Reading(), strip=strip, before_done=before_done)
-    if streaming:
-        return SniffingMeter(strip=strip, before_done=before_done)
-    return PlainMeter(Reading())
-
-
-class PlainMeter:
-    """Passes a body and keeps a copy, which is read at its end."""
-
-    def __init__(self, reading: Reading) -> None:
-        self.reading = reading
-        self._copy = bytearray()
-        self._whole = True
-
-    def feed(self, chunk: bytes) -> bytes:
-        """Everything passes."""
-        if self._whole:
-            self._copy += chunk
-            if len(self._copy) > MAX_PLAIN_BYTES:
-                self._whole = False
-                self._copy.clear()
-        return chunk
-
-    def finish(self) -> bytes:
-        """Read the body."""
-        try:
-            body = decode(bytes(self._copy).removeprefix(BOM)) if self._whole else None
-            if body is not None:
-                self.reading.learn_body(body)
-        except Exception as error:  # noqa: BLE001 - a bug of ours is not the client's business
-            _failed(error)
-        self._copy.clear()
-        return b""
-
-    def abandon(self) -> bool:
-        """Part of a body is out, and nothing can follow it."""
-        return False
 
 
 class _LeanChoice(msgspec.Struct, gc=False):
@@ -153,7 +64,7 @@ class EventMeter:
         try:
             out = self._take()
         except Exception as error:  # noqa: BLE001 - whatever is wrong with us, the stream goes on
-            _failed(error)
+            report_failure(error)
             self._failed = True
             out = bytes(self._tail[self._passed :])
             self._tail.clear()
@@ -166,7 +77,7 @@ class EventMeter:
             try:
                 out = self._last()
             except Exception as error:  # noqa: BLE001
-                _failed(error)
+                report_failure(error)
                 out = bytes(self._tail[self._passed :])
             self._tail.clear()
         self.reading.end()
@@ -217,6 +128,7 @@ class EventMeter:
                 break
             out.append(self._block(bytes(tail[at:end]), max(self._passed - at, 0)))
             at = self._searched = end
+            self._drop_lf = self._drop_lf and at == len(tail)  # else no LF followed
         del tail[:at]
         self._passed = max(self._passed - at, 0)
         self._searched = max(len(tail) - 4, 0)
@@ -268,7 +180,7 @@ class EventMeter:
         out = self._event(block)
         if out is None:
             out = without_data(block, commented=commented)
-            self._drop_lf = not out and block.endswith(b"\r")
+            self._drop_lf = block.endswith(b"\r") and not out.endswith(b"\r")
         return out
 
     def _last(self) -> bytes:
@@ -316,86 +228,3 @@ class EventMeter:
 def is_usage_only(chunk: Chunk) -> bool:
     """Whether an event is there for its usage alone: no choices, a usage object, no error."""
     return not chunk.choices and isinstance(chunk.usage, dict) and chunk.error is None
-
-
-class SniffingMeter:
-    """For a reply to a streaming request that isn't called an event stream: its first bytes decide."""
-
-    def __init__(self, *, strip: bool, before_done: BeforeDone | None) -> None:
-        self.reading = Reading()
-        self._edits = strip or before_done is not None
-        self._strip = strip
-        self._before_done = before_done
-        self._held = b""
-        self._inner: Meter | None = None
-
-    def feed(self, chunk: bytes) -> bytes:
-        """What the client gets for `chunk`; blank lines in front of everything pass at once."""
-        if self._inner is None:
-            if not self._held and not chunk.strip(b"\r\n"):
-                return chunk
-            self._held += chunk
-            self._inner = self._decide(self._held)
-            if self._inner is None:
-                return b"" if self._edits else chunk
-            out = self._inner.feed(self._held)
-            self._held = b""
-            return out if self._edits else chunk
-        return self._inner.feed(chunk)
-
-    def finish(self) -> bytes:
-        """The rest."""
-        if self._inner is None:
-            self._inner = PlainMeter(self.reading)
-            held = self._inner.feed(self._held)
-            return (held if self._edits else b"") + self._inner.finish()
-        return self._inner.finish()
-
-    def abandon(self) -> bool:
-        """Drop what is held."""
-        return self._inner is not None and self._inner.abandon()
-
-    def _decide(self, start: bytes) -> Meter | None:
-        begin = start.lstrip(b"\r\n").removeprefix(BOM).lstrip(b"\r\n")
-        fields = (b"data:", b"event:", b":")
-        if begin.startswith(fields):
-            return EventMeter(self.reading, strip=self._strip, before_done=self._before_done)
-        undecided = any(field.startswith(begin) for field in fields) or BOM.startswith(begin)
-        return None if undecided else PlainMeter(self.reading)
-
-
-class DecodingMeter:
-    """Passes an encoded body untouched, and has a decoded copy of it metered."""
-
-    def __init__(self, inner: Meter, *, known: bool) -> None:
-        self.reading = inner.reading
-        self._inner = inner
-        self._decoder: Any = zlib.decompressobj(wbits=47) if known else None  # gzip or zlib, by the bytes
-        self._room = MAX_PLAIN_BYTES
-
-    def feed(self, chunk: bytes) -> bytes:
-        """Everything passes."""
-        if self._decoder is not None:
-            try:
-                decoded = self._decoder.decompress(chunk, self._room)
-                self._room -= len(decoded)
-                self._inner.feed(decoded)
-                if self._room <= 0:
-                    self._decoder = None
-            except zlib.error:
-                self._decoder = None
-        return chunk
-
-    def finish(self) -> bytes:
-        """Read the decoded copy's end."""
-        self._inner.finish()
-        return b""
-
-    def abandon(self) -> bool:
-        """No event of ours could follow inside an encoded body."""
-        return False
-
-
-def _failed(error: Exception) -> None:
-    # Its message may quote the reply.
-    logger.error("metering failed with %s; the reply passes unmetered", type(error).__name__)
