@@ -1,17 +1,15 @@
 """One call, from the parsed request to its row."""
 
 import asyncio
-import os
-import socket
 from collections.abc import Callable, MutableMapping
-from datetime import UTC, datetime
-from decimal import Decimal
+from datetime import datetime
 from math import inf
 from typing import Any
 
 import msgspec
 
 from arbstr_asgi import headers as h
+from arbstr_asgi.account import Account
 from arbstr_asgi.body import Receive
 from arbstr_asgi.callers import Caller
 from arbstr_asgi.chat import ChatRequest, ensure_stream_options
@@ -21,8 +19,6 @@ from arbstr_asgi.entry import Entry
 from arbstr_asgi.errors import ArbstrError, ProviderAuthenticationError, ServerError, UpstreamError, UpstreamTimeout
 from arbstr_asgi.interrupt import Interrupt
 from arbstr_asgi.metering import Meter, Reading, open_meter
-from arbstr_asgi.outcome import Outcome, usage_source
-from arbstr_asgi.pricing import cost
 from arbstr_asgi.replies import RawHeaders, Send, error_event, our_headers, send_error
 from arbstr_asgi.routing import candidates
 from arbstr_asgi.upstream import Reply, Upstream
@@ -36,41 +32,37 @@ class Desk(msgspec.Struct, frozen=True, kw_only=True):
     upstream: Upstream
     drains: Drains
     record: Callable[[Entry], None]
-    worker_id: str = f"{socket.gethostname()[:40]}:{os.getpid()}"
+    worker_id: str
 
 
 class Exchange:
     """The state of one call. `run` it once; whatever happens, one finished entry is recorded."""
 
     def __init__(
-        self, desk: Desk, request: ChatRequest, caller: Caller, correlation_id: str, arrival: datetime
+        self,
+        desk: Desk,
+        request: ChatRequest,
+        caller: Caller,
+        correlation_id: str,
+        arrival: datetime,
+        arrived: float,
     ) -> None:
+        """`arrival` is the time of day when the request came, `arrived` the same on the loop's clock."""
         self._desk = desk
         self._caller = caller
         self._streaming = request.stream
-        self._provider: Provider | None = None
         self._meter: Meter | None = None
-        self._reading = Reading()
-        self._outcome = Outcome()
         self._draining = False
         self._complete = False
         self._headers: RawHeaders = []
         self._clock = asyncio.get_running_loop().time
-        self._began = self._clock()
-        self._latency_ms: int | None = None
-        self._ttft_ms: int | None = None
+        self._arrived = arrived
+        self._account = Account(
+            correlation_id, arrival, request.model, caller, desk.worker_id, streaming=request.stream
+        )
+        self._outcome = self._account.outcome
         self.correlation_id = correlation_id
         self.interrupt = Interrupt()
-        self._entry = Entry(
-            correlation_id=correlation_id,
-            timestamp=arrival,
-            model=request.model,
-            streaming=request.stream,
-            end_user=caller.end_user,
-            tenant=caller.tenant,
-            tags=caller.tags_json(),
-            worker_id=desk.worker_id,
-        )
 
     async def run(
         self, request: ChatRequest, client_headers: h.Headers, receive: Receive, send: Send, sent: Callable[[], None]
@@ -86,16 +78,19 @@ class Exchange:
         except asyncio.CancelledError:
             self._outcome.stopped = True
             raise
+        except Exception:
+            self._outcome.error = self._outcome.error or ServerError("Something went wrong.", code="internal_error")
+            raise
         finally:
             if self._draining:
                 self._desk.drains.end(self._caller.end_user)
-            self._desk.record(self._finished())
+            self._desk.record(self._account.finished(self._elapsed_ms()))
 
     async def _relay(
         self, request: ChatRequest, client_headers: h.Headers, send: Send, sent: Callable[[], None]
     ) -> None:
         config = self._desk.config
-        provider = self._provider = candidates(config.providers, request.model)[0]
+        provider = self._account.provider = candidates(config.providers, request.model)[0]
         body = request.body
         if provider.inject:
             body = ensure_stream_options(request, require=config.metering == "require")
@@ -111,7 +106,7 @@ class Exchange:
 
     def _answered(self, reply: Reply, provider: Provider, *, injected: bool) -> None:
         """The provider has spoken: note when, choose the meter, and let the row exist from now on."""
-        self._latency_ms = self._elapsed_ms()
+        self._account.latency_ms = self._elapsed_ms()
         outcome = self._outcome
         outcome.upstream_status = reply.status
         if 300 <= reply.status < 400:
@@ -121,7 +116,7 @@ class Exchange:
         if reply.status in (401, 403) and provider.sends_own_credentials:
             raise ProviderAuthenticationError(reply.status)
         media_type = h.media_type(reply.headers)
-        encoding = h.first(reply.headers, b"content-encoding")
+        encoding = (h.first(reply.headers, b"content-encoding") or "identity").strip().lower()
         streaming = self._streaming and outcome.answered_well
         self._meter = open_meter(
             content_type=media_type,
@@ -130,17 +125,17 @@ class Exchange:
             strip=injected and streaming,
             before_done=self._cost_comment if self._desk.config.cost_comment and streaming else None,
         )
-        self._reading = self._meter.reading
-        changed = streaming and (injected or self._desk.config.cost_comment) and not encoding
+        self._account.reading = self._meter.reading
+        changed = streaming and (injected or self._desk.config.cost_comment) and encoding == "identity"
         self._headers = h.to_client(reply.headers, provider, changed=changed)
         if media_type == "text/event-stream":
             self._headers.append((b"x-accel-buffering", b"no"))
-        self._desk.record(self._row(0))
+        self._desk.record(self._account.in_flight())
 
     async def _pump(self, reply: Reply, idle_timeout: float, send: Send) -> None:
         """Pass the body on, chunk by chunk, through the meter."""
         assert self._meter is not None
-        meter, reading, touch, clock = self._meter, self._reading, self.interrupt.touch, self._clock
+        meter, account, touch, clock = self._meter, self._account, self.interrupt.touch, self._clock
         held: list[bytes] | None = None
         if self._desk.config.response_headers == "full" and not self._streaming:
             held = []  # the headers say what the whole body cost
@@ -148,8 +143,8 @@ class Exchange:
             await self._start(send)
         async for chunk in reply:
             out = meter.feed(chunk)
-            if self._ttft_ms is None and reading.started:
-                self._ttft_ms = self._elapsed_ms()
+            if account.ttft_ms is None and meter.reading.started:
+                account.ttft_ms = self._elapsed_ms()
             if held is not None:
                 held.append(out)
             elif out and not self._outcome.left:
@@ -178,7 +173,8 @@ class Exchange:
         try:
             await send(message)
         except OSError:  # what servers of ASGI spec 2.4 raise after a hang-up
-            self._client_left()
+            asyncio.get_running_loop().call_soon(self._client_left)
+            await asyncio.sleep(0)  # a task that cancelled itself would notice too late, outside of the interrupt
 
     async def _settle(self, send: Send) -> None:
         """Tell the client of what went wrong, as far as that is still possible."""
@@ -202,14 +198,14 @@ class Exchange:
     def _client_left(self) -> None:
         """The client hung up: read on to the usage if the policy, the caps and the moment allow."""
         outcome = self._outcome
-        if outcome.left or self._complete or self._reading.done:
+        if outcome.left or self._complete or self._account.reading.done:
             return
         outcome.left = True
-        before_answer = self._latency_ms is None
+        before_answer = self._account.latency_ms is None
         limits = self._desk.config.limits
         if (
-            self._provider is None
-            or self._provider.disconnect == "cancel"
+            self._account.provider is None
+            or self._account.provider.disconnect == "cancel"
             or (before_answer and self._streaming)
             or not self._desk.drains.begin(self._caller.end_user)
         ):
@@ -227,71 +223,18 @@ class Exchange:
         """Whether the provider is being read on for a client that has left."""
         return self._draining
 
-    def _row(self, revision: int, **facts: Any) -> Entry:
-        return msgspec.structs.replace(
-            self._entry,
-            revision=revision,
-            provider=self._provider.name if self._provider else None,
-            latency_ms=self._latency_ms,
-            attempts=1 if self._provider else 0,
-            **facts,
-        )
-
-    def _finished(self) -> Entry:
-        reading, outcome, usage = self._reading, self._outcome, self._reading.usage
-        end_reason = outcome.end_reason_of(reading)
-        facts: dict[str, Any] = {}
-        if usage is not None:
-            facts = {name: getattr(usage, name) for name in _COUNTS}
-            facts["usage_json"] = usage.raw_json
-            facts["provider_cost_usd"] = None if usage.cost_usd is None else Decimal(usage.cost_usd)
-        return self._row(
-            1,
-            stream_duration_ms=self._elapsed_ms() if self._streaming and self._latency_ms is not None else None,
-            success=outcome.answered_well and end_reason in ("completed", "client_disconnected"),
-            error_status=outcome.error_status,
-            error_message=outcome.error_message(reading),
-            cost_sats=self._cost(reading),
-            response_model=reading.model,
-            response_id=reading.id,
-            finish_reason=reading.finish_reason,
-            service_tier=reading.service_tier,
-            usage_source=usage_source(reading),
-            end_reason=end_reason,
-            ttft_ms=self._ttft_ms,
-            **facts,
-        )
-
-    def _cost(self, reading: Reading) -> Decimal | None:
-        return None if self._provider is None else cost(reading.usage, self._provider)
-
     def _cost_headers(self) -> RawHeaders:
         found = [(b"x-arbstr-latency-ms", str(self._elapsed_ms()).encode())]
-        sats = self._cost(self._reading)
+        sats = self._account.cost_sats
         return found if sats is None else [*found, (b"x-arbstr-cost-sats", f"{sats:f}".encode())]
 
     def _cost_comment(self, reading: Reading) -> bytes:
-        sats = self._cost(reading)
+        sats = self._account.cost_sats
         return b": arbstr cost_sats=" + ("unknown" if sats is None else f"{sats:f}").encode() + b"\n\n"
 
     def _our_headers(self) -> RawHeaders:
-        provider = self._provider.name if self._provider else None
+        provider = self._account.provider.name if self._account.provider else None
         return our_headers(self.correlation_id, provider, streaming=self._streaming)
 
     def _elapsed_ms(self) -> int:
-        return round((self._clock() - self._began) * 1000)
-
-
-_COUNTS = (
-    "input_tokens",
-    "output_tokens",
-    "total_tokens",
-    "cached_tokens",
-    "cache_write_tokens",
-    "reasoning_tokens",
-)
-
-
-def now() -> datetime:
-    """The time of day for a row; durations come from the loop's clock."""
-    return datetime.now(UTC)
+        return round((self._clock() - self._arrived) * 1000)

@@ -2,7 +2,10 @@
 
 import asyncio
 import logging
+import os
+import socket
 from collections.abc import AsyncIterator, MutableMapping
+from datetime import UTC, datetime
 from typing import Any
 from uuid import uuid4
 
@@ -15,8 +18,8 @@ from arbstr_asgi.callers import Caller, Callers, Identify
 from arbstr_asgi.chat import ChatRequest, parse
 from arbstr_asgi.config import Config
 from arbstr_asgi.drains import Drains
-from arbstr_asgi.errors import ArbstrError, LedgerError, RequestError, ServerError
-from arbstr_asgi.exchange import Desk, Exchange, now
+from arbstr_asgi.errors import ArbstrError, ConfigError, LedgerError, RequestError, ServerError
+from arbstr_asgi.exchange import Desk, Exchange
 from arbstr_asgi.ledger import Ledger
 from arbstr_asgi.replies import Send, our_headers, send_error
 from arbstr_asgi.upstream import HttpxUpstream
@@ -59,7 +62,13 @@ class Gateway:
     async def open(self) -> None:
         """Open the ledger. Raises ConfigError or LedgerError, having left nothing open."""
         await self.ledger.open()
-        self._desk = Desk(config=self.config, upstream=self._upstream, drains=self.drains, record=self.ledger.record)
+        self._desk = Desk(
+            config=self.config,
+            upstream=self._upstream,
+            drains=self.drains,
+            record=self.ledger.record,
+            worker_id=f"{socket.gethostname()[:40]}:{os.getpid()}",
+        )
         if not self._callers.guarded:
             logger.warning(
                 "nobody guards the chat completions path: whoever reaches it spends on your provider keys. "
@@ -91,7 +100,7 @@ class Gateway:
         self, scope: Scope, receive: Receive, send: Send, chunks: AsyncIterator[bytes], caller: Caller | None
     ) -> None:
         """Answer one request whose body is `chunks`; a `caller` that is given has been let in already."""
-        arrival, correlation_id = now(), str(uuid4())
+        arrival, arrived, correlation_id = datetime.now(UTC), asyncio.get_running_loop().time(), str(uuid4())
         body = None
         try:
             desk = self._desk or await self._open_lazily()
@@ -100,7 +109,7 @@ class Gateway:
             client_headers = scope["headers"]
             _check_headers(client_headers)
             body = await self._bodies.read(chunks, h.first(client_headers, b"content-length"))
-            exchange = Exchange(desk, request := parse(body), caller, correlation_id, arrival)
+            exchange = Exchange(desk, request := parse(body), caller, correlation_id, arrival, arrived)
         except ClientGone:
             return
         except ArbstrError as error:
@@ -138,7 +147,7 @@ class Gateway:
             if self._desk is None:
                 try:
                     await self.open()
-                except LedgerError as error:
+                except (ConfigError, LedgerError) as error:
                     logger.critical("the ledger can't be opened: %s", error)
                     raise ServerError("The usage ledger is not available.", code="ledger_unavailable") from None
         assert self._desk is not None

@@ -3,7 +3,7 @@
 import msgspec
 
 from arbstr_asgi.entry import EndReason, UsageSource
-from arbstr_asgi.errors import ArbstrError, UpstreamError, UpstreamTimeout
+from arbstr_asgi.errors import ArbstrError, ServerError, UpstreamError, UpstreamTimeout
 from arbstr_asgi.metering import Reading
 
 
@@ -31,7 +31,7 @@ class Outcome(msgspec.Struct):
             return "timeout"
         if isinstance(self.error, UpstreamError):
             return "upstream_error"
-        return "completed"
+        return "incomplete" if isinstance(self.error, ServerError) else "completed"
 
     def end_reason_of(self, reading: Reading) -> EndReason:
         """The same, with what the reply itself said."""

@@ -1,0 +1,95 @@
+"""What is known of one call, and the ledger's entries made of it."""
+
+from datetime import datetime
+from decimal import Decimal
+from typing import Any
+
+import msgspec
+
+from arbstr_asgi.callers import Caller
+from arbstr_asgi.config import Provider
+from arbstr_asgi.entry import Entry
+from arbstr_asgi.metering import Reading
+from arbstr_asgi.outcome import Outcome, usage_source
+from arbstr_asgi.pricing import cost
+
+_COUNTS = (
+    "input_tokens",
+    "output_tokens",
+    "total_tokens",
+    "cached_tokens",
+    "cache_write_tokens",
+    "reasoning_tokens",
+)
+
+
+class Account:
+    """Collects the facts of a call while it goes on. Milliseconds count from its arrival."""
+
+    def __init__(
+        self, correlation_id: str, arrival: datetime, model: str, caller: Caller, worker_id: str, *, streaming: bool
+    ) -> None:
+        self.outcome = Outcome()
+        self.reading = Reading()
+        self.provider: Provider | None = None
+        self.latency_ms: int | None = None
+        self.ttft_ms: int | None = None
+        self._entry = Entry(
+            correlation_id=correlation_id,
+            timestamp=arrival,
+            model=model,
+            streaming=streaming,
+            end_user=caller.end_user,
+            tenant=caller.tenant,
+            tags=caller.tags_json(),
+            worker_id=worker_id,
+        )
+
+    @property
+    def cost_sats(self) -> Decimal | None:
+        """What the call has cost as far as its usage is known."""
+        return None if self.provider is None else cost(self.reading.usage, self.provider)
+
+    def in_flight(self) -> Entry:
+        """The first state of the row: the provider has answered."""
+        return self._row(0)
+
+    def finished(self, elapsed_ms: int) -> Entry:
+        """The last state of the row."""
+        reading, outcome = self.reading, self.outcome
+        end_reason = outcome.end_reason_of(reading)
+        return self._row(
+            1,
+            stream_duration_ms=elapsed_ms if self._entry.streaming and self.latency_ms is not None else None,
+            success=outcome.answered_well and end_reason in ("completed", "client_disconnected"),
+            error_status=outcome.error_status,
+            error_message=outcome.error_message(reading),
+            cost_sats=self.cost_sats,
+            response_model=reading.model,
+            response_id=reading.id,
+            finish_reason=reading.finish_reason,
+            service_tier=reading.service_tier,
+            usage_source=usage_source(reading),
+            end_reason=end_reason,
+            ttft_ms=self.ttft_ms,
+            **self._counts(),
+        )
+
+    def _counts(self) -> dict[str, Any]:
+        usage = self.reading.usage
+        if usage is None:
+            return {}
+        facts = {name: getattr(usage, name) for name in _COUNTS}
+        facts["usage_json"] = usage.raw_json
+        facts["provider_cost_usd"] = None if usage.cost_usd is None else Decimal(usage.cost_usd)
+        return facts
+
+    def _row(self, revision: int, **facts: Any) -> Entry:
+        return msgspec.structs.replace(
+            self._entry,
+            revision=revision,
+            provider=self.provider.name if self.provider else None,
+            latency_ms=self.latency_ms,
+            attempts=1 if self.provider else 0,
+            **facts,
+        )
