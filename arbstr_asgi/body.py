@@ -45,9 +45,9 @@ class BodyReader:
             raise
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
-    def release(self, body: bytes) -> None:
-        """Says that `body` is not held any more."""
-        self.in_flight -= len(body)
+    def release(self, size: int) -> None:
+        """Says that a body of `size` bytes is not held any more."""
+        self.in_flight -= size
 
     def _check(self, size: int) -> None:
         if size > self._limits.max_body_bytes:

@@ -49,6 +49,7 @@ class Exchange:
     ) -> None:
         """`arrival` is the time of day when the request came, `arrived` the same on the loop's clock."""
         self._desk = desk
+        self._request: ChatRequest | None = request
         self._caller = caller
         self._streaming = request.stream
         self._meter: Meter | None = None
@@ -64,14 +65,12 @@ class Exchange:
         self.correlation_id = correlation_id
         self.interrupt = Interrupt()
 
-    async def run(
-        self, request: ChatRequest, client_headers: h.Headers, receive: Receive, send: Send, sent: Callable[[], None]
-    ) -> None:
+    async def run(self, client_headers: h.Headers, receive: Receive, send: Send, sent: Callable[[], None]) -> None:
         """Answer the client. `sent` is called once the provider has the request and its body may go."""
         try:
             with self.interrupt, watching(receive, self._client_left):
                 try:
-                    await self._relay(request, client_headers, send, sent)
+                    await self._relay(client_headers, send, sent)
                 except ArbstrError as error:
                     self._outcome.error = error
             await self._settle(send)
@@ -86,10 +85,9 @@ class Exchange:
                 self._desk.drains.end(self._caller.end_user)
             self._desk.record(self._account.finished(self._elapsed_ms()))
 
-    async def _relay(
-        self, request: ChatRequest, client_headers: h.Headers, send: Send, sent: Callable[[], None]
-    ) -> None:
-        config = self._desk.config
+    async def _relay(self, client_headers: h.Headers, send: Send, sent: Callable[[], None]) -> None:
+        config, request = self._desk.config, self._request
+        assert request is not None
         provider = self._account.provider = candidates(config.providers, request.model)[0]
         body = request.body
         if provider.inject:
@@ -98,7 +96,8 @@ class Exchange:
         self.interrupt.deadline(provider.first_byte_timeout)
         async with self._desk.upstream.open(provider, body, outgoing) as reply:
             injected = body is not request.body
-            del request, body
+            self._request = request = None  # a long stream need not hold the body that began it
+            del body
             sent()
             self._answered(reply, provider, injected=injected)
             self.interrupt.deadline(provider.idle_timeout)

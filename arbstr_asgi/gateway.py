@@ -15,7 +15,7 @@ import httpx
 from arbstr_asgi import headers as h
 from arbstr_asgi.body import BodyReader, ClientGone, Receive, body_chunks
 from arbstr_asgi.callers import Caller, Callers, Identify
-from arbstr_asgi.chat import ChatRequest, parse
+from arbstr_asgi.chat import parse
 from arbstr_asgi.config import Config
 from arbstr_asgi.drains import Drains
 from arbstr_asgi.errors import ArbstrError, ConfigError, LedgerError, RequestError, ServerError
@@ -109,31 +109,30 @@ class Gateway:
             client_headers = scope["headers"]
             _check_headers(client_headers)
             body = await self._bodies.read(chunks, h.first(client_headers, b"content-length"))
-            exchange = Exchange(desk, request := parse(body), caller, correlation_id, arrival, arrived)
+            exchange = Exchange(desk, parse(body), caller, correlation_id, arrival, arrived)
         except ClientGone:
             return
         except ArbstrError as error:
             if body is not None:
-                self._bodies.release(body)
+                self._bodies.release(len(body))
             await send_error(send, error, our_headers(correlation_id))
             return
+        size = len(body)
         del body
-        await self._run(exchange, request, client_headers, receive, send)
+        await self._run(exchange, size, client_headers, receive, send)
 
     async def _run(
-        self, exchange: Exchange, request: ChatRequest, client_headers: h.Headers, receive: Receive, send: Send
+        self, exchange: Exchange, size: int, client_headers: h.Headers, receive: Receive, send: Send
     ) -> None:
-        size = len(request.body)
-        held = [request]
-        del request
+        held = [size]
 
         def sent() -> None:
-            self._bodies.in_flight -= size if held else 0
-            held.clear()
+            if held:
+                self._bodies.release(held.pop())
 
         ended = self._running[exchange] = asyncio.get_running_loop().create_future()
         try:
-            await exchange.run(held[0], client_headers, receive, send, sent)
+            await exchange.run(client_headers, receive, send, sent)
         finally:
             sent()
             del self._running[exchange]
