@@ -54,12 +54,12 @@ def dumped(draw: st.DrawFn, value: Any) -> str:
 def bodies(draw: st.DrawFn) -> bytes:
     """A request body: any order, spacing, duplicates, escapes, decoys."""
     members: list[tuple[str, str]] = [("model", draw(dumped(draw(st.sampled_from(["gpt-4o", "é", "m"])))))]
-    for _ in range(draw(st.integers(0, 2))):
-        members.append(("stream", draw(st.sampled_from(["true", "true", "true", "false", "null"]))))
-    for _ in range(draw(st.integers(0, 3))):
-        members.append(("stream_options", draw(dumped(draw(OPTIONS)))))
-    for _ in range(draw(st.integers(0, 3))):
-        members.append((draw(st.sampled_from(["messages", "x", "meta", "tools"])), draw(dumped(draw(VALUES)))))
+    streams = draw(st.lists(st.sampled_from(["true", "true", "true", "false", "null"]), max_size=2))
+    options = draw(st.lists(OPTIONS, max_size=3))
+    others = draw(st.lists(st.tuples(st.sampled_from(["messages", "x", "meta", "tools"]), VALUES), max_size=3))
+    members.extend(("stream", value) for value in streams)
+    members.extend(("stream_options", draw(dumped(value))) for value in options)
+    members.extend((key, draw(dumped(value))) for key, value in others)
     parts = []
     for key, value in draw(st.permutations(members)):
         spelled = escaped(key, draw(st.integers(0, len(key) - 1))) if draw(st.integers(0, 7)) == 0 else key

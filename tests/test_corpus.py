@@ -3,6 +3,7 @@
 import json
 import random
 from collections.abc import Iterator, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,7 @@ def read(body: bytes, meta: dict[str, Any], cuts: Sequence[int], *, strip: bool)
         strip=strip and well,
     )
     edges = [0, *cuts, len(body)]
-    pieces = [meter.feed(body[start:end]) for start, end in zip(edges, edges[1:], strict=False)]
+    pieces = [meter.feed(body[start:end]) for start, end in pairwise(edges)]
     return b"".join([*pieces, meter.finish()]), meter.reading
 
 

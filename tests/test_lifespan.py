@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -119,10 +120,8 @@ async def run(host: Callable[..., Awaitable[None]], *, fail: bool = False, cance
     if cancel:
         await asyncio.sleep(0.01)
         task.cancel()
-    try:
+    with suppress(RuntimeError, asyncio.CancelledError):
         await asyncio.wait_for(task, 2)
-    except (RuntimeError, asyncio.CancelledError):
-        pass
     return log
 
 

@@ -1,6 +1,7 @@
 """Whole streams, made together with what the client should get of them, cut anywhere."""
 
 import json
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 from hypothesis import given, settings
@@ -154,7 +155,7 @@ def run(stream: bytes, cuts: list[int], *, strip: bool) -> tuple[bytes, Meter]:
     """What the client gets of a stream that arrives in pieces."""
     meter = open_meter(content_type="text/event-stream", content_encoding=None, streaming=True, strip=strip)
     edges = [0, *sorted(cut % (len(stream) + 1) for cut in cuts), len(stream)]
-    out = [meter.feed(stream[start:end]) for start, end in zip(edges, edges[1:], strict=False)]
+    out = [meter.feed(stream[start:end]) for start, end in pairwise(edges)]
     return b"".join([*out, meter.finish()]), meter
 
 
@@ -208,7 +209,7 @@ def test_abandoned(stream: Piece, cuts: list[int], at: int, strip: bool) -> None
     sent = stream.sent[: at % (len(stream.sent) + 1)]
     meter = open_meter(content_type="text/event-stream", content_encoding=None, streaming=True, strip=strip)
     edges = [0, *sorted(cut % (len(sent) + 1) for cut in cuts), len(sent)]
-    out = b"".join(meter.feed(sent[start:end]) for start, end in zip(edges, edges[1:], strict=False))
+    out = b"".join(meter.feed(sent[start:end]) for start, end in pairwise(edges))
     assert (stream.got if strip else sent).startswith(out)
     if meter.abandon():
         tail = out.removeprefix(BOM).replace(b"\r\n", b"\n").replace(b"\r", b"\n")

@@ -26,6 +26,7 @@ class _LeanChunk(msgspec.Struct, gc=False):
     service_tier: str | None = None
 
 
+_BETWEEN = (b"\n", b"\r", b":")  # what blank lines and comments begin with
 _lean = msgspec.json.Decoder(_LeanChunk)
 
 
@@ -55,18 +56,18 @@ class EventMeter:
         """What the client gets for `chunk`."""
         if self._failed:
             return chunk
-        if self._lean and not self._tail:
-            lean = self._lean_event(chunk)
-            if lean is not None:
-                return lean
-        self._tail += chunk
-        self._has_cr = self._has_cr or b"\r" in chunk
         try:
+            if self._lean and not self._tail:
+                lean = self._lean_event(chunk)
+                if lean is not None:
+                    return lean
+            self._tail += chunk
+            self._has_cr = self._has_cr or b"\r" in chunk
             out = self._take()
         except Exception as error:  # noqa: BLE001 - whatever is wrong with us, the stream goes on
             report_failure(error)
             self._failed = True
-            out = bytes(self._tail[self._passed :])
+            out = bytes(self._tail[self._passed :]) or chunk
             self._tail.clear()
         return out if self._edits else chunk
 
@@ -145,14 +146,15 @@ class EventMeter:
 
     def _pass_between(self, at: int) -> int:
         """How far blank lines and comments in front of an event go: they are nobody's, and pass at once."""
-        if self._oversized or self._passed > at:
+        tail = self._tail
+        if self._oversized or self._passed > at or tail[at : at + 1] not in _BETWEEN:
             return at
         while True:
-            blank = BLANK_LINES.match(self._tail, at)
+            blank = BLANK_LINES.match(tail, at)
             assert blank is not None
             if blank.end() > at:
                 self._commented = False
-            comments = COMMENTS.match(self._tail, blank.end())
+            comments = COMMENTS.match(tail, blank.end())
             if comments is None:
                 return blank.end()
             self._commented = True
