@@ -31,10 +31,10 @@ class Caller(msgspec.Struct, frozen=True):
         if not self.tags:
             return None
         try:
-            text = json.dumps(self.tags, ensure_ascii=False, allow_nan=False)
+            text = json.dumps(dict(self.tags), ensure_ascii=False, allow_nan=False)
             if len(text.encode("utf-8", "replace")) <= MAX_TAGS_BYTES:
                 return text
-        except (TypeError, ValueError, RecursionError):
+        except Exception:  # noqa: BLE001, S110 - the host's own mapping may raise anything
             pass
         logger.warning("a caller's tags were not recorded: they must be JSON of at most %d bytes", MAX_TAGS_BYTES)
         return None

@@ -32,6 +32,9 @@ class ChatRequest(msgspec.Struct, frozen=True, kw_only=True):
     stream_options: bytes | None = None
     """The JSON of `stream_options`, None when the client sent none."""
 
+    def __repr__(self) -> str:
+        return f"<ChatRequest of {len(self.body)} bytes>"  # error trackers show the locals of a traceback
+
 
 class _Wire(msgspec.Struct, gc=False):
     model: str

@@ -7,28 +7,19 @@ same things and raise `ConfigError` with the path of what is wrong.
 import os
 import re
 import tomllib
-from collections.abc import Iterable, Mapping
-from decimal import Decimal, InvalidOperation
+from collections.abc import Iterable, Mapping, Sequence
+from decimal import Decimal
 from pathlib import Path
 from typing import Any, Literal, Self
-from urllib.parse import urlsplit
 
 import msgspec
 
+from arbstr_asgi.checks import HEADER, header_names, http_url, printable, rate, strings
 from arbstr_asgi.errors import ConfigError
 
 RATES = ("input_rate", "output_rate", "base_fee", "cached_input_rate", "reasoning_rate")
-# What says who the host or its users are, or frames the message; never forwarded in either direction.
-UNFORWARDABLE = frozenset(
-    (
-        *("authorization", "connection", "content-encoding", "content-length", "cookie", "host", "idempotency-key"),
-        *("keep-alive", "location", "proxy-authenticate", "proxy-authorization", "refresh", "set-cookie", "te"),
-        *("trailer", "transfer-encoding", "upgrade"),
-    )
-)
 _SECRET = frozenset({"api_key", "auth_token", "token", "headers", "query", "url"})
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9 _.-]{0,63}")
-_HEADER = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+")
 _VARIABLE = re.compile(r"\$\{([^}]*)\}")
 
 
@@ -62,12 +53,12 @@ class Provider(_Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
     name: str
     url: str
     api_key: str | None = None
-    models: tuple[str, ...] = ()
-    input_rate: Decimal | None = None
-    output_rate: Decimal | None = None
-    base_fee: Decimal = Decimal(0)
-    cached_input_rate: Decimal | None = None
-    reasoning_rate: Decimal | None = None
+    models: Sequence[str] = ()
+    input_rate: Decimal | int | None = None
+    output_rate: Decimal | int | None = None
+    base_fee: Decimal | int = 0
+    cached_input_rate: Decimal | int | None = None
+    reasoning_rate: Decimal | int | None = None
     inject: bool = True
     disconnect: Literal["drain", "cancel"] = "drain"
     connect_timeout: float = 10.0
@@ -75,23 +66,23 @@ class Provider(_Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
     idle_timeout: float = 300.0
     headers: dict[str, str] = {}
     query: dict[str, str] = {}
-    forward_headers: tuple[str, ...] = ()
-    return_headers: tuple[str, ...] = ()
+    forward_headers: Sequence[str] = ()
+    return_headers: Sequence[str] = ()
     forward_authorization: bool = False
 
     def __post_init__(self) -> None:
         if not _NAME.fullmatch(self.name):
             raise ConfigError("name: use letters, digits, space, '_', '.' and '-', at most 64")
-        self._set("url", _http_url(self.url))
-        self._set("models", _strings("models", self.models))
+        self._set("url", http_url(self.url))
+        self._set("models", strings("models", self.models))
         for name in RATES:
-            self._set(name, _rate(name, getattr(self, name)))
+            self._set(name, rate(name, getattr(self, name)))
         for name in ("forward_headers", "return_headers"):
-            self._set(name, _header_names(name, getattr(self, name)))
+            self._set(name, header_names(name, getattr(self, name)))
         for name, value in self.headers.items():
-            if not _HEADER.fullmatch(name) or not _printable(value):
-                raise ConfigError(f"headers.{name if _printable(name) else '?'}: not a valid HTTP header")
-        if self.api_key is not None and not (self.api_key and _printable(self.api_key)):
+            if not HEADER.fullmatch(name) or not printable(value):
+                raise ConfigError(f"headers.{name if printable(name) else '?'}: not a valid HTTP header")
+        if self.api_key is not None and not (self.api_key and printable(self.api_key)):
             raise ConfigError("api_key: must be a non-empty string of printable ASCII characters")
         self._require_positive("connect_timeout", "first_byte_timeout", "idle_timeout")
 
@@ -121,7 +112,7 @@ class Server(_Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
     listen: str = "127.0.0.1:8080"
     auth_token: str | None = None
-    tokens: tuple[Token, ...] = ()
+    tokens: Sequence[Token] = ()
     public: bool = False
     workers: int = 1
     grace: float = 25.0
@@ -181,7 +172,7 @@ class Config(_Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
     `cost_comment=True` puts an SSE comment with the cost before `[DONE]`.
     """
 
-    providers: tuple[Provider, ...]
+    providers: Sequence[Provider]
     server: Server = Server()
     database: DatabaseConfig = DatabaseConfig()
     limits: Limits = Limits()
@@ -266,50 +257,3 @@ def _with_path(message: str) -> str:
     if separator and re.fullmatch(r"[a-z_]+(\[\d+\])?(\.[a-z_?]+)*", inner):
         return f"{path}.{inner}: {rest}".lstrip(".")
     return f"{path}: {what}"
-
-
-def _http_url(url: str) -> str:
-    try:
-        parts = urlsplit(url)
-        valid = parts.scheme in ("http", "https") and parts.hostname and (parts.port is None or parts.port > 0)
-    except ValueError:
-        valid = False
-    if not valid or not _printable(url) or " " in url:
-        raise ConfigError("url: must be http:// or https:// with a host, such as https://api.openai.com/v1")
-    if parts.username or parts.password:
-        raise ConfigError("url: must not hold credentials; use api_key or headers")
-    if parts.query or parts.fragment:
-        raise ConfigError("url: must not have a query or fragment; use query")
-    return url.rstrip("/")
-
-
-def _rate(name: str, value: Any) -> Decimal | None:
-    if value is None and name != "base_fee":
-        return None
-    try:
-        rate = Decimal(str(value))
-    except InvalidOperation:
-        raise ConfigError(f"{name}: must be a number") from None
-    if isinstance(value, bool) or not rate.is_finite() or rate < 0:
-        raise ConfigError(f"{name}: must be a number that is not negative")
-    return rate
-
-
-def _strings(name: str, values: Iterable[str]) -> tuple[str, ...]:
-    if isinstance(values, str):
-        raise ConfigError(f"{name}: must be a list of strings")
-    return tuple(values)
-
-
-def _header_names(name: str, values: Iterable[str]) -> tuple[str, ...]:
-    names = tuple(value.lower() for value in _strings(name, values))
-    for header in names:
-        if not _HEADER.fullmatch(header):
-            raise ConfigError(f"{name}: {header!r} is not a header name")
-        if header in UNFORWARDABLE:
-            raise ConfigError(f"{name}: {header} never passes between your clients and a provider")
-    return names
-
-
-def _printable(value: str) -> bool:
-    return value.isascii() and value.isprintable()

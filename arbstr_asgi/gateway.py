@@ -1,6 +1,7 @@
 """The main path: who calls, what they ask, and the exchange that answers; and the life of what all calls share."""
 
 import asyncio
+import contextvars
 import logging
 import os
 import socket
@@ -58,6 +59,7 @@ class Gateway:
         self._desk: Desk | None = None
         self._running: dict[Exchange, asyncio.Future[None]] = {}
         self._opening: asyncio.Lock | None = None
+        self._last_rites: asyncio.Task[None] | None = None
 
     async def open(self) -> None:
         """Open the ledger. Raises ConfigError or LedgerError, having left nothing open."""
@@ -85,6 +87,9 @@ class Gateway:
             await asyncio.wait(self._running.values(), timeout=STOP_SECONDS)
         await self.ledger.close()
         await self._upstream.close()
+        if self._last_rites is not None:
+            self._last_rites.cancel()
+            self._last_rites = None
 
     def end_drains(self) -> None:
         """End the reading-on for clients that have left."""
@@ -149,8 +154,16 @@ class Gateway:
                 except (ConfigError, LedgerError) as error:
                     logger.critical("the ledger can't be opened: %s", error)
                     raise ServerError("The usage ledger is not available.", code="ledger_unavailable") from None
+                self._last_rites = asyncio.create_task(self._close_with_loop(), context=contextvars.Context())
         assert self._desk is not None
         return self._desk
+
+    async def _close_with_loop(self) -> None:
+        """Nobody tells us of the end, but a loop that closes cancels what runs; the ledger's writer does it alike."""
+        try:
+            await asyncio.get_running_loop().create_future()
+        finally:
+            await self._upstream.close()
 
 
 def _check_headers(client_headers: h.Headers) -> None:

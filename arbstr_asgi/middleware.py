@@ -40,6 +40,7 @@ class ArbstrMiddleware:
     ) -> None:
         self.app = app
         self._path = path
+        self._handed_over = database is not None
         self._gateway = Gateway(
             config,
             identify=identify,
@@ -58,7 +59,8 @@ class ArbstrMiddleware:
     async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
         """The ASGI application."""
         if scope["type"] == "lifespan":
-            await Lifespan(self.app, self._gateway.open, self._gateway.close)(scope, receive, send)
+            gateway, inside = self._gateway, self._handed_over
+            await Lifespan(self.app, gateway.open, gateway.close, inside=inside)(scope, receive, send)
         elif scope["type"] == "http" and scope["method"] == "POST" and _route(scope) == self._path:
             await self._gateway(scope, receive, send)
         else:

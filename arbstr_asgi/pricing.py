@@ -25,7 +25,7 @@ def cost(usage: Usage | None, rates: Provider) -> Decimal | None:
     return total / PER + rates.base_fee
 
 
-def _share(tokens: int, rate: Decimal, special: int, special_rate: Decimal | None) -> Decimal:
+def _share(tokens: int, rate: Decimal | int, special: int, special_rate: Decimal | int | None) -> Decimal | int:
     if special_rate is None:
         return tokens * rate
     special = min(special, tokens)

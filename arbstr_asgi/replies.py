@@ -24,7 +24,8 @@ async def send_error(send: Send, error: ArbstrError, headers: RawHeaders) -> Non
     """Answer with `error` in OpenAI's shape."""
     body = error.to_json()
     length = (b"content-length", str(len(body)).encode())
-    theirs = [(name.lower().encode("latin-1"), value.encode("latin-1")) for name, value in error.headers.items()]
+    # What no header can hold must not cost the client its answer.
+    theirs = [(n.lower().encode("latin-1"), v.encode("latin-1", "replace")) for n, v in error.headers.items()]
     start = [(b"content-type", b"application/json"), length, *headers, *theirs]
     await send({"type": "http.response.start", "status": error.status_code, "headers": start})
     await send({"type": "http.response.body", "body": body})

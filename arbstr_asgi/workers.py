@@ -1,16 +1,26 @@
 """What a worker process does for itself."""
 
+import asyncio
 import multiprocessing
 import signal
 import sys
+from collections.abc import Callable
+from contextlib import suppress
 
 
-def outlive_idle_workers() -> None:
-    """Keep a busy hypercorn worker alive until it has finished.
+def outlive_idle_workers(stopping: Callable[[], None]) -> None:
+    """Keep a busy hypercorn worker alive until it has finished; `stopping` is called when it hears of the end.
 
     With several workers hypercorn's master sends SIGTERM to the rest as soon as the first has ended, and they have no
-    handler for it. They learn of the shutdown through an event, so the signal can be ignored; the master waits.
+    handler for it. They learn of the shutdown through an event, so the signal need not end them; the master waits.
     """
     worker = multiprocessing.parent_process() is not None and "hypercorn" in sys.modules
-    if worker and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    if not worker or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
+        return
+    loop = asyncio.get_running_loop()
+
+    def terminated(number: int, frame: object) -> None:
+        with suppress(RuntimeError):  # the loop has closed already
+            loop.call_soon_threadsafe(stopping)
+
+    signal.signal(signal.SIGTERM, terminated)  # unlike the loop's own handlers it stays when the loop closes

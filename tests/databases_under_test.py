@@ -77,6 +77,13 @@ def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str
         yield url
 
 
+@pytest.fixture(params=DIALECTS[1:])
+def server_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+    """An empty database on each of the two that are servers."""
+    with fresh_database(request.param, tmp_path) as url:
+        yield url
+
+
 def dialect_of(url: str) -> str:
     """`sqlite`, `postgresql` or `mysql`."""
     return urlsplit(url).scheme.partition("+")[0]

@@ -20,7 +20,7 @@ from arbstr_asgi.entry import Entry
 from arbstr_asgi.errors import ConfigError, LedgerError
 from arbstr_asgi.ledger import Ledger
 
-ALL = {
+ALL: dict[str, Any] = {
     "provider": "alpha",
     "policy": "cheapest",
     "input_tokens": 11,
@@ -123,7 +123,7 @@ def test_rows_are_written_without_being_asked(database_url: str) -> None:
         ledger.record(an_entry("soon"))
         assert ledger.queued == 1
         deadline = time.monotonic() + 5
-        while ledger.queued and time.monotonic() < deadline:
+        while ledger.queued and time.monotonic() < deadline:  # noqa: ASYNC110 - a test may look
             await asyncio.sleep(0.01)
         assert len(await ledger.rows(correlation_id="soon")) == 1
 
@@ -403,7 +403,7 @@ def test_record_works_from_another_thread(database_url: str) -> None:
 
 
 def test_nothing_is_kept_before_open_and_after_close(database_url: str, caplog: pytest.LogCaptureFixture) -> None:
-    """Then an entry is counted as lost and logged once a minute; everything else is a LedgerError; close twice is fine."""
+    """Then an entry is lost, counted and logged once a minute; all else is a LedgerError; closing twice is fine."""
     ledger = Ledger(database_url)
     ledger.record(an_entry())
     assert ledger.lost == 1

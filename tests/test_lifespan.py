@@ -89,7 +89,9 @@ CASES: list[tuple[Callable[..., Awaitable[None]], Log]] = [
 ]
 
 
-async def run(host: Callable[..., Awaitable[None]], *, fail: bool = False, cancel: bool = False) -> Log:
+async def run(
+    host: Callable[..., Awaitable[None]], *, fail: bool = False, cancel: bool = False, inside: bool = False
+) -> Log:
     """The log of one run of the protocol."""
     log: Log = []
     messages = asyncio.Queue[dict[str, str]]()
@@ -116,7 +118,7 @@ async def run(host: Callable[..., Awaitable[None]], *, fail: bool = False, cance
     async def app(scope: Any, receive: Any, send: Any) -> None:
         await host(log, receive, send)
 
-    task = asyncio.create_task(Lifespan(app, start, stop)({"type": "lifespan"}, receive, send))  # type: ignore[arg-type]
+    task = asyncio.create_task(Lifespan(app, start, stop, inside=inside)({"type": "lifespan"}, receive, send))  # type: ignore[arg-type]
     if cancel:
         await asyncio.sleep(0.01)
         task.cancel()
@@ -129,6 +131,38 @@ async def run(host: Callable[..., Awaitable[None]], *, fail: bool = False, cance
 def test_order(host: Callable[..., Awaitable[None]], expected: Log) -> None:
     """We are open before the host hears of the startup, and closed before the server hears that it has stopped."""
     assert asyncio.run(run(host)) == expected
+
+
+INSIDE: list[tuple[Callable[..., Awaitable[None]], Log]] = [
+    (
+        speaking,
+        [
+            *("server startup", "host startup", "open", "> startup.complete"),
+            *("server shutdown", "close", "host shutdown", "> shutdown.complete"),
+        ],
+    ),
+    (failing_startup, ["server startup", "host startup", "> startup.failed"]),
+    *(
+        (host, ["server startup", "open", "> startup.complete", "server shutdown", "close", "> shutdown.complete"])
+        for host in (raising, returning, leaving)
+    ),
+    (raising_at_shutdown, ["server startup", "open", "> startup.complete", "server shutdown", "close"]),
+]
+
+
+@pytest.mark.parametrize(("host", "expected"), INSIDE, ids=[host.__name__ for host, _ in INSIDE])
+def test_order_inside(host: Callable[..., Awaitable[None]], expected: Log) -> None:
+    """What uses the host's own resources is open only while the host has them."""
+    assert asyncio.run(run(host, inside=True)) == expected
+
+
+def test_failing_start_inside() -> None:
+    """When we can't open with what the host has opened, the host closes it and then the start fails."""
+    log = asyncio.run(run(speaking, fail=True, inside=True))
+    assert log == ["server startup", "host startup", "open", "host shutdown", "> startup.failed"]
+    for host in (raising, returning):
+        assert asyncio.run(run(host, fail=True, inside=True)) == ["server startup", "open", "> startup.failed"]
+    assert asyncio.run(run(leaving, fail=True, inside=True))[-1] == "> startup.failed"
 
 
 def test_failing_start() -> None:

@@ -11,7 +11,7 @@ from pymysql import err
 from arbstr_asgi.ledger.driver import CONVERSION_ERRORS, Driver, encoded
 from arbstr_asgi.ledger.values import Row
 
-# NULL, no default, out of range, cut, not a date, not this charset, too long, a trigger's SIGNAL, CHECK (MySQL, MariaDB)
+# NULL, no default, out of range, cut, not a date, not this charset, too long, a trigger's SIGNAL, CHECK, CHECK
 _ROW_CODES = {1048, 1364, 1264, 1265, 1292, 1366, 1406, 1644, 3819, 4025}
 
 

@@ -49,8 +49,9 @@ async def ensure(sessions: Sessions, prefix: str, *, migrate: bool) -> str:
 
 async def look(driver: Driver, raw: Any, sql: Statements) -> Found:
     """Raises LedgerError when a table of our name isn't ours, or ours has gone."""
-    has_version_table = await driver.has_table(raw, sql.version_table)
+    # The table before its version: another process may be migrating, and both appear at once, the version never later.
     table = await driver.has_table(raw, sql.table)
+    has_version_table = await driver.has_table(raw, sql.version_table)
     versions = await driver.fetch(raw, sql.version) if has_version_table else []
     version = str(versions[0][0]) if versions else None
     if table and version is None and not (has_version_table and await _left_unfinished(driver, raw, sql.table)):
@@ -58,6 +59,7 @@ async def look(driver: Driver, raw: Any, sql: Statements) -> Found:
             f"there is a table {sql.table} that is not the ledger's (no version in {sql.version_table}); "
             "it was not touched. Set table_prefix, or rename it"
         )
+    table = table or (version is not None and await driver.has_table(raw, sql.table))
     if version is not None and not table:
         raise LedgerError(f"{sql.version_table} says {version}, but the table {sql.table} is missing")
     return Found(version, table)

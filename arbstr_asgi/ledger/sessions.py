@@ -4,7 +4,7 @@ import asyncio
 import contextvars
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 from databases import Database
 
@@ -26,6 +26,7 @@ class Sessions:
         self.driver = driver
         self._own = own
         self._tasks: set[asyncio.Task[Any]] = set()
+        self._opening: set[asyncio.Task[Any]] = set()
 
     async def run(self, work: Work[T], *, timeout: float | None = None) -> T:
         """Acquire, work, release, in `timeout` seconds (SQLite: no limit, a call there can't be given up).
@@ -39,13 +40,14 @@ class Sessions:
         try:
             return await asyncio.shield(task)
         except asyncio.CancelledError:
-            caller = asyncio.current_task()
-            if caller is not None and not caller.cancelling():  # `end` cancelled the work, nobody the caller
+            if not _this_task().cancelling():  # `end` cancelled the work, nobody the caller
                 raise ConnectionAbortedError("the ledger is closing") from None
             raise
 
     async def end(self, grace: float) -> None:
         """Cancel what still runs and wait for it, at most `grace` seconds."""
+        if self._opening:  # cancelled while it opens a file, aiosqlite leaves its thread behind
+            await asyncio.wait(set(self._opening), timeout=grace / 2)
         tasks = set(self._tasks)
         for task in tasks:
             task.cancel()
@@ -55,18 +57,32 @@ class Sessions:
     async def _session(self, work: Work[T], timeout: float | None) -> T:
         if self.driver.batch_timeout is None:
             timeout = None
-        async with asyncio.timeout(timeout), self.database.connection() as connection:
-            raw = connection.raw_connection
-            shared = self.driver.in_transaction(raw)  # force_rollback: everyone's connection, not ours to close
-            try:
-                await self.driver.prepare(raw, own=self._own)
-                return await work(raw)
-            except BaseException:
-                if not shared:
-                    self.driver.abandon(raw)
-                raise
+            self._opening.add(_this_task())
+        try:
+            async with asyncio.timeout(timeout), self.database.connection() as connection:
+                self._opening.discard(_this_task())
+                return await self._work(work, connection.raw_connection)
+        except BaseException:
+            if _this_task() in self._opening:  # aiosqlite's thread still has a word for the loop, which may close now
+                await asyncio.sleep(0.02)
+            raise
+
+    async def _work(self, work: Work[T], raw: Any) -> T:
+        shared = self.driver.in_transaction(raw)  # force_rollback: everyone's connection, not ours to close
+        try:
+            await self.driver.prepare(raw, own=self._own)
+            return await work(raw)
+        except BaseException:
+            if not shared:
+                self.driver.abandon(raw)
+            raise
 
     def _forget(self, task: "asyncio.Task[Any]") -> None:
         self._tasks.discard(task)
+        self._opening.discard(task)
         with suppress(asyncio.CancelledError):
             task.exception()  # its caller may have gone: nothing to complain about at exit
+
+
+def _this_task() -> "asyncio.Task[Any]":
+    return cast("asyncio.Task[Any]", asyncio.current_task())

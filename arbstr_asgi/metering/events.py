@@ -4,7 +4,7 @@ import msgspec
 
 from arbstr_asgi.metering.meter import BeforeDone, report_failure
 from arbstr_asgi.metering.reading import Chunk, Reading, decode
-from arbstr_asgi.metering.sse import BLANK_LINES, BLOCK_END, COMMENTS, parse_block, without_data
+from arbstr_asgi.metering.sse import BLANK_LINES, BLOCK_END, BOM, COMMENTS, LINE_END, parse_block, without_data
 from arbstr_asgi.metering.stripping import without_null_usage
 
 MAX_EVENT_BYTES = 1024 * 1024  # held or read; a larger event passes untouched
@@ -46,7 +46,7 @@ class EventMeter:
         self._searched = 0
         self._lean = False
         self._has_cr = False
-        self._began = False
+        self._beginning = True
         self._commented = False  # comments of the block at hand are out
         self._oversized = False  # the block at hand is too large to be read
         self._drop_lf = False  # the event that went ended with a CR, whose LF may follow
@@ -57,7 +57,7 @@ class EventMeter:
         if self._failed:
             return chunk
         try:
-            if self._lean and not self._tail:
+            if self._lean and not (self._tail or self._commented or self._drop_lf):
                 lean = self._lean_event(chunk)
                 if lean is not None:
                     return lean
@@ -117,6 +117,12 @@ class EventMeter:
         """Work through all blocks that are complete."""
         tail, at = self._tail, 0
         out: list[bytes | bytearray] = []
+        if self._beginning:  # a BOM there is no part of the first event
+            if len(tail) < len(BOM) and BOM.startswith(tail):
+                return b""
+            self._beginning = False
+            at = len(BOM) if tail.startswith(BOM) else 0
+            out.append(tail[:at])
         if self._drop_lf and tail:
             self._drop_lf = False
             at = int(tail.startswith(b"\n"))
@@ -154,9 +160,13 @@ class EventMeter:
             assert blank is not None
             if blank.end() > at:
                 self._commented = False
-            comments = COMMENTS.match(tail, blank.end())
+            # A comment line that is still to end is not read again from its start with each chunk.
+            at = blank.end()
+            if LINE_END.search(tail, max(at, self._searched)) is None:
+                return at
+            comments = COMMENTS.match(tail, at)
             if comments is None:
-                return blank.end()
+                return at
             self._commented = True
             at = comments.end()
 
@@ -168,6 +178,7 @@ class EventMeter:
         self._passed = len(tail)
         self._searched = 0
         self._oversized = True
+        self._started()
         return out
 
     def _block(self, block: bytes, passed: int) -> bytes:
@@ -175,6 +186,7 @@ class EventMeter:
         commented, self._commented = self._commented, False
         if self._oversized or len(block) > MAX_EVENT_BYTES:
             self._oversized = False
+            self._started()
             return block[passed:]
         out = self._lean_event(block) if self._lean and not commented else None
         if out is not None:
@@ -185,6 +197,10 @@ class EventMeter:
             self._drop_lf = block.endswith(b"\r") and not out.endswith(b"\r")
         return out
 
+    def _started(self) -> None:
+        """What is too large to be read is an image or the like: content."""
+        self.reading.started = self.reading.started or not self.reading.done
+
     def _last(self) -> bytes:
         tail = bytes(self._tail)
         if self._oversized or self._passed:
@@ -194,8 +210,7 @@ class EventMeter:
 
     def _event(self, block: bytes) -> bytes | None:
         """Read one event; give back its bytes without what we caused, or None if that is all of it."""
-        found = parse_block(block, first=not self._began)
-        self._began = True
+        found = parse_block(block)
         if found.bare_error is not None and not self.reading.done:
             self.reading.error = "error"
         if found.data is None:
@@ -208,11 +223,13 @@ class EventMeter:
             if chunk is not None:
                 self.reading.learn(chunk, found.event)
                 self._lean = self.reading.started and self.reading.model is not None and self.reading.id is not None
+            elif found.event == b"error":
+                self.reading.error = self.reading.error or "error"
         if chunk is None or not self._strip:
             return block
         if is_usage_only(chunk):
             return None
-        if found.start < 0 or chunk.usage is msgspec.UNSET or b"null" not in found.data:
+        if found.start < 0 or not may_have_null_usage(chunk, found.data):
             return block
         return block[: found.start] + without_null_usage(found.data) + block[found.end :]
 
@@ -221,10 +238,18 @@ class EventMeter:
         if first:
             self.reading.events += 1
             self.reading.done = True
+            self.reading.end()
             self._lean = False
         if first and self._before_done is not None:
             return self._before_done(self.reading) + block
         return block
+
+
+def may_have_null_usage(chunk: Chunk, payload: bytes) -> bool:
+    """Whether to look for null members: not in each chunk of a cumulative stream, where `usage` stands once."""
+    if chunk.usage is None:
+        return True
+    return chunk.usage is not msgspec.UNSET and (payload.count(b'"usage"') > 1 or b"\\u00" in payload)
 
 
 def is_usage_only(chunk: Chunk) -> bool:

@@ -27,6 +27,7 @@ class PlainMeter:
     def finish(self) -> bytes:
         """Read the body."""
         try:
+            self.reading.complete = not self._whole  # as far as can be told
             body = decode(bytes(self._copy).removeprefix(BOM)) if self._whole else None
             if body is not None:
                 self.reading.learn_body(body)

@@ -21,6 +21,8 @@ class Chunk(msgspec.Struct, gc=False):
     object: Any = None
     service_tier: Any = None
     error: Any = None
+    type: Any = None
+    code: Any = None
     choices: Any = None
     usage: Any = msgspec.UNSET
     x_groq: Any = None
@@ -65,7 +67,7 @@ def _decode_leniently(payload: bytes) -> Chunk | None:
         return None
     chunk = Chunk(**{name: value[name] for name in _FIELDS & value.keys()})
     if isinstance(chunk.usage, dict):
-        chunk.raw_usage = json.dumps(chunk.usage, default=str, ensure_ascii=False).encode("utf-8", "replace")
+        chunk.raw_usage = json.dumps(chunk.usage, default=float, ensure_ascii=False).encode("utf-8", "replace")
     return chunk
 
 
@@ -139,7 +141,8 @@ class Reading:
         reason = choice.get("finish_reason")
         if reason == "error":
             self.error = self.error or "error"
-        if choice.get("index", position) == 0:
+        index = choice.get("index")
+        if (position if index is None else index) == 0:
             self.finish_reason = _text(reason) or self.finish_reason
         if not self.started:
             said = choice.get("delta") or choice.get("message") or {"text": choice.get("text")}
@@ -152,15 +155,15 @@ def _find_usage(chunk: Chunk, choices: list[Any]) -> Usage | None:
     for place in places:
         if usage is None and isinstance(place, dict):
             inner = place.get("usage")
-            raw = json.dumps(inner, default=str, ensure_ascii=False).encode("utf-8", "replace") if inner else None
+            raw = json.dumps(inner, default=float, ensure_ascii=False).encode("utf-8", "replace") if inner else None
             usage = read_usage(inner, raw)
     return usage
 
 
 def error_words(error: object) -> str:
     """Type and code of an error, where they are plain words or a number; never its text, which quotes prompts."""
-    if isinstance(error, Chunk):
-        return "error"
+    if isinstance(error, Chunk):  # vLLM's older errors are the object itself
+        error = {"type": error.type, "code": error.code}
     if not isinstance(error, dict):
         return "error"
     words = [word for word in (_word(error.get("type")), _word(error.get("code"))) if word]

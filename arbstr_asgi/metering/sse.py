@@ -10,6 +10,7 @@ from typing import NamedTuple
 BOM = b"\xef\xbb\xbf"
 # Atomic, so that a CRLF is never read as two line ends. The byte in front keeps a flood of blank lines from matching.
 BLOCK_END = re.compile(rb"[^\r\n](?>\r\n|\n|\r)(?>\r\n|\n|\r)")
+LINE_END = re.compile(rb"[\r\n]")
 BLANK_LINES = re.compile(rb"[\r\n]*")
 # A comment that is complete for certain: behind a CR, the next byte must be known not to be its LF.
 COMMENTS = re.compile(rb"(?::[^\r\n]*(?:\r\n|\n|\r(?=[^\n])))+")
@@ -31,11 +32,11 @@ class Block(NamedTuple):
     bare_error: bytes | None
 
 
-def parse_block(block: bytes, *, first: bool = False) -> Block:
-    """Read one block of lines, with or without its closing blank line. Only the `first` may begin with a BOM."""
+def parse_block(block: bytes) -> Block:
+    """Read one block of lines, with or without its closing blank line."""
     lines: list[tuple[int, int]] = []
     event, bare_error = b"", None
-    at = len(BOM) if first and block.startswith(BOM) else 0
+    at = 0
     while at < len(block):
         match = _LINE.match(block, at)
         assert match is not None
@@ -57,18 +58,17 @@ def parse_block(block: bytes, *, first: bool = False) -> Block:
 def without_data(block: bytes, *, commented: bool = False) -> bytes:
     """What stays of a block whose event goes: its comments and the blank line behind them, or nothing at all.
 
-    `commented` says that comments in front of the block have been seen as part of it. A BOM stays in any case.
+    `commented` says that comments in front of the block have been seen as part of it.
     """
-    bom = BOM if block.startswith(BOM) else b""
     kept: list[bytes] = []
-    at = len(bom)
+    at = 0
     while at < len(block):
         match = _LINE.match(block, at)
         assert match is not None
         if block.startswith(b":", at) or ((kept or commented) and not match.group(1)):
             kept.append(match.group())
         at = match.end()
-    return bom + b"".join(kept)
+    return b"".join(kept)
 
 
 def _field(block: bytes, start: int, end: int) -> tuple[bytes, int]:

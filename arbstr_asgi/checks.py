@@ -1,0 +1,71 @@
+"""What a setting must look like; each check raises ConfigError with the setting's name."""
+
+import re
+from collections.abc import Iterable
+from decimal import Decimal, InvalidOperation
+from typing import Any
+from urllib.parse import urlsplit
+
+from arbstr_asgi.errors import ConfigError
+
+# What says who the host or its users are, or frames the message; never forwarded in either direction.
+UNFORWARDABLE = frozenset(
+    (
+        *("authorization", "connection", "content-encoding", "content-length", "cookie", "host", "idempotency-key"),
+        *("keep-alive", "location", "proxy-authenticate", "proxy-authorization", "refresh", "set-cookie", "te"),
+        *("trailer", "transfer-encoding", "upgrade"),
+    )
+)
+HEADER = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+")
+
+
+def http_url(url: str) -> str:
+    """`url` without a slash at its end; it must be one to which a path can be added."""
+    try:
+        parts = urlsplit(url)
+        valid = parts.scheme in ("http", "https") and parts.hostname and (parts.port is None or parts.port > 0)
+    except ValueError:
+        valid = False
+    if not valid or not printable(url) or " " in url:
+        raise ConfigError("url: must be http:// or https:// with a host, such as https://api.openai.com/v1")
+    if parts.username or parts.password:
+        raise ConfigError("url: must not hold credentials; use api_key or headers")
+    if parts.query or parts.fragment:
+        raise ConfigError("url: must not have a query or fragment; use query")
+    return url.rstrip("/")
+
+
+def rate(name: str, value: Any) -> Decimal | None:
+    """`value` as an exact amount; None, for anything but a base fee, stays unknown."""
+    if value is None and name != "base_fee":
+        return None
+    try:
+        amount = Decimal(str(value))
+    except InvalidOperation:
+        raise ConfigError(f"{name}: must be a number") from None
+    if isinstance(value, bool) or not amount.is_finite() or amount < 0:
+        raise ConfigError(f"{name}: must be a number that is not negative")
+    return amount
+
+
+def strings(name: str, values: Iterable[str]) -> tuple[str, ...]:
+    """`values` as a tuple; a lone string is no list of its letters."""
+    if isinstance(values, str):
+        raise ConfigError(f"{name}: must be a list of strings")
+    return tuple(values)
+
+
+def header_names(name: str, values: Iterable[str]) -> tuple[str, ...]:
+    """Names of headers in lower case, none of which says who somebody is or frames the message."""
+    names = tuple(value.lower() for value in strings(name, values))
+    for header in names:
+        if not HEADER.fullmatch(header):
+            raise ConfigError(f"{name}: {header!r} is not a header name")
+        if header in UNFORWARDABLE:
+            raise ConfigError(f"{name}: {header} never passes between your clients and a provider")
+    return names
+
+
+def printable(value: str) -> bool:
+    """Whether `value` fits in a header and on a log line."""
+    return value.isascii() and value.isprintable()
