@@ -1,0 +1,1 @@
+"""A minimal Django project with metered chat completions in front of it."""
