@@ -37,8 +37,10 @@ class ChatRequest(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class _Wire(msgspec.Struct, gc=False):
-    model: str
-    stream: bool | None = None
+    """The members that matter, as their JSON; the last duplicate of each."""
+
+    model: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
+    stream: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
     stream_options: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
 
 
@@ -47,6 +49,7 @@ class _Options(msgspec.Struct, gc=False):
 
 
 _wire = msgspec.json.Decoder(_Wire)
+_text = msgspec.json.Decoder(str)
 _options = msgspec.json.Decoder(_Options)
 
 
@@ -59,18 +62,38 @@ def parse(body: bytes) -> ChatRequest:
         if not body.isascii():
             body.decode()
         wire = _wire.decode(body.removeprefix(BOM))
-    except msgspec.ValidationError as error:
-        raise _refusal(str(error)) from None
+    except msgspec.ValidationError:
+        raise RequestError(400, "The request body must be a JSON object.", code="invalid_json") from None
     except UnicodeDecodeError:
         raise RequestError(400, "The request body is not valid UTF-8.", code="invalid_utf8") from None
     except RecursionError:
         raise RequestError(400, "The request body is nested too deeply.", code="invalid_json") from None
     except msgspec.MsgspecError:
         wire = _parse_surrogates(body)
-    if len(wire.model) > MAX_MODEL_CHARACTERS:
-        raise RequestError(400, f"'model' is longer than {MAX_MODEL_CHARACTERS} characters.", param="model")
     options = None if wire.stream_options is msgspec.UNSET else bytes(wire.stream_options)
-    return ChatRequest(body=body, model=wire.model, stream=wire.stream is True, stream_options=options)
+    return ChatRequest(body=body, model=_model(wire), stream=_stream(wire), stream_options=options)
+
+
+def _model(wire: _Wire) -> str:
+    if wire.model is msgspec.UNSET:
+        raise RequestError(400, "'model' is required.", param="model", code="missing_required_parameter")
+    said = bytes(wire.model)
+    if not said.startswith(b'"'):
+        raise RequestError(400, "'model' must be a string.", param="model", code="invalid_type")
+    try:
+        model = _text.decode(said)
+    except msgspec.MsgspecError:  # a lone surrogate
+        model = str(json.loads(said))
+    if len(model) > MAX_MODEL_CHARACTERS:
+        raise RequestError(400, f"'model' is longer than {MAX_MODEL_CHARACTERS} characters.", param="model")
+    return model
+
+
+def _stream(wire: _Wire) -> bool:
+    said = b"null" if wire.stream is msgspec.UNSET else bytes(wire.stream)
+    if said not in (b"true", b"false", b"null"):
+        raise RequestError(400, "'stream' must be a boolean.", param="stream", code="invalid_type")
+    return said == b"true"
 
 
 def ensure_stream_options(request: ChatRequest, *, require: bool = False) -> bytes:
@@ -155,24 +178,7 @@ def _parse_surrogates(body: bytes) -> _Wire:
     if len(body) > MAX_WALK_BYTES or b"\\ud" not in body.lower():
         raise malformed
     try:
-        last = {member.key: body[member.value_start : member.value_end] for member in members(body)}
-        wire = msgspec.convert({key: json.loads(last[key]) for key in ("model", "stream") if key in last}, _Wire)
-        if "stream_options" in last:
-            wire.stream_options = msgspec.Raw(last["stream_options"])
-        return wire
-    except msgspec.ValidationError as error:
-        raise _refusal(str(error)) from None
-    except (ValueError, RecursionError):
+        last = {member.key: msgspec.Raw(body[member.value_start : member.value_end]) for member in members(body)}
+    except ValueError:
         raise malformed from None
-
-
-def _refusal(problem: str) -> RequestError:
-    """Our words for what msgspec found; its own quote nothing of the request either."""
-    for name, what in (("model", "a string"), ("stream", "a boolean")):
-        if f"`$.{name}`" in problem or f"required field `{name}`" in problem:
-            missing = "missing" in problem
-            message = f"'{name}' is required." if missing else f"'{name}' must be {what}."
-            return RequestError(
-                400, message, param=name, code="missing_required_parameter" if missing else "invalid_type"
-            )
-    return RequestError(400, "The request body must be a JSON object.", code="invalid_json")
+    return _Wire(**{key: last[key] for key in _Wire.__struct_fields__ if key in last})

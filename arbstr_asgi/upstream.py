@@ -124,7 +124,7 @@ class Reply:
                 yield chunk
         except httpx.TimeoutException:
             raise UpstreamTimeout("The provider stopped sending.") from None
-        except (httpx.HTTPError, httpx.StreamError, aiohttp.ClientError, OSError):
+        except Exception:  # noqa: BLE001 - transports let more through than httpx.HTTPError
             raise UpstreamError("The provider's reply broke off.", code="upstream_disconnected") from None
 
 

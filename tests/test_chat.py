@@ -174,6 +174,14 @@ def test_untouched(body: str) -> None:
     assert ensure_stream_options(request) is request.body
 
 
+def test_last_duplicate_counts() -> None:
+    """An earlier duplicate of a member means nothing, whatever it is."""
+    request = parse(b'{"model":3,"stream":"x","stream_options":7,"model":"m","stream":true,"stream_options":null}')
+    assert (request.model, request.stream, request.stream_options) == ("m", True, b"null")
+    with pytest.raises(RequestError):
+        parse(b'{"model":"m","model":3}')
+
+
 def test_many_decoys() -> None:
     """More look-alikes than a search tries still leave the right member edited."""
     decoys = ",".join('{"stream_options":null}' for _ in range(chat.MAX_TRIES + 4))

@@ -1,0 +1,436 @@
+"""Marked secrets go through every path, and are then looked for everywhere they must not be.
+
+A client's model name and the reply's model, id, finish reason and raw usage object are stored by design, and the
+provider's replies reach the client by design, so none of those is marked or searched.
+"""
+
+import asyncio
+import gc
+import json
+import logging
+import sqlite3
+import traceback
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import httpx
+import pytest
+from asgi_client import (
+    JSON_TYPE,
+    SSE_TYPE,
+    START,
+    USAGE,
+    Call,
+    Chunks,
+    Provided,
+    built,
+    configured,
+    rows,
+    running,
+)
+
+import arbstr_asgi.metering.events
+import arbstr_asgi.metering.plain
+from arbstr_asgi import ArbstrError, Caller, DatabaseConfig, Server, Token
+from arbstr_asgi.chat import parse
+from arbstr_asgi.config import Limits
+
+CANARY = "canary-7f3"
+PROMPT, COMPLETION, TEXT = f"{CANARY}-prompt", f"{CANARY}-completion", f"{CANARY}-provider-text"
+KEY, TOKEN, COOKIE, BUG = f"{CANARY}-key", f"{CANARY}-token", f"{CANARY}-cookie", f"{CANARY}-bug"
+
+PLAIN_REQUEST = json.dumps({"model": "m", "messages": [{"role": "user", "content": PROMPT}], "user": PROMPT}).encode()
+STREAM_REQUEST = PLAIN_REQUEST[:-1] + b',"stream":true}'
+HEADERS = {
+    **JSON_TYPE,
+    "authorization": f"Bearer {TOKEN}",
+    "cookie": f"session={COOKIE}",
+    "user-agent": f"agent {COOKIE}",
+    "openai-organization": COOKIE,
+    "x-stainless-lang": COOKIE,
+}
+SERVER = Server(auth_token=TOKEN, tokens=(Token(name="alice", token=f"{TOKEN}-of-alice"),))
+PROVIDER = {"api_key": KEY, "headers": {"x-project-key": KEY}, "query": {"secret": KEY}}
+REPLY_HEADERS = {"set-cookie": TEXT, "x-request-id": "r-1", "openai-organization": KEY, "x-error": TEXT}
+ERROR = {
+    "message": f"{TEXT} {KEY} {PROMPT}",
+    "type": TEXT,
+    "code": f"{KEY}",
+    "param": PROMPT,
+    "innererror": {"x": TEXT},
+}
+DELTA = START + b'"choices":[{"index":0,"delta":{"content":"' + COMPLETION.encode() + b'"}}],"usage":null}\n\n'
+STOP = START + b'"choices":[{"index":0,"delta":{},"finish_reason":"stop"}],"usage":null}\n\n'
+LAST = START + b'"choices":[],"usage":' + USAGE + b"}\n\ndata: [DONE]\n\n"
+MESSAGE = (
+    b'{"id":"c1","model":"m-1","choices":[{"index":0,"message":{"role":"assistant","content":"'
+    + COMPLETION.encode()
+    + b'"},"finish_reason":"stop"}],"usage":'
+    + USAGE
+    + b"}"
+)
+
+Answer = Callable[[httpx.Request], httpx.Response]
+
+
+def streamed(*steps: bytes | asyncio.Event | Exception, **headers: str) -> Answer:
+    """A provider that answers 200 with these chunks, as a stream."""
+    return lambda request: httpx.Response(200, headers={**SSE_TYPE, **REPLY_HEADERS, **headers}, stream=Chunks(*steps))
+
+
+def plain(status: int, content: bytes, media_type: str = "application/json") -> Answer:
+    """A provider that answers with this body."""
+    headers = {**REPLY_HEADERS, "content-type": media_type, "location": f"http://x/{KEY}"}
+    return lambda request: httpx.Response(status, headers=headers, stream=Chunks(content))
+
+
+def raising(error: Exception) -> Answer:
+    """A provider that can't be asked."""
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        raise error
+
+    return answer
+
+
+def failures() -> dict[str, Exception]:
+    """What transports raise, of ours and of hosts."""
+    kinds: list[Any] = [httpx.ConnectError, httpx.ConnectTimeout, httpx.ReadTimeout, httpx.ReadError, httpx.StreamError]
+    kinds += [httpx.RemoteProtocolError, httpx.UnsupportedProtocol, aiohttp.ClientPayloadError, OSError, TimeoutError]
+    kinds += [ValueError, RuntimeError, KeyError]
+    return {kind.__name__: kind(f"{BUG} {KEY} {PROMPT}") for kind in kinds}
+
+
+def answers() -> dict[str, Answer]:
+    """Every way of a provider to answer, or not to."""
+    error, text = json.dumps({"error": ERROR}).encode(), json.dumps(TEXT).encode()
+    found = {
+        "good stream": streamed(DELTA, STOP, LAST),
+        "good completion": plain(200, MESSAGE),
+        "no usage": streamed(DELTA, STOP, b"data: [DONE]\n\n"),
+        "cut off": streamed(DELTA),
+        "error event": streamed(DELTA, b"data: " + error + b"\n\n"),
+        "named error event": streamed(DELTA, b"event: error\ndata: " + json.dumps(ERROR).encode() + b"\n\n"),
+        "bare error line": streamed(DELTA, b"error: " + error + b"\n\n"),
+        "error as text": streamed(b'data: {"error":"' + TEXT.encode() + b'"}\n\n'),
+        "error in a choice": streamed(
+            DELTA.replace(b'"delta"', b'"finish_reason":"error","error":' + text + b',"delta"')
+        ),
+        "not events": streamed(TEXT.encode() * 10, b"\n\n", b"data: {" + TEXT.encode() + b"\n\n"),
+        "bad UTF-8": streamed(DELTA.replace(b"completion", b"completion\xff"), LAST),
+        "wrong types": streamed(b'data: {"usage":' + text + b',"choices":{"x":1},"error":[' + text + b"]}\n\n"),
+        "said to be gzip": streamed(DELTA, STOP, LAST, **{"content-encoding": "gzip"}),
+        "HTML": plain(200, f"<p>{TEXT}</p>".encode(), "text/html"),
+        "wrong content type": plain(200, MESSAGE, "application/x-odd"),
+        "error with 200": plain(200, error),
+        "nested error": plain(200, b'{"choices":' + b"[" * 100_000 + TEXT.encode()),
+    }
+    for status in (302, 400, 401, 403, 404, 422, 429, 500, 503, 599):
+        found[f"status {status}"] = plain(status, error)
+        found[f"status {status}, text"] = plain(status, TEXT.encode(), "text/plain")
+    for name, failure in failures().items():
+        found[f"{name} instead of an answer"] = raising(failure)
+        found[f"{name} in a stream"] = streamed(DELTA, failure)
+        found[f"{name} in an event"] = streamed(DELTA, DELTA[:40], failure)
+    return found
+
+
+class Finds:
+    """Collects what became visible, and where."""
+
+    def __init__(self, log: pytest.LogCaptureFixture) -> None:
+        self._log = log
+        self.seen: list[tuple[str, str]] = []
+
+    def add(self, where: str, what: object) -> None:
+        """Something that somebody may get to see."""
+        self.seen.append((where, what if isinstance(what, str) else repr(what)))
+
+    def marked(self) -> list[tuple[str, str]]:
+        """Where a mark is, in any case and in pieces of a log record too."""
+        for record in self._log.records:
+            said = logging.Formatter("%(message)s").format(record)
+            self.add(f"log {record.name}", f"{said} {record.args!r}")
+        return [(where, what) for where, what in self.seen if CANARY in what.lower()]
+
+    async def attempt(self, name: str, one: Call, *, leave: bool = False) -> Call:
+        """Run a call; what it raises is a traceback in some server's log."""
+        task = asyncio.create_task(one.run())
+        if leave:
+            await one.begun.wait()
+            one.gone.set()
+        try:
+            await task
+        except Exception as error:
+            self.add(f"traceback of {name}", "".join(traceback.format_exception(error)))
+        self.add_ours(name, one)
+        return one
+
+    def add_ours(self, name: str, one: Call) -> None:
+        """The reply's headers; and its body where the words are ours."""
+        if one.messages:
+            self.add(f"headers of {name}", one.headers)
+            if "x-request-id" not in one.headers:  # not the provider's reply
+                self.add(f"reply to {name}", one.body.decode())
+
+    def add_objects(self, *others: object) -> None:
+        """The repr of everything of ours that is alive."""
+        ours = (item for item in gc.get_objects() if str(type(item).__module__).startswith("arbstr_asgi"))
+        for item in (*ours, *others):
+            self.add(f"repr of {type(item).__name__}", repr(item))
+
+    def add_database(self, path: Path) -> None:
+        """All columns of all rows, and the bytes of the files."""
+        with sqlite3.connect(path) as connection:
+            tables = [name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")]
+            for table in tables:
+                for row in connection.execute(f"SELECT * FROM {table}"):
+                    self.add(f"row of {table}", row)
+        connection.close()
+        for file in path.parent.glob(f"{path.name}*"):
+            self.add(f"file {file.name}", file.read_bytes().decode("latin-1"))
+
+
+@pytest.fixture
+def finds(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> Iterator[Finds]:
+    """Everything that anything logs is seen, from DEBUG on."""
+    for logger in list(logging.Logger.manager.loggerDict.values()):
+        if isinstance(logger, logging.Logger):
+            monkeypatch.setattr(logger, "level", logging.NOTSET)
+            monkeypatch.setattr(logger, "disabled", False)
+            monkeypatch.setattr(logger, "propagate", True)
+            logger.manager._clear_cache()  # type: ignore[attr-defined]
+    with caplog.at_level(logging.DEBUG):
+        yield Finds(caplog)
+
+
+def variants(folder: Path) -> list[dict[str, Any]]:
+    """Configurations that take different paths through the code."""
+    return [
+        {},
+        {"response_headers": "full", "cost_comment": True, "metering": "require"},
+        {"provider": {**PROVIDER, "inject": False, "disconnect": "cancel"}},
+    ]
+
+
+@pytest.mark.parametrize("variant", range(3), ids=["default", "everything on", "no injection"])
+@pytest.mark.parametrize("request_body", [PLAIN_REQUEST, STREAM_REQUEST], ids=["plain", "stream"])
+def test_providers(variant: int, request_body: bytes, tmp_path: Path, finds: Finds) -> None:
+    """Whatever the provider answers, no mark is in a row, a log, a repr, a traceback or a reply of ours."""
+    facts = {"provider": PROVIDER, "server": SERVER, **variants(tmp_path)[variant]}
+    config = configured(tmp_path, **facts)
+
+    async def main() -> int:
+        provided = Provided()
+        async with running("middleware", config, provided) as app:
+            for name, answer in answers().items():
+                provided.answer = answer
+                reply = await finds.attempt(name, Call(app, request_body, headers=HEADERS))
+                if name.startswith(("status 302", "status 401", "status 403")):  # what these say is ours, too
+                    finds.add(f"reply to {name}", reply.body.decode())
+                    assert reply.status == 502, name
+            never = asyncio.Event()
+            provided.answer = streamed(DELTA, never)
+            leaving = Call(app, request_body, headers=HEADERS)
+            task = asyncio.create_task(finds.attempt("a client that leaves", leaving, leave=True))
+            await leaving.begun.wait() if facts.get("response_headers") != "full" else await asyncio.sleep(0.05)
+            leaving.begun.set()
+            request = parse(STREAM_REQUEST)
+            finds.add_objects(config, *config.providers, SERVER, *SERVER.tokens, request, app, app._gateway._desk)
+            assert not task.done() or leaving.gone.is_set()
+            never.set()
+            await task
+            found = await rows(app)
+            finds.add("rows()", found)
+            return len(found)
+
+    count = asyncio.run(main())
+    assert count == len(answers()) + 1
+    finds.add_database(tmp_path / "ledger.db")
+    assert finds.marked() == []
+    assert any("m-1" in what for where, what in finds.seen if where == "row of requests"), "the search reads the rows"
+
+
+MALFORMED = {
+    "not JSON": PROMPT.encode(),
+    "cut off": PLAIN_REQUEST[:-1],
+    "array": b"[" + PLAIN_REQUEST + b"]",
+    "string": f'"{PROMPT}"'.encode(),
+    "no model": f'{{"{PROMPT}":1}}'.encode(),
+    "wrong model": f'{{"model":{{"{PROMPT}":1}}}}'.encode(),
+    "long model": f'{{"model":"{PROMPT * 20}"}}'.encode(),
+    "wrong stream": f'{{"model":"m","stream":"{PROMPT}"}}'.encode(),
+    "bad UTF-8": PLAIN_REQUEST.replace(b"prompt", b"prompt\xff"),
+    "surrogate and rubbish": f'{{"model":"m","x":"\\ud83d {PROMPT}",}}'.encode(),
+    "surrogate and wrong stream": f'{{"model":"m","x":"\\ud83d","stream":"{PROMPT}"}}'.encode(),
+    "nested": f'{{"model":"m","{PROMPT}":'.encode() + b"[" * 100_000,
+    "NaN": f'{{"model":"m","{PROMPT}":NaN}}'.encode(),
+    "too large": f'{{"model":"m","x":"{PROMPT}"}}'.encode() * 20_000,
+    "wrong options": f'{{"model":"m","stream":true,"stream_options":"{PROMPT}"}}'.encode(),
+}
+
+
+def test_bad_input(tmp_path: Path, finds: Finds) -> None:
+    """What is wrong with a request is said without quoting it."""
+    limits = Limits(max_body_bytes=200_000, body_timeout=0.1)
+    config = configured(tmp_path, {**PROVIDER, "models": ("m",)}, server=SERVER, limits=limits, metering="require")
+
+    async def main() -> None:
+        provided = Provided()
+        async with running("sub-app", config, provided) as app:
+            for name, body in MALFORMED.items():
+                reply = await finds.attempt(name, Call(app, body, headers=HEADERS))
+                assert reply.status in (400, 413), name
+            odd = [
+                {"content-type": f"text/{PROMPT}"},
+                {"content-encoding": PROMPT},
+                {"authorization": f"Basic {COOKIE}"},
+            ]
+            for headers in odd:
+                reply = await finds.attempt(str(headers), Call(app, PLAIN_REQUEST, headers={**HEADERS, **headers}))
+                assert reply.status in (401, 415)
+            assert (await finds.attempt("slow", Call(app, PLAIN_REQUEST, headers=HEADERS, stall=True))).status == 408
+            other = PLAIN_REQUEST.replace(b'"m"', b'"other"')
+            assert (await finds.attempt("no provider", Call(app, other, headers=HEADERS))).status == 404
+            path = await finds.attempt("path", Call(app, PLAIN_REQUEST, headers=HEADERS, path=f"/v1/{PROMPT}"))
+            assert path.status == 404
+            assert not provided.requests
+            assert len(await rows(app)) == 2
+
+    asyncio.run(main())
+    finds.add_database(tmp_path / "ledger.db")
+    assert finds.marked() == []
+
+
+def test_identify(tmp_path: Path, finds: Finds) -> None:
+    """A host's `identify` may fail with anything in its message, and have anything in its tags."""
+
+    def identify(scope: Any) -> Any:
+        number = scope["number"]
+        if number == 0:
+            raise ValueError(f"{BUG} {TOKEN}")
+        if number == 1:
+            raise RuntimeError(BUG) from KeyError(TOKEN)
+        if number == 2:
+            return {TOKEN: BUG}
+        if number == 3:
+            return Caller("alice", tags={"secret": object(), BUG: BUG})
+        raise ArbstrError(403, "no")
+
+    async def main() -> None:
+        config = configured(tmp_path, PROVIDER)
+        async with running("middleware", config, Provided(streamed(DELTA, LAST)), identify=identify) as app:
+            statuses = []
+            for number in range(5):
+                scope = {"number": number, "session": {"secret": COOKIE}}
+                reply = await finds.attempt(
+                    f"identify {number}", Call(app, PLAIN_REQUEST, headers=HEADERS, scope=scope)
+                )
+                statuses.append(reply.status)
+            assert statuses == [500, 500, 500, 200, 403]
+            await rows(app)
+
+    asyncio.run(main())
+    finds.add_database(tmp_path / "ledger.db")
+    assert finds.marked() == []
+
+
+def test_metering_bug(tmp_path: Path, finds: Finds, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A bug of ours that quotes what it stumbled over tells nobody."""
+
+    def decode(payload: bytes) -> Any:
+        raise RuntimeError(f"{BUG} {payload!r}")
+
+    monkeypatch.setattr(arbstr_asgi.metering.events, "decode", decode)
+    monkeypatch.setattr(arbstr_asgi.metering.plain, "decode", decode)
+
+    async def main() -> None:
+        provided = Provided()
+        async with running("middleware", configured(tmp_path, PROVIDER, server=SERVER), provided) as app:
+            for body, answer in ((STREAM_REQUEST, streamed(DELTA, LAST)), (PLAIN_REQUEST, plain(200, MESSAGE))):
+                provided.answer = answer
+                reply = await finds.attempt("metering bug", Call(app, body, headers=HEADERS))
+                assert COMPLETION.encode() in reply.body
+            await rows(app)
+
+    asyncio.run(main())
+    finds.add_database(tmp_path / "ledger.db")
+    assert finds.marked() == []
+    assert any("metering failed with RuntimeError" in what for _, what in finds.seen)
+
+
+def test_ledger_failures(tmp_path: Path, finds: Finds) -> None:
+    """What a database says of rows that it does not take has nothing to tell of the calls."""
+
+    async def main() -> None:
+        config = configured(tmp_path, PROVIDER, server=SERVER)
+        app = built("sub-app", config, Provided(streamed(DELTA, STOP, LAST)))
+        async with app.lifespan():
+            with sqlite3.connect(tmp_path / "ledger.db") as connection:
+                connection.execute(
+                    "CREATE TRIGGER poison BEFORE INSERT ON requests BEGIN SELECT RAISE(ABORT, 'poison'); END"
+                )
+            connection.close()
+            await finds.attempt("poisoned", Call(app, STREAM_REQUEST, headers=HEADERS))
+            await app.ledger.flush()
+            with sqlite3.connect(tmp_path / "ledger.db") as connection:
+                connection.execute("DROP TABLE requests")
+            connection.close()
+            await finds.attempt("no table", Call(app, STREAM_REQUEST, headers=HEADERS))
+            ready = await finds.attempt("readyz", Call(app, path="/readyz", method="GET", headers=HEADERS))
+            assert ready.status in (200, 503)
+            await asyncio.sleep(0.2)
+            finds.add_objects()
+            await app.ledger.close(timeout=0.5)
+
+    asyncio.run(main())
+    assert finds.marked() == []
+    assert any(where == "log arbstr_asgi.ledger" for where, _ in finds.seen)
+
+
+def test_unreachable_database(tmp_path: Path, finds: Finds) -> None:
+    """A password of the database is in no log, no reply and no repr when it can't be opened."""
+    url = f"postgresql+asyncpg://someone:{KEY}@127.0.0.1:1/nowhere"
+
+    async def main() -> None:
+        config = configured(tmp_path, PROVIDER, server=SERVER, database=DatabaseConfig(url=url))
+        app = built("middleware", config, Provided())
+        reply = await finds.attempt("no database", Call(app, PLAIN_REQUEST, headers=HEADERS))
+        assert (reply.status, reply.error["code"]) == (503, "ledger_unavailable")
+        finds.add_objects(config, app.ledger)
+
+    asyncio.run(main())
+    assert finds.marked() == []
+    assert any("the ledger can't be opened" in what for _, what in finds.seen)
+
+
+@pytest.mark.parametrize("where", ["log", "log argument", "traceback", "repr", "row", "reply"])
+def test_the_search_finds(where: str, tmp_path: Path, finds: Finds) -> None:
+    """Each place that is searched is really searched."""
+    logger = logging.getLogger("somebody.else")
+    path = tmp_path / "any.db"
+    if where == "log":
+        logger.debug("it said %s", PROMPT)
+    elif where == "log argument":
+        logger.debug("%.3s", PROMPT)
+    elif where == "traceback":
+
+        async def app(scope: Any, receive: Any, send: Any) -> None:
+            raise ValueError(KEY.upper())
+
+        asyncio.run(finds.attempt("raising", Call(app)))
+    elif where == "repr":
+        finds.add_objects(Caller(end_user=TOKEN))
+    elif where == "row":
+        with sqlite3.connect(path) as connection:
+            connection.execute("CREATE TABLE t (a)")
+            connection.execute("INSERT INTO t VALUES (?)", (PROMPT,))
+        connection.close()
+        finds.add_database(path)
+    else:
+        one = Call(None)
+        one.messages = [{"status": 400, "headers": []}, {"body": PROMPT.encode()}]
+        finds.add_ours("any", one)
+    assert finds.marked()

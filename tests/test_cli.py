@@ -1,0 +1,317 @@
+"""The `arbstr` command, in this process where it can be and as a process of its own where it serves."""
+
+import os
+import re
+import select
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from click.testing import CliRunner, Result
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+
+from arbstr_asgi import __version__
+from arbstr_asgi.cli import STANDALONE, main
+from arbstr_asgi.mock import MockProvider
+
+SECONDS = 30.0
+GOOD = """
+[server]
+auth_token = "${ARBSTR_TOKEN}"
+[[providers]]
+name = "alpha"
+url = "https://api.example.com/v1"
+api_key = "sk-secret"
+models = ["gpt-4o", "gpt-4o-mini"]
+input_rate = 10000
+output_rate = 30000
+[[providers]]
+name = "beta"
+url = "http://127.0.0.1:1/v1"
+input_rate = 0
+output_rate = 0
+"""
+
+
+def arbstr(*arguments: str, **environ: str | None) -> Result:
+    """Run the command in this process."""
+    return CliRunner().invoke(main, [*arguments], env={"ARBSTR_CONFIG": None, **environ})
+
+
+def written(folder: Path, text: str, mode: int = 0o600) -> Path:
+    """A configuration file."""
+    path = folder / "arbstr.toml"
+    path.write_text(text)
+    path.chmod(mode)
+    return path
+
+
+@pytest.mark.parametrize("option", ["-h", "--help"])
+@pytest.mark.parametrize("command", ["", "serve", "demo", "migrate", "check"])
+def test_help(command: str, option: str) -> None:
+    """Each command says what it is for and which options it has."""
+    result = arbstr(*command.split(), option)
+    assert (result.exit_code, result.stderr) == (0, "")
+    assert result.output.startswith(f"Usage: main {command}".strip())
+    assert len(result.output.splitlines()) > 4
+
+
+def test_help_names_the_commands() -> None:
+    """The list of commands is complete."""
+    assert re.findall(r"^  (\w+)  ", arbstr("--help").output, re.MULTILINE) == ["check", "demo", "migrate", "serve"]
+
+
+def test_version() -> None:
+    """`--version` says the package's version."""
+    assert arbstr("--version").output == f"arbstr, version {__version__}\n"
+
+
+@pytest.mark.parametrize("command", [["serve"], ["serve", "--mock"], ["demo"]])
+def test_without_hypercorn(command: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where hypercorn is not installed, what needs it says how to get it, in one line."""
+    for name in [name for name in sys.modules if name.split(".")[0] == "hypercorn"]:
+        monkeypatch.delitem(sys.modules, name)
+    for name in ("serve", "demo", "mock_server"):
+        monkeypatch.delitem(sys.modules, f"arbstr_asgi.{name}", raising=False)
+        monkeypatch.delattr(f"arbstr_asgi.{name}", raising=False)
+    monkeypatch.setitem(sys.modules, "hypercorn", None)
+    result = arbstr(*command)
+    assert result.exit_code == 1
+    assert result.stderr == f"Error: {STANDALONE}\n"
+
+
+def test_check(tmp_path: Path) -> None:
+    """A good file is summed up, without its secrets and without a warning."""
+    result = arbstr("check", "-c", str(written(tmp_path, GOOD)), ARBSTR_TOKEN="t-secret")
+    assert (result.exit_code, result.stderr) == (0, "")
+    assert result.stdout.splitlines() == [
+        "listen     127.0.0.1:8080, 1 worker(s)",
+        "callers    bearer token",
+        "metering   respect",
+        "provider   alpha: https://api.example.com/v1 (gpt-4o, gpt-4o-mini; key set)",
+        "provider   beta: http://127.0.0.1:1/v1 (every model; no key)",
+        "ok",
+    ]
+
+
+def test_check_warnings(tmp_path: Path) -> None:
+    """What is probably not meant is a warning each: no guard, no rates, a file that others can read."""
+    path = written(tmp_path, '[[providers]]\nname = "a"\nurl = "http://h"\ninput_rate = 1\n', mode=0o644)
+    result = arbstr("check", ARBSTR_CONFIG=str(path))
+    assert result.exit_code == 0
+    assert result.stdout.endswith("ok\n")
+    rates, guard, mode = result.stderr.splitlines()
+    assert rates.startswith("warning: provider a: input_rate or output_rate is not set")
+    assert guard.startswith("warning: nobody guards the server")
+    assert mode.endswith("chmod 600 it if it holds a key")
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("", "providers"),
+        ("[[providers]\n", "not valid TOML"),
+        (GOOD.replace("input_rate = 10000", "input_rat = 10000"), "unknown field `input_rat`"),
+        (GOOD.replace("input_rate = 10000", "input_rate = -1"), "input_rate: must be a number that is not negative"),
+        (GOOD.replace("${ARBSTR_TOKEN}", "${NOT_SET_ANYWHERE}"), "server.auth_token: environment variable NOT_SET"),
+        (GOOD.replace("https://api", "ftp://api"), "url: must be http:// or https://"),
+    ],
+)
+def test_check_bad(text: str, said: str, tmp_path: Path) -> None:
+    """A bad file is one line that says where, without a traceback and without a secret, and exit status 1."""
+    result = arbstr("check", "-c", str(written(tmp_path, text)), ARBSTR_TOKEN="t-secret")
+    assert (result.exit_code, result.stdout) == (1, "")
+    [line] = result.stderr.splitlines()
+    assert line.startswith("Error: ")
+    assert said in line
+    assert "secret" not in result.stderr
+
+
+@pytest.mark.parametrize("command", ["check", "serve", "migrate"])
+def test_no_file(command: str, tmp_path: Path) -> None:
+    """A file that isn't there is one line, for each command that needs one."""
+    result = arbstr(command, "-c", str(tmp_path / "none.toml"))
+    assert result.exit_code == 1
+    assert result.stderr == f"Error: {tmp_path / 'none.toml'}: No such file or directory\n"
+
+
+@pytest.mark.parametrize("listen", ["8080", ":8080", "127.0.0.1:", "127.0.0.1:99999", "localhost:http"])
+def test_bad_listen(listen: str, tmp_path: Path) -> None:
+    """An address that nobody can listen on is refused before anything starts."""
+    path = written(tmp_path, GOOD)
+    for arguments in (["serve", "-c", str(path), "-l", listen], ["serve", "--mock", "-l", listen]):
+        result = arbstr(*arguments, ARBSTR_TOKEN="t")
+        assert result.exit_code == 1
+        assert result.stderr.startswith("Error: server.listen: must be host:port")
+
+
+def tables(path: Path) -> set[str]:
+    """The tables of an SQLite file."""
+    with sqlite3.connect(path) as connection:
+        found = {str(name) for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
+    connection.close()
+    return found
+
+
+def test_migrate(tmp_path: Path) -> None:
+    """`migrate` makes the tables of a new file, and has nothing to do the second time."""
+    url = f"sqlite+aiosqlite:///{tmp_path / 'new.db'}"
+    first, second = arbstr("migrate", "--url", url), arbstr("migrate", "--url", url)
+    assert (first.exit_code, second.exit_code) == (0, 0)
+    assert first.output
+    assert first.output != second.output
+    assert "requests" in tables(tmp_path / "new.db")
+
+
+def test_migrate_from_config(tmp_path: Path) -> None:
+    """The URL and the prefix come from the file, where the options say nothing else."""
+    database = f'[database]\npath = "{tmp_path / "new.db"}"\ntable_prefix = "mine_"\n'
+    path = written(tmp_path, GOOD + database)
+    assert arbstr("migrate", "-c", str(path), ARBSTR_TOKEN="t").exit_code == 0
+    assert "mine_requests" in tables(tmp_path / "new.db")
+    assert arbstr("migrate", "-c", str(path), "--table-prefix", "", ARBSTR_TOKEN="t").exit_code == 0
+    assert "requests" in tables(tmp_path / "new.db")
+
+
+@pytest.mark.parametrize("dialect", ["sqlite+aiosqlite:///", "postgresql+asyncpg://u@h/", "mysql+aiomysql://u@h/"])
+def test_migrate_sql(dialect: str, tmp_path: Path) -> None:
+    """`--sql` prints what `migrate` would run, and touches no database."""
+    result = arbstr("migrate", "--url", f"{dialect}{tmp_path.name}/none.db", "--table-prefix", "arbstr_", "--sql")
+    assert result.exit_code == 0
+    assert "CREATE TABLE arbstr_requests" in result.output.replace("`", "").replace('"', "")
+    assert not (tmp_path / "none.db").exists()
+
+
+@pytest.mark.parametrize("url", ["nonsense", "oracle://h/x", "sqlite+aiosqlite:////nowhere/at/all.db"])
+def test_migrate_bad_url(url: str) -> None:
+    """A database that can't be is one line."""
+    result = arbstr("migrate", "--url", url)
+    assert result.exit_code == 1
+    assert result.stderr.startswith("Error: ")
+    assert "Traceback" not in result.output
+
+
+def environment(**more: str) -> dict[str, str]:
+    """For a process of our own: no proxies, no configuration of this machine's user."""
+    kept = {name: value for name, value in os.environ.items() if not name.upper().endswith("_PROXY")}
+    kept.pop("ARBSTR_CONFIG", None)
+    return {**kept, "PYTHONUNBUFFERED": "1", **more}
+
+
+def test_demo(tmp_path: Path) -> None:
+    """`arbstr demo` shows the injection, equal digests and two priced rows, ends with 0, and leaves nothing behind."""
+    command = [sys.executable, "-c", "from arbstr_asgi.cli import main; main()", "demo"]
+    temporary = tmp_path / "tmp"
+    temporary.mkdir()
+    done = subprocess.run(
+        command,
+        capture_output=True,
+        text=True,
+        timeout=SECONDS,
+        cwd=tmp_path,
+        env=environment(TMPDIR=str(temporary)),
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    streaming, _, plain = done.stdout.partition("A plain call")
+    assert '"stream_options":{"include_usage":true}' in streaming
+    assert "stream_options" not in plain
+    for part in (streaming, plain):
+        direct, through = re.findall(r"digest, .*?  ?([0-9a-f]{64} \(\d+ bytes\))", part)
+        assert direct == through
+    header, _, *found = plain.partition("one row a call):\n\n")[2].partition("\n\n")[0].splitlines()
+    cells = [dict(zip(header.split(), line.split(), strict=True)) for line in found]
+    assert [row["streaming"] for row in cells] == ["True", "False"]
+    for row in cells:
+        assert (row["end_user"], row["end_reason"]) == ("alice", "completed")
+        tokens = int(row["input_tokens"]) * 10_000 + int(row["output_tokens"]) * 30_000
+        assert float(row["cost_sats"]) == pytest.approx(1 + tokens / 1_000_000)
+    assert list(temporary.iterdir()) == []
+    assert [path.name for path in tmp_path.iterdir()] == ["tmp"]
+
+
+@pytest.mark.parametrize("differs", ["plain", "stream"])
+def test_demo_differs(differs: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A demo in which the client can tell the difference says so and ends with 1."""
+    chat = MockProvider._chat
+
+    async def lying(self: MockProvider, request: Request) -> Response:
+        response = await chat(self, request)
+        stream = b'"stream": true' in self.received[-1]
+        if "idempotency-key" not in request.headers and stream == (differs == "stream"):  # a direct call
+            return JSONResponse({"not": "the same"})
+        return response
+
+    monkeypatch.setattr(MockProvider, "_chat", lying)
+    result = arbstr("demo")
+    assert result.exit_code == 1
+    assert "The client's bytes DIFFER from the provider's." in result.output
+
+
+def first_line(process: "subprocess.Popen[str]") -> str:
+    """What a process says first, if it does so in time."""
+    assert process.stdout is not None
+    ready, _, _ = select.select([process.stdout], [], [], SECONDS)
+    assert ready
+    return process.stdout.readline()
+
+
+def answered(url: str, **options: Any) -> httpx.Response:
+    """The reply of a server that has just been started."""
+    deadline = time.monotonic() + SECONDS
+    with httpx.Client(trust_env=False, timeout=SECONDS) as client:
+        while True:
+            try:
+                return client.post(url, **options)
+            except httpx.ConnectError:
+                assert time.monotonic() < deadline
+                time.sleep(0.05)
+
+
+def free_port() -> int:
+    """A port that was free a moment ago."""
+    import socket
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        return int(listener.getsockname()[1])
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_serve_mock(number: signal.Signals, tmp_path: Path) -> None:
+    """`arbstr serve --mock` answers any client, and ends with 0 when told to, its ledger gone."""
+    port = free_port()
+    script = "from arbstr_asgi.cli import main; main()"
+    command = [sys.executable, "-c", script, "serve", "--mock", "--listen", f"127.0.0.1:{port}"]
+    with subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=tmp_path,
+        env=environment(TMPDIR=str(tmp_path)),
+    ) as process:
+        try:
+            line = first_line(process)
+            assert f"http://127.0.0.1:{port}/v1" in line
+            ledger = Path(line.rpartition("ledger: ")[2].strip())
+            url = f"http://127.0.0.1:{port}/v1/chat/completions"
+            plain = answered(url, json={"model": "any", "messages": []})
+            assert plain.json()["usage"]["completion_tokens"] > 0
+            streamed = answered(url, json={"model": "any", "messages": [], "stream": True})
+            assert streamed.text.endswith("data: [DONE]\n\n")
+            assert "usage" not in streamed.text
+            assert ledger.exists()
+            process.send_signal(number)
+            _, errors = process.communicate(timeout=SECONDS)
+        finally:
+            process.kill()
+    assert process.returncode == 0
+    assert "Traceback" not in errors
+    assert not ledger.exists()
