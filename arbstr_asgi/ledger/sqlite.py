@@ -1,8 +1,11 @@
 """SQLite, through aiosqlite."""
 
 import asyncio
+import functools
 import sqlite3
+import threading
 import time
+import weakref
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from decimal import Decimal
@@ -12,6 +15,7 @@ from arbstr_asgi.ledger.driver import CONVERSION_ERRORS, Driver, encoded, iso
 from arbstr_asgi.ledger.values import Row
 
 _PATIENCE = 5.0  # seconds to wait for another writer's lock
+_open: weakref.WeakSet[Any] = weakref.WeakSet()  # connections that are ours
 _SLICE = 250  # ms of that which one call waits: a waiting call can be neither cancelled nor interrupted
 
 
@@ -28,6 +32,7 @@ class Sqlite:
             # A lasting property of the file, so not for a host's; changing it ignores busy_timeout.
             await _patiently(raw, "PRAGMA journal_mode = WAL")
             await raw.execute_fetchall("PRAGMA synchronous = NORMAL")
+            _let_process_end(raw)
 
     @asynccontextmanager
     async def begin(self, raw: Any) -> AsyncIterator[None]:
@@ -84,6 +89,25 @@ class Sqlite:
 
     def abandon(self, raw: Any) -> None:
         pass  # closing it is all that releasing it does
+
+
+def _let_process_end(raw: Any) -> None:
+    """Stop aiosqlite's thread when the main one has ended: it is no daemon, so an open connection keeps the process.
+
+    Nobody else would, where there is no lifespan and the loop ends without cancelling its tasks (granian's does).
+    """
+    _open.add(raw)
+    _watch_process()
+
+
+@functools.cache
+def _watch_process() -> None:
+    def stop() -> None:
+        threading.main_thread().join()
+        for raw in list(_open):
+            raw.stop()
+
+    threading.Thread(target=stop, name="arbstr-exit", daemon=True).start()
 
 
 async def _patiently(raw: Any, sql: str, parameters: Sequence[Any] = (), *, patience: float = _PATIENCE) -> Any:
