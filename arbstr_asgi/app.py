@@ -77,9 +77,12 @@ class Arbstr:
         finally:
             await self._gateway.close()
 
-    def end_drains(self) -> None:
-        """End the reading-on for clients that have left, as a server that knows of its shutdown does."""
-        self._gateway.end_drains()
+    def wind_down(self, grace: float | None = None) -> None:
+        """Say that the server has begun to stop, from its event loop.
+
+        Reading-on for clients that have left ends at once, running replies in `grace` seconds (`server.grace`).
+        """
+        self._gateway.wind_down(self._gateway.config.server.grace if grace is None else grace)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """The ASGI application."""

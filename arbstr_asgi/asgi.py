@@ -14,5 +14,5 @@ _arbstr = Arbstr(Config.load(os.environ.get("ARBSTR_CONFIG", "arbstr.toml")))
 async def app(scope: Scope, receive: Receive, send: Send) -> None:
     """The ASGI application."""
     if scope["type"] == "lifespan":
-        outlive_idle_workers(_arbstr.end_drains)
+        outlive_idle_workers(_arbstr.wind_down)
     await _arbstr(scope, receive, send)

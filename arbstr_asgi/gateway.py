@@ -80,9 +80,7 @@ class Gateway:
     async def close(self) -> None:
         """End what still runs, write every row, and close what is ours."""
         self._desk = None
-        self.end_drains()
-        for exchange in list(self._running):
-            exchange.stop()
+        self._stop_all()
         if self._running:
             await asyncio.wait(self._running.values(), timeout=STOP_SECONDS)
         await self.ledger.close()
@@ -91,11 +89,19 @@ class Gateway:
             self._last_rites.cancel()
             self._last_rites = None
 
-    def end_drains(self) -> None:
-        """End the reading-on for clients that have left."""
+    def wind_down(self, grace: float) -> None:
+        """The server has begun to stop: end the reading-on for clients that have left, and the rest in `grace` seconds.
+
+        Servers don't tell an app, but who starts one may know.
+        """
         for exchange in list(self._running):
             if exchange.draining:
                 exchange.stop()
+        asyncio.get_running_loop().call_later(grace, self._stop_all)
+
+    def _stop_all(self) -> None:
+        for exchange in list(self._running):
+            exchange.stop()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one POST of a chat completion."""

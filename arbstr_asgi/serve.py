@@ -23,6 +23,8 @@ try:
 except ImportError:  # Windows
     uvloop = None  # type: ignore[assignment]
 
+SECONDS_TO_TELL = 1.0  # for replies that were told to end to say so
+
 
 def serve(config: Config, path: Path) -> int:
     """Serve until SIGTERM or SIGINT; running streams then get `server.grace` seconds. Returns the exit status."""
@@ -44,18 +46,13 @@ def run(main: Any) -> None:
 
 
 async def serve_here(arbstr: Arbstr, listen: str, grace: float) -> None:
+    """Serve in this process until SIGTERM or SIGINT."""
     stop = asyncio.Event()
-
-    def stopping() -> None:
-        stop.set()
-        arbstr.end_drains()
-
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         with contextlib.suppress(NotImplementedError):  # Windows
-            loop.add_signal_handler(number, stopping)
-    app: Any = arbstr
-    await hypercorn.asyncio.serve(app, _settings(listen, grace), shutdown_trigger=stop.wait)
+            loop.add_signal_handler(number, stop.set)
+    await _serve(arbstr, listen, grace, stop)
 
 
 @asynccontextmanager
@@ -63,9 +60,7 @@ async def serving(app: Any) -> AsyncIterator[str]:
     """Serve `app` on a free port of loopback during the block; gives its base URL."""
     listener = socket.create_server(("127.0.0.1", 0))
     stop = asyncio.Event()
-    settings = _settings(f"fd://{listener.fileno()}", 1.0)
-    settings.loglevel = "WARNING"
-    task = asyncio.create_task(hypercorn.asyncio.serve(app, settings, shutdown_trigger=stop.wait))
+    task = asyncio.create_task(_serve(app, f"fd://{listener.fileno()}", 1.0, stop, loglevel="WARNING"))
     try:
         yield f"http://127.0.0.1:{listener.getsockname()[1]}"
     finally:
@@ -73,6 +68,23 @@ async def serving(app: Any) -> AsyncIterator[str]:
         await task
         with contextlib.suppress(OSError):
             listener.detach()
+
+
+async def _serve(app: Any, bind: str, grace: float, stop: asyncio.Event, *, loglevel: str = "INFO") -> None:
+    """Serve until `stop`, and then see to it that replies end within `grace` seconds.
+
+    hypercorn alone waits for them without limit on asyncio from Python 3.12 on, where `Server.wait_closed` waits for
+    connections; elsewhere it cancels them, which tells the client nothing.
+    """
+
+    async def stopped() -> None:
+        await stop.wait()
+        if isinstance(app, Arbstr):
+            app.wind_down(grace)
+
+    settings = _settings(bind, grace + SECONDS_TO_TELL)
+    settings.loglevel = loglevel
+    await hypercorn.asyncio.serve(app, settings, shutdown_trigger=stopped)
 
 
 def _settings(bind: str, grace: float) -> hypercorn.config.Config:

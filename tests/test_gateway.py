@@ -535,7 +535,7 @@ def test_close_while_draining(tmp_path: Path) -> None:
             ready = await call(app, path="/readyz", method="GET")
             assert json.loads(ready.body)["drains"] == 1
             assert not task.done()
-            app.end_drains()
+            app.wind_down(30.0)
             await asyncio.wait_for(task, 1)
             [row] = await rows(app)
             assert (row["end_reason"], row["success"]) == ("client_disconnected", True)

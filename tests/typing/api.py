@@ -109,7 +109,7 @@ async def main(serve: Callable[[ASGIApp], Awaitable[None]]) -> None:
     try:
         async with llm.lifespan():
             await serve(llm)
-            llm.end_drains()
+            llm.wind_down(3.0)
             for row in await llm.ledger.rows(limit=10):
                 assert_type(row, dict[str, Any])
             [one] = await llm.ledger.rows(correlation_id="id")
