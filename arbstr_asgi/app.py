@@ -62,6 +62,7 @@ class Arbstr:
             exception_handlers={HTTPException: _http_error},
             lifespan=self.lifespan,
         )
+        self._app.router.redirect_slashes = False  # a redirect would go where the client's Host header says
 
     @property
     def ledger(self) -> Ledger:
@@ -91,7 +92,8 @@ class Arbstr:
     async def respond(self, request: Request, caller: Identity = None) -> Response:
         """The answer to a chat completion that came to a route of the host, behind the host's own checks.
 
-        Neither `identify` nor the server's tokens are asked; `caller` is a name, a `Caller` or None.
+        Neither `identify` nor the server's tokens are asked; `caller` is a name, a `Caller` or None. The status and
+        the headers of the response are the reply's; what is set on it before it is sent has no effect.
         """
         return _Answer(self._gateway, request, as_caller(caller))
 

@@ -17,6 +17,7 @@ MAX_MODEL_CHARACTERS = 255
 # The walk over all members is up to 30 times slower than decoding, and a client can force it.
 MAX_WALK_BYTES = 1024 * 1024
 MAX_TRIES = 8
+MAX_TRIES_IF_LARGE = 2  # each decodes the whole body
 ADDED = b'"include_usage":true'
 
 _KEY = b'"stream_options"'
@@ -145,7 +146,7 @@ def _replace_options(body: bytes, options: bytes, wanted: bytes) -> bytes:
     A search only proposes the place; it was the right one if and only if the spliced body now means `wanted`.
     """
     at = len(body)
-    for _ in range(MAX_TRIES):
+    for _ in range(MAX_TRIES if len(body) <= MAX_WALK_BYTES else MAX_TRIES_IF_LARGE):
         at = body.rfind(_KEY, 0, at)
         if at < 0:
             break

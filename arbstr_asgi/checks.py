@@ -16,6 +16,21 @@ UNFORWARDABLE = frozenset(
         *("trailer", "transfer-encoding", "upgrade"),
     )
 )
+# What we send ourselves, or what frames the message.
+OURS = frozenset(
+    (
+        *(
+            "accept-encoding",
+            "connection",
+            "content-encoding",
+            "content-length",
+            "host",
+            "idempotency-key",
+            "keep-alive",
+        ),
+        *("te", "trailer", "transfer-encoding", "upgrade"),
+    )
+)
 HEADER = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+")
 
 
@@ -69,3 +84,10 @@ def header_names(name: str, values: Iterable[str]) -> tuple[str, ...]:
 def printable(value: str) -> bool:
     """Whether `value` fits in a header and on a log line."""
     return value.isascii() and value.isprintable()
+
+
+def check_listen(listen: str) -> None:
+    """Raises ConfigError unless `listen` is host:port."""
+    host, _, port = listen.rpartition(":")
+    if not host or not port.isdecimal() or int(port) > 65535:
+        raise ConfigError("server.listen: must be host:port, such as 127.0.0.1:8080")

@@ -11,6 +11,7 @@ import click
 import msgspec
 
 from arbstr_asgi import __version__
+from arbstr_asgi.checks import check_listen
 from arbstr_asgi.config import Config, DatabaseConfig
 from arbstr_asgi.errors import ArbstrError
 
@@ -65,8 +66,11 @@ def serve(path: Path, listen: str | None, workers: int | None, *, mock: bool) ->
     config = Config.load(path)
     given = {"listen": listen, "workers": workers}
     chosen = msgspec.structs.replace(config.server, **{name: value for name, value in given.items() if value})
-    server.check_listen(chosen.listen)
-    sys.exit(server.serve(msgspec.structs.replace(config, server=chosen), path))
+    check_listen(chosen.listen)
+    try:
+        sys.exit(server.serve(msgspec.structs.replace(config, server=chosen), path))
+    except OSError as error:
+        raise click.ClickException(f"can't listen on {chosen.listen}: {error.strerror}") from None
 
 
 @main.command()
@@ -107,8 +111,12 @@ def migrate(path: Path, url: str | None, table_prefix: str | None, *, sql: bool)
 @config_option
 def check(path: Path) -> None:
     """Read the config, say what it means, and warn of what is probably not meant."""
+    from arbstr_asgi import ledger
+
     config = Config.load(path)
     server = config.server
+    check_listen(server.listen)
+    ledger.Ledger(config.database.resolved_url, table_prefix=config.database.table_prefix)  # checks, opens nothing
     guard = (
         "anyone (server.public)" if server.public else "bearer token" if server.auth_token or server.tokens else None
     )

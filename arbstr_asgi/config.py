@@ -4,23 +4,31 @@ Build a `Config` in code, from a mapping with `parse`, or from a TOML file with 
 same things and raise `ConfigError` with the path of what is wrong.
 """
 
+import functools
+import math
 import os
 import re
 import tomllib
 from collections.abc import Iterable, Mapping, Sequence
 from decimal import Decimal
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, get_type_hints
+from urllib.parse import quote
 
 import msgspec
 
-from arbstr_asgi.checks import HEADER, header_names, http_url, printable, rate, strings
+from arbstr_asgi.checks import HEADER, OURS, header_names, http_url, printable, rate, strings
 from arbstr_asgi.errors import ConfigError
 
 RATES = ("input_rate", "output_rate", "base_fee", "cached_input_rate", "reasoning_rate")
 _SECRET = frozenset({"api_key", "auth_token", "token", "headers", "query", "url"})
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9 _.-]{0,63}")
 _VARIABLE = re.compile(r"\$\{([^}]*)\}")
+
+
+@functools.cache
+def _kinds(section: type) -> dict[str, Any]:
+    return get_type_hints(section)
 
 
 class _Section(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -33,13 +41,21 @@ class _Section(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         )
         return f"{type(self).__name__}({', '.join(shown)})"
 
+    def __post_init__(self) -> None:
+        """Check what was built in code as what comes from a file is checked."""
+        for name, kind in _kinds(type(self)).items():
+            try:
+                msgspec.convert(getattr(self, name), kind)
+            except msgspec.ValidationError as error:
+                raise ConfigError(f"{name}: {str(error).partition(' - at ')[0]}") from None
+
     def _set(self, name: str, value: Any) -> None:
         msgspec.structs.force_setattr(self, name, value)
 
     def _require_positive(self, *names: str) -> None:
         for name in names:
-            if not getattr(self, name) > 0:
-                raise ConfigError(f"{name}: must be greater than 0")
+            if not 0 < getattr(self, name) < math.inf:
+                raise ConfigError(f"{name}: must be a finite number greater than 0")
 
 
 class Provider(_Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -71,6 +87,7 @@ class Provider(_Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
     forward_authorization: bool = False
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not _NAME.fullmatch(self.name):
             raise ConfigError("name: use letters, digits, space, '_', '.' and '-', at most 64")
         self._set("url", http_url(self.url))
@@ -80,16 +97,17 @@ class Provider(_Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
         for name in ("forward_headers", "return_headers"):
             self._set(name, header_names(name, getattr(self, name)))
         for name, value in self.headers.items():
-            if not HEADER.fullmatch(name) or not printable(value):
-                raise ConfigError(f"headers.{name if printable(name) else '?'}: not a valid HTTP header")
+            if not HEADER.fullmatch(name) or not printable(value) or name.lower() in OURS:
+                raise ConfigError(f"headers.{name if printable(name) else '?'}: not a header that can be set")
         if self.api_key is not None and not (self.api_key and printable(self.api_key)):
             raise ConfigError("api_key: must be a non-empty string of printable ASCII characters")
         self._require_positive("connect_timeout", "first_byte_timeout", "idle_timeout")
 
-    @property
-    def sends_own_credentials(self) -> bool:
+    def sends_own_credentials(self, *, client_authorizes: bool) -> bool:
         """Whether a 401 from this provider is about something of ours rather than of the client's."""
-        return bool(self.api_key or self.headers or self.query) and not self.forward_authorization
+        if self.forward_authorization and client_authorizes:
+            return False
+        return bool(self.api_key or self.headers or self.query)
 
     def serves(self, model: str) -> bool:
         """Whether `model` may be asked of this provider."""
@@ -103,6 +121,7 @@ class Token(_Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
     token: str
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not self.name or not self.token:
             raise ConfigError("token: name and token must not be empty")
 
@@ -118,12 +137,16 @@ class Server(_Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
     grace: float = 25.0
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         self._set("tokens", tuple(self.tokens))
         if self.auth_token is not None and not self.auth_token:
             raise ConfigError("auth_token: must not be empty; leave it out for none")
         names = [token.name for token in self.tokens]
         if len(set(names)) < len(names):
             raise ConfigError("tokens: two have the same name")
+        secrets = [self.auth_token, *(token.token for token in self.tokens)]
+        if len(set(secrets)) < len(secrets):
+            raise ConfigError("tokens: two have the same token, so that it would not say who calls")
         if self.workers < 1:
             raise ConfigError("workers: must be at least 1")
         if not self.grace >= 0:
@@ -138,13 +161,14 @@ class DatabaseConfig(_Section, frozen=True, kw_only=True, forbid_unknown_fields=
     table_prefix: str | None = None
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.url and self.path:
             raise ConfigError("path: give url or path, not both")
 
     @property
     def resolved_url(self) -> str:
         """The URL to open; without any setting an SQLite file in the working directory."""
-        return self.url or f"sqlite+aiosqlite:///{self.path or 'arbstr.db'}"
+        return self.url or f"sqlite+aiosqlite:///{quote(self.path or 'arbstr.db')}"
 
 
 class Limits(_Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -158,6 +182,7 @@ class Limits(_Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
     max_drains_per_user: int = 4
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         self._require_positive("max_body_bytes", "max_body_bytes_in_flight", "body_timeout", "drain_timeout")
         for name in ("max_drains", "max_drains_per_user"):
             if getattr(self, name) < 0:
@@ -181,6 +206,7 @@ class Config(_Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
     cost_comment: bool = False
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         self._set("providers", tuple(self.providers))
         if not self.providers:
             raise ConfigError("providers: at least one is needed")
@@ -194,9 +220,8 @@ class Config(_Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
                     f"providers[{index}].forward_authorization: clients' Authorization holds the server's own token, "
                     "which must not reach a provider; use one or the other"
                 )
-        for name, allowed in (("metering", ("respect", "require")), ("response_headers", ("basic", "full"))):
-            if getattr(self, name) not in allowed:
-                raise ConfigError(f"{name}: must be one of {', '.join(allowed)}")
+            if self.metering == "require" and not provider.inject:
+                raise ConfigError(f"providers[{index}].inject: must be true where metering is required")
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], environ: Mapping[str, str] | None = None) -> Self:
@@ -254,6 +279,6 @@ def _with_path(message: str) -> str:
         return message
     path = where.rstrip("`").lstrip(".").replace("[...]", "")
     inner, separator, rest = what.partition(": ")
-    if separator and re.fullmatch(r"[a-z_]+(\[\d+\])?(\.[a-z_?]+)*", inner):
+    if separator and re.fullmatch(r"[a-z_]+(\[\d+\])?(\.[A-Za-z_?-]+)*", inner):
         return f"{path}.{inner}: {rest}".lstrip(".")
     return f"{path}: {what}"

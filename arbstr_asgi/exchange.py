@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Callable, MutableMapping
+from contextlib import suppress
 from datetime import datetime
 from math import inf
 from typing import Any
@@ -19,10 +20,14 @@ from arbstr_asgi.entry import Entry
 from arbstr_asgi.errors import ArbstrError, ProviderAuthenticationError, ServerError, UpstreamError, UpstreamTimeout
 from arbstr_asgi.interrupt import Interrupt
 from arbstr_asgi.metering import Meter, Reading, open_meter
+from arbstr_asgi.metering.plain import MAX_PLAIN_BYTES
 from arbstr_asgi.replies import RawHeaders, Send, error_event, our_headers, send_error
 from arbstr_asgi.routing import candidates
 from arbstr_asgi.upstream import Reply, Upstream
 from arbstr_asgi.watching import watching
+
+SECONDS_BEHIND_DONE = 1.0  # for a provider to end a stream whose client has gone after [DONE]
+SECONDS_TO_TELL = 0.5  # for a client to take the news that the server stops
 
 
 class Desk(msgspec.Struct, frozen=True, kw_only=True):
@@ -73,12 +78,18 @@ class Exchange:
                     await self._relay(client_headers, send, sent)
                 except ArbstrError as error:
                     self._outcome.error = error
-            await self._settle(send)
+            if self.interrupt.reason == "shutdown":  # a client that doesn't read is not waited for
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(SECONDS_TO_TELL):
+                        await self._settle(send)
+            else:
+                await self._settle(send)
         except asyncio.CancelledError:
             self._outcome.stopped = True
             raise
         except Exception:
             self._outcome.error = self._outcome.error or ServerError("Something went wrong.", code="internal_error")
+            self._outcome.status = self._outcome.status or 500  # what servers then say
             raise
         finally:
             if self._draining:
@@ -88,10 +99,12 @@ class Exchange:
     async def _relay(self, client_headers: h.Headers, send: Send, sent: Callable[[], None]) -> None:
         config, request = self._desk.config, self._request
         assert request is not None
-        provider = self._account.provider = candidates(config.providers, request.model)[0]
+        provider = candidates(config.providers, request.model)[0]
         body = request.body
         if provider.inject:
             body = ensure_stream_options(request, require=config.metering == "require")
+        self._account.provider = provider
+        authorized = h.first(client_headers, b"authorization") is not None
         outgoing = h.to_provider(client_headers, provider, self.correlation_id)
         self.interrupt.deadline(provider.first_byte_timeout)
         async with self._desk.upstream.open(provider, body, outgoing) as reply:
@@ -99,20 +112,22 @@ class Exchange:
             self._request = request = None  # a long stream need not hold the body that began it
             del body
             sent()
-            self._answered(reply, provider, injected=injected)
+            self._answered(reply, provider, injected=injected, authorized=authorized)
             self.interrupt.deadline(provider.idle_timeout)
             await self._pump(reply, provider.idle_timeout, send)
 
-    def _answered(self, reply: Reply, provider: Provider, *, injected: bool) -> None:
+    def _answered(self, reply: Reply, provider: Provider, *, injected: bool, authorized: bool) -> None:
         """The provider has spoken: note when, choose the meter, and let the row exist from now on."""
         self._account.latency_ms = self._elapsed_ms()
         outcome = self._outcome
         outcome.upstream_status = reply.status
+        if not 200 <= reply.status < 600:
+            raise UpstreamError("The provider's answer has no valid status.", code="upstream_protocol_error")
         if 300 <= reply.status < 400:
             raise UpstreamError(
                 "The provider answered with a redirect, which is not followed.", code="upstream_redirect"
             )
-        if reply.status in (401, 403) and provider.sends_own_credentials:
+        if reply.status in (401, 403) and provider.sends_own_credentials(client_authorizes=authorized):
             raise ProviderAuthenticationError(reply.status)
         media_type = h.media_type(reply.headers)
         encoding = (h.first(reply.headers, b"content-encoding") or "identity").strip().lower()
@@ -136,6 +151,7 @@ class Exchange:
         assert self._meter is not None
         meter, account, touch, clock = self._meter, self._account, self.interrupt.touch, self._clock
         held: list[bytes] | None = None
+        size = 0
         if self._desk.config.response_headers == "full" and not self._streaming:
             held = []  # the headers say what the whole body cost
         else:
@@ -146,7 +162,11 @@ class Exchange:
                 account.ttft_ms = self._elapsed_ms()
             if held is not None:
                 held.append(out)
-            elif out and not self._outcome.left:
+                size += len(out)
+                if size > MAX_PLAIN_BYTES:  # too large to be held, or to be read for its cost
+                    out, held = b"".join(held), None
+                    await self._start(send)
+            if held is None and out and not self._outcome.left:
                 touch(inf)  # what a slow client takes is not the provider's idleness
                 await self._send(send, {"type": "http.response.body", "body": out, "more_body": True})
             touch(clock() + idle_timeout)
@@ -178,6 +198,11 @@ class Exchange:
     async def _settle(self, send: Send) -> None:
         """Tell the client of what went wrong, as far as that is still possible."""
         outcome = self._outcome
+        if self._account.reading.done and outcome.status is not None:  # whatever broke off did so behind the end
+            outcome.error = None
+            if self.interrupt.reason != "done" and not (self._complete or outcome.left):
+                await send({"type": "http.response.body", "body": b"", "more_body": False})
+            return
         if self.interrupt.reason == "timeout":
             outcome.error = UpstreamTimeout("The provider took too long.")
         elif self.interrupt.reason == "shutdown":
@@ -197,7 +222,10 @@ class Exchange:
     def _client_left(self) -> None:
         """The client hung up: read on to the usage if the policy, the caps and the moment allow."""
         outcome = self._outcome
-        if outcome.left or self._complete or self._account.reading.done:
+        if outcome.left or self._complete:
+            return
+        if self._account.reading.done:  # SDKs close here; a provider that does not end soon is not waited for
+            self.interrupt.at_most(SECONDS_BEHIND_DONE, "done")
             return
         outcome.left = True
         before_answer = self._account.latency_ms is None

@@ -28,6 +28,7 @@ from arbstr_asgi.upstream import HttpxUpstream
 logger = logging.getLogger("arbstr_asgi")
 
 Scope = MutableMapping[str, Any]
+SECONDS_UNTIL_RETRY = 1.0  # those who waited for an opening that failed share its failure
 STOP_SECONDS = 1.0  # for calls that were told to end, before the ledger closes
 
 
@@ -59,10 +60,13 @@ class Gateway:
         self._desk: Desk | None = None
         self._running: dict[Exchange, asyncio.Future[None]] = {}
         self._opening: asyncio.Lock | None = None
+        self._try_again = 0.0
         self._last_rites: asyncio.Task[None] | None = None
 
     async def open(self) -> None:
-        """Open the ledger. Raises ConfigError or LedgerError, having left nothing open."""
+        """Open the ledger, unless a request has. Raises ConfigError or LedgerError, having left nothing open."""
+        if self._desk is not None:
+            return
         await self.ledger.open()
         self._desk = Desk(
             config=self.config,
@@ -155,10 +159,14 @@ class Gateway:
             self._opening = asyncio.Lock()
         async with self._opening:
             if self._desk is None:
+                clock = asyncio.get_running_loop().time
                 try:
+                    if clock() < self._try_again:
+                        raise ServerError("The usage ledger is not available.", code="ledger_unavailable")
                     await self.open()
                 except (ConfigError, LedgerError) as error:
                     logger.critical("the ledger can't be opened: %s", error)
+                    self._try_again = clock() + SECONDS_UNTIL_RETRY
                     raise ServerError("The usage ledger is not available.", code="ledger_unavailable") from None
                 self._last_rites = asyncio.create_task(self._close_with_loop(), context=contextvars.Context())
         assert self._desk is not None
@@ -169,11 +177,14 @@ class Gateway:
         try:
             await asyncio.get_running_loop().create_future()
         finally:
+            self._desk = self._opening = self._last_rites = None  # the next loop opens it anew
+            self._try_again = 0.0
             await self._upstream.close()
 
 
 def _check_headers(client_headers: h.Headers) -> None:
-    if h.media_type(client_headers) != "application/json":
+    named = sum(name.lower() == b"content-type" for name, _ in client_headers)
+    if named != 1 or h.media_type(client_headers) != "application/json":
         raise RequestError(415, "Content-Type must be application/json.", code="unsupported_media_type")
     if (h.first(client_headers, b"content-encoding") or "identity").lower() != "identity":
         raise RequestError(415, "A compressed request body is not accepted.", code="unsupported_content_encoding")

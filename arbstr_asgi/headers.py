@@ -44,7 +44,12 @@ def to_provider(client: Headers, provider: Provider, correlation_id: str) -> lis
         passing |= WITH_AUTHORIZATION
     ours = [(name.lower().encode(), value.encode()) for name, value in provider.headers.items()]
     ours += [(b"idempotency-key", correlation_id.encode()), (b"accept-encoding", b"identity")]
-    if provider.api_key and not (provider.forward_authorization and first(client, b"authorization")):
+    set_by_hand = any(name == b"authorization" for name, _ in ours)
+    if (
+        provider.api_key
+        and not set_by_hand
+        and not (provider.forward_authorization and first(client, b"authorization"))
+    ):
         ours.append((b"authorization", f"Bearer {provider.api_key}".encode()))
     taken = {name for name, _ in ours}
     theirs = [

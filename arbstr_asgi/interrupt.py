@@ -5,6 +5,8 @@ from math import inf
 from types import TracebackType
 from typing import Self
 
+LONGEST_PAUSE = 60.0  # seconds between looks at a deadline that is paused
+
 
 class Interrupt:
     """A context that can be left from outside: `fire` cancels its task and swallows exactly that cancellation.
@@ -13,11 +15,12 @@ class Interrupt:
     attribute, and a timer that finds itself early starts again. Seconds of the loop's clock.
     """
 
-    __slots__ = ("_cancelling", "_limit", "_loop", "_reason", "_task", "_timer", "_total", "now", "reason")
+    __slots__ = ("_cancelling", "_limit", "_loop", "_pause", "_reason", "_task", "_timer", "_total", "now", "reason")
 
     def __init__(self) -> None:
         self.reason: str | None = None
         self._limit = inf
+        self._pause = LONGEST_PAUSE
         self._total = inf
         self._reason = "timeout"
         self._timer: asyncio.TimerHandle | None = None
@@ -54,6 +57,7 @@ class Interrupt:
 
     def deadline(self, seconds: float) -> None:
         """Fire "timeout" in `seconds`, unless touched."""
+        self._pause = min(seconds, LONGEST_PAUSE)
         self._limit = self.now() + seconds
         self._arm()
 
@@ -75,5 +79,5 @@ class Interrupt:
             self.fire("timeout")
         else:
             # A paused deadline (inf) is looked at again in a while; the total may come first.
-            at = min(self._limit, self._total, now + 60.0)
+            at = min(self._limit, self._total, now + self._pause)
             self._timer = self._loop.call_at(at, self._wake)

@@ -6,9 +6,10 @@ from pathlib import Path
 import click
 
 from arbstr_asgi.app import Arbstr
+from arbstr_asgi.checks import check_listen
 from arbstr_asgi.demo import config
 from arbstr_asgi.mock import MockProvider
-from arbstr_asgi.serve import check_listen, run, serve_here, serving
+from arbstr_asgi.serve import run, serve_here, serving
 
 
 def serve_mock(listen: str) -> None:

@@ -35,6 +35,8 @@ class Outcome(msgspec.Struct):
 
     def end_reason_of(self, reading: Reading) -> EndReason:
         """The same, with what the reply itself said."""
+        if reading.done and self.answered_well and not self.left:  # whatever came behind [DONE]
+            return "completed" if reading.error is None else "upstream_error"
         reason = self.end_reason
         if reason != "completed" or self.error is not None or not self.answered_well:
             return reason

@@ -1,11 +1,12 @@
 """What a call cost, from what it used."""
 
-from decimal import Decimal
+from decimal import Context, Decimal, localcontext
 
 from arbstr_asgi.config import Provider
 from arbstr_asgi.usage import Usage
 
 PER = Decimal(1_000_000)
+_EXACT = Context(prec=60)
 
 
 def cost(usage: Usage | None, rates: Provider) -> Decimal | None:
@@ -18,10 +19,17 @@ def cost(usage: Usage | None, rates: Provider) -> Decimal | None:
         return None
     if rates.input_rate is None or rates.output_rate is None:
         return None
+    with localcontext(_EXACT):  # whatever the host's own context rounds to
+        return _cost(usage, usage.input_tokens, usage.output_tokens, rates, rates.input_rate, rates.output_rate)
+
+
+def _cost(
+    usage: Usage, given: int, answered: int, rates: Provider, input_rate: Decimal | int, output_rate: Decimal | int
+) -> Decimal:
     reasoning = usage.reasoning_tokens or 0
-    output = usage.output_tokens + (reasoning if usage.reasoning_is_additive else 0)
-    total = _share(usage.input_tokens, rates.input_rate, usage.cached_tokens or 0, rates.cached_input_rate)
-    total += _share(output, rates.output_rate, reasoning, rates.reasoning_rate)
+    output = answered + (reasoning if usage.reasoning_is_additive else 0)
+    total = _share(given, input_rate, usage.cached_tokens or 0, rates.cached_input_rate)
+    total += _share(output, output_rate, reasoning, rates.reasoning_rate)
     return total / PER + rates.base_fee
 
 

@@ -16,7 +16,7 @@ import hypercorn.run
 
 from arbstr_asgi.app import Arbstr
 from arbstr_asgi.config import Config
-from arbstr_asgi.errors import ConfigError
+from arbstr_asgi.ledger import Ledger
 
 try:
     import uvloop
@@ -28,6 +28,7 @@ SECONDS_TO_TELL = 1.0  # for replies that were told to end to say so
 
 def serve(config: Config, path: Path) -> int:
     """Serve until SIGTERM or SIGINT; running streams then get `server.grace` seconds. Returns the exit status."""
+    asyncio.run(_try_ledger(config))
     if config.server.workers == 1:
         run(serve_here(Arbstr(config), config.server.listen, config.server.grace))
         return 0
@@ -37,6 +38,13 @@ def serve(config: Config, path: Path) -> int:
     settings.worker_class = "asyncio" if uvloop is None else "uvloop"
     settings.application_path = "arbstr_asgi.asgi:app"
     return hypercorn.run.run(settings)
+
+
+async def _try_ledger(config: Config) -> None:
+    """Open and close the ledger once: it is then migrated, and what is wrong with it is said in one line."""
+    ledger = Ledger(config.database.resolved_url, table_prefix=config.database.table_prefix)
+    await ledger.open()
+    await ledger.close()
 
 
 def run(main: Any) -> None:
@@ -93,10 +101,3 @@ def _settings(bind: str, grace: float) -> hypercorn.config.Config:
     settings.graceful_timeout = grace
     settings.accesslog = None
     return settings
-
-
-def check_listen(listen: str) -> None:
-    """Raises ConfigError unless `listen` is host:port."""
-    host, _, port = listen.rpartition(":")
-    if not host or not port.isdecimal() or int(port) > 65535:
-        raise ConfigError("server.listen: must be host:port, such as 127.0.0.1:8080")

@@ -5,16 +5,22 @@ for a browser-like client much that a relay must not do (cookies, redirects, dec
 own, because its default one keeps cookies (and would send one user's to the next) and stops at 100 connections.
 """
 
+import asyncio
+import functools
+import logging
 from collections.abc import AsyncIterator, Sequence
 from types import TracebackType
-from typing import Protocol
+from typing import Any, Protocol
 
 import aiohttp
 import httpx
+from aiohttp.client_proto import ResponseHandler
 from httpx_aiohttp import AiohttpTransport
 
 from arbstr_asgi.config import Provider
 from arbstr_asgi.errors import UpstreamError, UpstreamTimeout, UpstreamUnreachable
+
+logger = logging.getLogger("arbstr_asgi")
 
 Headers = Sequence[tuple[bytes, bytes]]
 
@@ -95,6 +101,8 @@ class Opening:
         try:
             response = await self._upstream.send(request)
         except Exception as error:  # noqa: BLE001 - transports let more through than httpx.HTTPError
+            # The class says enough; the text may hold the URL's secrets.
+            logger.warning("no answer from %s: %s", request.url.host, type(error.__cause__ or error).__name__)
             raise _opening_error(error) from None
         self._response = response
         return Reply(response)
@@ -128,9 +136,24 @@ class Reply:
             raise UpstreamError("The provider's reply broke off.", code="upstream_disconnected") from None
 
 
+class _Protocol(ResponseHandler):
+    """aiohttp's, but a malformed chunk ends the body at once; its own leaves the reader waiting for ever."""
+
+    def set_exception(self, exc: Any, *cause: BaseException) -> None:
+        super().set_exception(exc, *cause)
+        payload = self._payload
+        if payload is not None and not payload.is_eof() and payload.exception() is None:
+            payload.set_exception(aiohttp.ClientPayloadError("malformed body"))
+
+
 def _session() -> aiohttp.ClientSession:
+    connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=KEEPALIVE_SECONDS, ssl=httpx.create_ssl_context())
+    # There is no public way to choose the protocol.
+    factory: Any = functools.partial(_Protocol, loop=asyncio.get_running_loop())
+    connector._factory = factory
     return aiohttp.ClientSession(
-        connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=KEEPALIVE_SECONDS, ssl=httpx.create_ssl_context()),
+        connector=connector,
+        skip_auto_headers=("User-Agent", "Accept"),
         cookie_jar=aiohttp.DummyCookieJar(),
         max_line_size=MAX_HEADER_BYTES,
         max_field_size=MAX_HEADER_BYTES,

@@ -1,7 +1,7 @@
 """What a provider says a completion used, in one shape."""
 
 from collections.abc import Mapping
-from decimal import Decimal
+from decimal import Context, Decimal
 from typing import Any
 
 import msgspec
@@ -10,6 +10,7 @@ MAX_COUNT = 2**63 - 1
 MAX_RAW_BYTES = 4096
 MAX_USD = 10**12
 FINEST_USD = Decimal(1).scaleb(-12)
+_EXACT = Context(prec=60)  # whatever the host's own rounds to
 USD_PER_TICK = Decimal(1).scaleb(-10)  # xAI: cost_in_usd_ticks counts ten-billionths of a dollar
 
 
@@ -111,9 +112,9 @@ def _cost(said: Mapping[str, Any]) -> str | None:
         cost = cost.get("total_cost")
     ticks = _count(said.get("cost_in_usd_ticks"))
     if cost is None and ticks is not None:
-        cost = ticks * USD_PER_TICK
+        cost = _EXACT.multiply(Decimal(ticks), USD_PER_TICK)
     if type(cost) is int:
         cost = Decimal(cost)
     if not isinstance(cost, Decimal) or not cost.is_finite() or not 0 <= cost < MAX_USD:
         return None
-    return f"{cost.quantize(FINEST_USD).normalize():f}"
+    return f"{cost.quantize(FINEST_USD, context=_EXACT).normalize(_EXACT):f}"

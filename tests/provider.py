@@ -401,6 +401,50 @@ async def garbage(line: Line) -> None:
     await line.send(b"SSH-2.0-OpenSSH_9.2\r\n\r\n")
 
 
+@script
+async def reset_behind_done(line: Line) -> None:
+    """All events; then the connection breaks instead of ending."""
+    await line.start()
+    await line.chunk(ending(asked=line.usage))
+    await line.delivered()
+    line.reset()
+
+
+@script
+async def pings_behind_done(line: Line) -> None:
+    """All events; then comments without end."""
+    await line.start()
+    await line.chunk(ending(asked=line.usage))
+    while True:
+        await line.chunk(b": ping\n\n")
+        await asyncio.sleep(0.05)
+
+
+@script
+async def silent_behind_done(line: Line) -> None:
+    """All events; then nothing, and no end."""
+    await line.start()
+    await line.chunk(ending(asked=line.usage))
+    await line.closed.wait()
+
+
+@script
+async def garbled(line: Line) -> None:
+    """A good chunk, then one whose size is none, on a connection that stays open."""
+    await line.start()
+    await line.delivered()
+    await line.send(b"zz\r\nrubbish\r\n")
+    await line.closed.wait()
+
+
+@script
+async def two_members(line: Line) -> None:
+    """A plain reply in two gzip members."""
+    body = plain()
+    packed = gzip.compress(body[:20]) + gzip.compress(body[20:])
+    await line.whole(packed, {**JSON_TYPE, "content-encoding": "gzip"})
+
+
 class Provider:
     """What it has received, newest last. `gate` is the test's to open; `stuck` says that nobody reads."""
 

@@ -108,6 +108,10 @@ def test_key_by_convention() -> None:
             {**provider(forward_authorization=True), "server": {"auth_token": "t"}},
             "providers[0].forward_authorization: ",
         ),
+        (provider(connect_timeout=float("inf")), "providers[0].connect_timeout: "),
+        (provider(headers={"Content-Length": "3"}), "providers[0].headers.Content-Length: "),
+        ({**MINIMAL, "server": {"auth_token": "x", "tokens": [{"name": "a", "token": "x"}]}}, "server.tokens: "),
+        ({**provider(inject=False), "metering": "require"}, "providers[0].inject: "),
         (provider(api_key="${NO_SUCH}"), "providers[0].api_key: environment variable NO_SUCH is not set"),
         (provider(api_key="${}"), "providers[0].api_key: environment variable (no name) is not set"),
     ],
@@ -125,6 +129,21 @@ def test_refused_in_code() -> None:
         Provider(name="a", url="http://h", input_rate=-1)  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match="input_rate"):
         Provider(name="a", url="http://h", input_rate=True)  # type: ignore[arg-type]
+    for wrong in (
+        {"disconnect": "cancle"},
+        {"inject": "false"},
+        {"query": {"k": 5}},
+        {"idle_timeout": None},
+        {"api_key": 5},
+        {"name": None},
+    ):
+        [name] = wrong
+        with pytest.raises(ConfigError, match=name):
+            Provider(**{"name": "a", "url": "http://h", **wrong})  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="max_body_bytes"):
+        Limits(max_body_bytes="5")  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="providers"):
+        Config(providers=["a"])  # type: ignore[list-item]
     with pytest.raises(ConfigError, match="metering"):
         Config(providers=(Provider(name="a", url="http://h"),), metering="maybe")  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match="models"):
@@ -149,12 +168,17 @@ def test_repr_shows_no_secret() -> None:
     secret = "s3cret-value"
     config = Config(
         providers=(Provider(name="a", url="http://h", api_key=secret, headers={"x": secret}, query={"k": secret}),),
-        server=Server(auth_token=secret, tokens=(Token(name="n", token=secret),)),
+        server=Server(auth_token=secret, tokens=(Token(name="n", token=secret + "2"),)),
         database=DatabaseConfig(url=f"postgresql+asyncpg://u:{secret}@h/db"),
         limits=Limits(),
     )
     assert secret not in repr(config)
     assert "metering='respect'" in repr(config)
+
+
+def test_path_with_odd_characters() -> None:
+    """A path may hold what would mean something in a URL."""
+    assert DatabaseConfig(path="my#db?.db").resolved_url == "sqlite+aiosqlite:///my%23db%3F.db"
 
 
 def test_frozen() -> None:

@@ -294,8 +294,11 @@ def test_opens_once(way: Way, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_cannot_open(way: Way, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """No ledger, no calls: a 503, a CRITICAL line each time, nothing sent; and another try at the next call."""
+def test_cannot_open(
+    way: Way, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No ledger, no calls: a 503, a CRITICAL line each time, nothing sent; and another try at a later call."""
+    monkeypatch.setattr("arbstr_asgi.gateway.SECONDS_UNTIL_RETRY", 0.0)
     folder = tmp_path / "not yet there"
 
     async def main() -> None:

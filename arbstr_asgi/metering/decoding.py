@@ -22,16 +22,21 @@ class DecodingMeter:
 
     def feed(self, chunk: bytes) -> bytes:
         """Everything passes."""
-        if self._known and chunk:
+        data = chunk
+        while self._known and data:
             try:
                 if self._decoder is None:
-                    self._decoder = _decoder(chunk)
-                decoded = self._decoder.decompress(chunk, self._room)
-                self._room -= len(decoded)
-                self._inner.feed(decoded)
-                self._known = self._room > 0
+                    self._decoder = _decoder(data)
+                decoded = self._decoder.decompress(data, self._room)
             except zlib.error:
                 self._known = False
+                break
+            self._room -= len(decoded)
+            self._inner.feed(decoded)
+            self._known = self._room > 0
+            data = self._decoder.unused_data  # of gzip, another member may follow
+            if self._decoder.eof:
+                self._decoder = None
         return chunk
 
     def finish(self) -> bytes:

@@ -1,6 +1,6 @@
 """Meters a reply that isn't called an event stream, although one was asked for."""
 
-from arbstr_asgi.metering.events import EventMeter
+from arbstr_asgi.metering.events import MAX_EVENT_BYTES, EventMeter
 from arbstr_asgi.metering.meter import BeforeDone, Meter
 from arbstr_asgi.metering.plain import PlainMeter
 from arbstr_asgi.metering.reading import Reading
@@ -45,6 +45,8 @@ class SniffingMeter:
         return self._inner is not None and self._inner.abandon()
 
     def _decide(self, start: bytes) -> Meter | None:
+        if len(start) > MAX_EVENT_BYTES:
+            return PlainMeter(self.reading)
         begin = start.lstrip(b"\r\n").removeprefix(BOM).lstrip(b"\r\n")
         fields = (b"data:", b"event:", b":")
         if begin.startswith(fields):
