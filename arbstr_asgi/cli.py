@@ -57,7 +57,9 @@ def serve(path: Path, listen: str | None, workers: int | None, *, mock: bool) ->
         from arbstr_asgi import serve as server
     except ImportError:
         raise click.ClickException(STANDALONE) from None
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    logging.getLogger("arbstr_asgi").setLevel(logging.INFO)
+    logging.getLogger("hypercorn.error").propagate = False  # it prints its own lines
     if mock:
         from arbstr_asgi.mock_server import serve_mock
 

@@ -5,7 +5,7 @@ import contextlib
 import os
 import signal
 import socket
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ try:
 except ImportError:  # Windows
     uvloop = None  # type: ignore[assignment]
 
+BACKLOG = 1024
 SECONDS_TO_TELL = 1.0  # for replies that were told to end to say so
 
 
@@ -54,31 +55,44 @@ def run(main: Any) -> None:
 
 
 async def serve_here(arbstr: Arbstr, listen: str, grace: float) -> None:
-    """Serve in this process until SIGTERM or SIGINT."""
+    """Serve in this process until SIGTERM or SIGINT. Raises OSError when it can't listen."""
+    host, _, port = listen.rpartition(":")
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        with contextlib.suppress(NotImplementedError):  # Windows
-            loop.add_signal_handler(number, stop.set)
-    await _serve(arbstr, listen, grace, stop)
+    with _listening(host.strip("[]"), int(port)) as listener:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            with contextlib.suppress(NotImplementedError):  # Windows
+                loop.add_signal_handler(number, stop.set)
+        await _serve(arbstr, listener, grace, stop)
 
 
 @asynccontextmanager
 async def serving(app: Any) -> AsyncIterator[str]:
     """Serve `app` on a free port of loopback during the block; gives its base URL."""
-    listener = socket.create_server(("127.0.0.1", 0))
     stop = asyncio.Event()
-    task = asyncio.create_task(_serve(app, f"fd://{listener.fileno()}", 1.0, stop, loglevel="WARNING"))
+    with _listening("127.0.0.1", 0) as listener:
+        task = asyncio.create_task(_serve(app, listener, 1.0, stop, loglevel="WARNING"))
+        try:
+            yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+        finally:
+            stop.set()
+            await task
+
+
+@contextlib.contextmanager
+def _listening(host: str, port: int) -> Iterator[socket.socket]:
+    """A listening socket that hypercorn is going to close."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listener = socket.create_server((host, port), family=family, backlog=BACKLOG)
     try:
-        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+        yield listener
     finally:
-        stop.set()
-        await task
-        with contextlib.suppress(OSError):
-            listener.detach()
+        listener.detach()
 
 
-async def _serve(app: Any, bind: str, grace: float, stop: asyncio.Event, *, loglevel: str = "INFO") -> None:
+async def _serve(
+    app: Any, listener: socket.socket, grace: float, stop: asyncio.Event, *, loglevel: str = "INFO"
+) -> None:
     """Serve until `stop`, and then see to it that replies end within `grace` seconds.
 
     hypercorn alone waits for them without limit on asyncio from Python 3.12 on, where `Server.wait_closed` waits for
@@ -90,7 +104,7 @@ async def _serve(app: Any, bind: str, grace: float, stop: asyncio.Event, *, logl
         if isinstance(app, Arbstr):
             app.wind_down(grace)
 
-    settings = _settings(bind, grace + SECONDS_TO_TELL)
+    settings = _settings(f"fd://{listener.fileno()}", grace + SECONDS_TO_TELL)
     settings.loglevel = loglevel
     await hypercorn.asyncio.serve(app, settings, shutdown_trigger=stopped)
 

@@ -4,6 +4,7 @@ import os
 import re
 import select
 import signal
+import socket
 import sqlite3
 import subprocess
 import sys
@@ -315,3 +316,51 @@ def test_serve_mock(number: signal.Signals, tmp_path: Path) -> None:
     assert process.returncode == 0
     assert "Traceback" not in errors
     assert not ledger.exists()
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_serve_without_a_ledger(workers: str, tmp_path: Path) -> None:
+    """A ledger that can't be opened ends `serve` before it listens, with a line that says why."""
+    path = written(tmp_path, GOOD + f'[database]\npath = "{tmp_path}/none/x.db"\n')
+    result = arbstr("serve", "-c", str(path), "-w", workers, ARBSTR_TOKEN="t")
+    assert result.exit_code == 1
+    assert re.fullmatch(r"Error: can't open the ledger .* does not exist; create it\n", result.stderr)
+
+
+def test_serve_on_a_port_that_is_taken(tmp_path: Path) -> None:
+    """So does an address that somebody else has."""
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        listen = f"127.0.0.1:{taken.getsockname()[1]}"
+        path = written(tmp_path, GOOD + f'[database]\npath = "{tmp_path}/x.db"\n')
+        # In a process of its own, because hypercorn leaves the socket that it could not bind to the collector.
+        command = [
+            sys.executable,
+            "-c",
+            "from arbstr_asgi.cli import main; main()",
+            "serve",
+            "-c",
+            str(path),
+            "-l",
+            listen,
+        ]
+        environ = {**os.environ, "ARBSTR_TOKEN": "t"}
+        result = subprocess.run(command, env=environ, capture_output=True, text=True, timeout=SECONDS, check=False)
+    assert result.returncode == 1
+    assert result.stderr.splitlines()[-1].startswith(f"Error: can't listen on {listen}: ")
+    assert "Traceback" not in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (GOOD + '[database]\nurl = "redis://u:PASSWORD@h/db"\n', "database.url: unknown scheme 'redis'"),
+        (GOOD.replace("[server]", '[server]\nlisten = "nonsense"'), "server.listen: must be host:port"),
+        (GOOD + '[database]\ntable_prefix = "a; --"\n', "table_prefix: "),
+    ],
+)
+def test_check_sees_what_could_not_start(text: str, said: str, tmp_path: Path) -> None:
+    """`check` refuses what `serve` would, and quotes no password."""
+    result = arbstr("check", "-c", str(written(tmp_path, text)), ARBSTR_TOKEN="t")
+    assert result.exit_code == 1
+    assert said in result.stderr
+    assert "PASSWORD" not in result.output
