@@ -58,8 +58,8 @@ def serve(path: Path, listen: str | None, workers: int | None, *, mock: bool) ->
     except ImportError:
         raise click.ClickException(STANDALONE) from None
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    logging.getLogger("arbstr_asgi").setLevel(logging.INFO)
-    logging.getLogger("hypercorn.error").propagate = False  # it prints its own lines
+    for name in ("arbstr_asgi", "hypercorn.error"):
+        logging.getLogger(name).setLevel(logging.INFO)
     if mock:
         from arbstr_asgi.mock_server import serve_mock
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import logging
 import os
 import signal
 import socket
@@ -71,7 +72,7 @@ async def serving(app: Any) -> AsyncIterator[str]:
     """Serve `app` on a free port of loopback during the block; gives its base URL."""
     stop = asyncio.Event()
     with _listening("127.0.0.1", 0) as listener:
-        task = asyncio.create_task(_serve(app, listener, 1.0, stop, loglevel="WARNING"))
+        task = asyncio.create_task(_serve(app, listener, 1.0, stop))
         try:
             yield f"http://127.0.0.1:{listener.getsockname()[1]}"
         finally:
@@ -90,9 +91,7 @@ def _listening(host: str, port: int) -> Iterator[socket.socket]:
         listener.detach()
 
 
-async def _serve(
-    app: Any, listener: socket.socket, grace: float, stop: asyncio.Event, *, loglevel: str = "INFO"
-) -> None:
+async def _serve(app: Any, listener: socket.socket, grace: float, stop: asyncio.Event) -> None:
     """Serve until `stop`, and then see to it that replies end within `grace` seconds.
 
     hypercorn alone waits for them without limit on asyncio from Python 3.12 on, where `Server.wait_closed` waits for
@@ -105,7 +104,7 @@ async def _serve(
             app.wind_down(grace)
 
     settings = _settings(f"fd://{listener.fileno()}", grace + SECONDS_TO_TELL)
-    settings.loglevel = loglevel
+    settings.errorlog = logging.getLogger("hypercorn.error")  # as the process has set it up; hypercorn adds its own
     await hypercorn.asyncio.serve(app, settings, shutdown_trigger=stopped)
 
 
