@@ -17,10 +17,8 @@ from arbstr_asgi.body import ClientGone
 from arbstr_asgi.callers import Caller, Identify, Identity, as_caller
 from arbstr_asgi.config import Config
 from arbstr_asgi.errors import ArbstrError, LedgerError
-from arbstr_asgi.gateway import Gateway
+from arbstr_asgi.gateway import CHAT_PATH, Gateway
 from arbstr_asgi.ledger import Ledger
-
-CHAT_PATH = "/v1/chat/completions"
 
 
 class Arbstr:

@@ -12,10 +12,10 @@ import httpx
 
 from arbstr_asgi.app import Arbstr
 from arbstr_asgi.config import Config, DatabaseConfig, Provider, Server
+from arbstr_asgi.gateway import CHAT_PATH
 from arbstr_asgi.mock import MockProvider
 from arbstr_asgi.serve import serving
 
-PATH = "/v1/chat/completions"
 MESSAGES = [{"role": "user", "content": "What did that cost?"}]
 COLUMNS = (
     "end_user",
@@ -83,7 +83,7 @@ async def _digest(client: httpx.AsyncClient, base_url: str, body: bytes) -> str:
     """SHA-256 of the reply's body as it came over the socket, and its size."""
     digest, size = hashlib.sha256(), 0
     headers = {"content-type": "application/json"}
-    async with client.stream("POST", base_url + PATH, content=body, headers=headers) as reply:
+    async with client.stream("POST", base_url + CHAT_PATH, content=body, headers=headers) as reply:
         reply.raise_for_status()
         async for chunk in reply.aiter_raw():
             digest.update(chunk)

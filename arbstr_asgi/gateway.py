@@ -28,6 +28,7 @@ from arbstr_asgi.upstream import HttpxUpstream
 logger = logging.getLogger("arbstr_asgi")
 
 Scope = MutableMapping[str, Any]
+CHAT_PATH = "/v1/chat/completions"
 SECONDS_UNTIL_RETRY = 1.0  # those who waited for an opening that failed share its failure
 STOP_SECONDS = 1.0  # for calls that were told to end, before the ledger closes
 

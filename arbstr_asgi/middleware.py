@@ -8,11 +8,9 @@ import httpx
 
 from arbstr_asgi.callers import Identify
 from arbstr_asgi.config import Config
-from arbstr_asgi.gateway import Gateway
+from arbstr_asgi.gateway import CHAT_PATH, Gateway
 from arbstr_asgi.ledger import Ledger
 from arbstr_asgi.lifespan import App, Lifespan, Receive, Send
-
-CHAT_PATH = "/v1/chat/completions"
 
 
 class ArbstrMiddleware:
