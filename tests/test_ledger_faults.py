@@ -198,21 +198,23 @@ async def _all_finished(ledger: Ledger, number: int) -> None:
     assert (ledger.lost, ledger.queued) == (0, 0)
 
 
+def kill_connections(server_url: str) -> int:
+    """Have the server end everybody's connections to a database; returns how many."""
+    name = urlsplit(server_url).path[1:]
+    if dialect_of(server_url) == "postgresql":
+        sql = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE pid <> pg_backend_pid() AND datname = "
+        return len(run_sql(server_url, f"{sql}'{name}'"))
+    ids = run_sql(
+        server_url, f"SELECT id FROM information_schema.processlist WHERE db = '{name}' AND id <> CONNECTION_ID()"
+    )
+    for (thread,) in ids:
+        with contextlib.suppress(Exception):  # it may have gone by itself
+            run_sql(server_url, f"KILL {thread}")
+    return len(ids)
+
+
 def test_killed_connections_lose_nothing(server_url: str, caplog: pytest.LogCaptureFixture) -> None:
     """While the server kills our connections under load, every call is stored once and finished."""
-    dialect = dialect_of(server_url)
-    name = urlsplit(server_url).path[1:]
-
-    def kill() -> int:
-        if dialect == "postgresql":
-            sql = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE pid <> pg_backend_pid() AND datname = "
-            return len(run_sql(server_url, f"{sql}'{name}'"))
-        sql = "SELECT id FROM information_schema.processlist WHERE db = '{}' AND id <> CONNECTION_ID()"
-        ids = run_sql(server_url, sql.format(name))
-        for (thread,) in ids:
-            with contextlib.suppress(Exception):  # it may have gone by itself
-                run_sql(server_url, f"KILL {thread}")
-        return len(ids)
 
     async def main() -> None:
         ledger = Ledger(server_url)
@@ -222,7 +224,7 @@ def test_killed_connections_lose_nothing(server_url: str, caplog: pytest.LogCapt
         killed = 0
         while not calls.done():
             await asyncio.sleep(0.15)
-            killed += await asyncio.to_thread(kill)
+            killed += await asyncio.to_thread(kill_connections, server_url)
         await calls
         assert killed > 3
         await _all_finished(ledger, progress[0])
@@ -230,6 +232,22 @@ def test_killed_connections_lose_nothing(server_url: str, caplog: pytest.LogCapt
 
     asyncio.run(main())
     assert not [record for record in caplog.records if record.levelname == "CRITICAL"]
+
+
+def test_reading_survives_killed_connections(server_url: str) -> None:
+    """A read gets a fresh connection where the server has killed those that were idle."""
+
+    async def main() -> None:
+        ledger = Ledger(server_url)
+        await ledger.open()
+        for _ in range(5):
+            await asyncio.gather(*(ledger.rows() for _ in range(3)))  # fills the pool
+            await asyncio.to_thread(kill_connections, server_url)
+            assert await ledger.rows() == []
+            await ledger.check()
+        await ledger.close()
+
+    asyncio.run(main())
 
 
 @pytest.mark.parametrize("way", ["hangs", "refuses"])

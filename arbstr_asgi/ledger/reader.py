@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 
 from arbstr_asgi.errors import LedgerError
@@ -12,6 +13,7 @@ from arbstr_asgi.ledger.statements import Statements
 
 _CHECK_TIMEOUT = 2.0  # seconds
 _READ_TIMEOUT = 30.0
+_ATTEMPTS = 3  # as many as our pool has connections: each may have died unnoticed while it was idle
 
 
 class Reader:
@@ -37,8 +39,15 @@ class Reader:
 
     async def _fetch(self, sql: str, parameters: Sequence[Any], timeout: float) -> list[Sequence[Any]]:
         sessions = self._sessions
+
+        async def fetch(raw: Any) -> list[Sequence[Any]]:
+            return await sessions.driver.fetch(raw, sql, parameters)
+
         try:
             async with asyncio.timeout(timeout):  # SQLite's calls can't be given up, but they need not be waited for
-                return await sessions.run(lambda raw: sessions.driver.fetch(raw, sql, parameters), timeout=timeout)
+                for _ in range(_ATTEMPTS - 1):
+                    with suppress(Exception):
+                        return await sessions.run(fetch, timeout=timeout)
+                return await sessions.run(fetch, timeout=timeout)
         except Exception as error:
             raise LedgerError(f"the database can't answer: {described(error, sessions.database)}") from error
