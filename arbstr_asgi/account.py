@@ -57,7 +57,7 @@ class Account:
     def finished(self, elapsed_ms: int) -> Entry:
         """The last state of the row."""
         reading, outcome = self.reading, self.outcome
-        end_reason = outcome.end_reason_of(reading)
+        end_reason = outcome.end_reason(reading)
         return self._row(
             1,
             stream_duration_ms=elapsed_ms if self._entry.streaming and self.latency_ms is not None else None,

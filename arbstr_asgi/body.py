@@ -1,13 +1,12 @@
 """Receives a request's body within limits of size and time."""
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping
-from typing import Any
+from collections.abc import AsyncIterator
+
+from starlette.types import Receive
 
 from arbstr_asgi.config import Limits
 from arbstr_asgi.errors import RequestError, ServerError
-
-Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 
 
 class ClientGone(Exception):

@@ -10,9 +10,8 @@ import re
 import msgspec
 
 from arbstr_asgi.errors import RequestError
-from arbstr_asgi.spans import Member, members
+from arbstr_asgi.spans import BOM, Member, members
 
-BOM = b"\xef\xbb\xbf"
 MAX_MODEL_CHARACTERS = 255
 # The walk over all members is up to 30 times slower than decoding, and a client can force it.
 MAX_WALK_BYTES = 1024 * 1024

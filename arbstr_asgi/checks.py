@@ -8,29 +8,17 @@ from urllib.parse import urlsplit
 
 from arbstr_asgi.errors import ConfigError
 
-# What says who the host or its users are, or frames the message; never forwarded in either direction.
-UNFORWARDABLE = frozenset(
+_FRAMING = frozenset(
     (
-        *("authorization", "connection", "content-encoding", "content-length", "cookie", "host", "idempotency-key"),
-        *("keep-alive", "location", "proxy-authenticate", "proxy-authorization", "refresh", "set-cookie", "te"),
+        *("connection", "content-encoding", "content-length", "host", "idempotency-key", "keep-alive", "te"),
         *("trailer", "transfer-encoding", "upgrade"),
     )
 )
-# What we send ourselves, or what frames the message.
-OURS = frozenset(
-    (
-        *(
-            "accept-encoding",
-            "connection",
-            "content-encoding",
-            "content-length",
-            "host",
-            "idempotency-key",
-            "keep-alive",
-        ),
-        *("te", "trailer", "transfer-encoding", "upgrade"),
-    )
-)
+# What frames the message, or says who the host or its users are; never forwarded in either direction.
+UNFORWARDABLE = _FRAMING | {
+    *("authorization", "cookie", "location", "proxy-authenticate", "proxy-authorization", "refresh", "set-cookie"),
+}
+OURS = _FRAMING | {"accept-encoding"}  # what we send ourselves
 HEADER = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+")
 
 

@@ -1,17 +1,16 @@
 """One call, from the parsed request to its row."""
 
 import asyncio
-from collections.abc import Callable, MutableMapping
+from collections.abc import Callable
 from contextlib import suppress
 from datetime import datetime
 from math import inf
-from typing import Any
 
 import msgspec
+from starlette.types import Message, Receive, Send
 
 from arbstr_asgi import headers as h
 from arbstr_asgi.account import Account
-from arbstr_asgi.body import Receive
 from arbstr_asgi.callers import Caller
 from arbstr_asgi.chat import ChatRequest, ensure_stream_options
 from arbstr_asgi.config import Config, Provider
@@ -21,7 +20,7 @@ from arbstr_asgi.errors import ArbstrError, ProviderAuthenticationError, ServerE
 from arbstr_asgi.interrupt import Interrupt
 from arbstr_asgi.metering import Meter, Reading, open_meter
 from arbstr_asgi.metering.plain import MAX_PLAIN_BYTES
-from arbstr_asgi.replies import RawHeaders, Send, error_event, our_headers, send_error
+from arbstr_asgi.replies import RawHeaders, error_event, our_headers, send_error
 from arbstr_asgi.routing import candidates
 from arbstr_asgi.upstream import Reply, Upstream
 from arbstr_asgi.watching import watching
@@ -58,7 +57,7 @@ class Exchange:
         self._caller = caller
         self._streaming = request.stream
         self._meter: Meter | None = None
-        self._draining = False
+        self.draining = False  # whether the provider is read on for a client that has left
         self._complete = False
         self._headers: RawHeaders = []
         self._clock = asyncio.get_running_loop().time
@@ -67,18 +66,18 @@ class Exchange:
             correlation_id, arrival, request.model, caller, desk.worker_id, streaming=request.stream
         )
         self._outcome = self._account.outcome
-        self.correlation_id = correlation_id
-        self.interrupt = Interrupt()
+        self._correlation_id = correlation_id
+        self._interrupt = Interrupt()
 
     async def run(self, client_headers: h.Headers, receive: Receive, send: Send, sent: Callable[[], None]) -> None:
         """Answer the client. `sent` is called once the provider has the request and its body may go."""
         try:
-            with self.interrupt, watching(receive, self._client_left):
+            with self._interrupt, watching(receive, self._client_left):
                 try:
                     await self._relay(client_headers, send, sent)
                 except ArbstrError as error:
                     self._outcome.error = error
-            if self.interrupt.reason == "shutdown":  # a client that doesn't read is not waited for
+            if self._interrupt.reason == "shutdown":  # a client that doesn't read is not waited for
                 with suppress(TimeoutError):
                     async with asyncio.timeout(SECONDS_TO_TELL):
                         await self._settle(send)
@@ -92,7 +91,7 @@ class Exchange:
             self._outcome.status = self._outcome.status or 500  # what servers then say
             raise
         finally:
-            if self._draining:
+            if self.draining:
                 self._desk.drains.end(self._caller.end_user)
             self._desk.record(self._account.finished(self._elapsed_ms()))
 
@@ -105,15 +104,15 @@ class Exchange:
             body = ensure_stream_options(request, require=config.metering == "require")
         self._account.provider = provider
         authorized = h.first(client_headers, b"authorization") is not None
-        outgoing = h.to_provider(client_headers, provider, self.correlation_id)
-        self.interrupt.deadline(provider.first_byte_timeout)
+        outgoing = h.to_provider(client_headers, provider, self._correlation_id)
+        self._interrupt.deadline(provider.first_byte_timeout)
         async with self._desk.upstream.open(provider, body, outgoing) as reply:
             injected = body is not request.body
             self._request = request = None  # a long stream need not hold the body that began it
             del body
             sent()
             self._answered(reply, provider, injected=injected, authorized=authorized)
-            self.interrupt.deadline(provider.idle_timeout)
+            self._interrupt.deadline(provider.idle_timeout)
             await self._pump(reply, provider.idle_timeout, send)
 
     def _answered(self, reply: Reply, provider: Provider, *, injected: bool, authorized: bool) -> None:
@@ -129,27 +128,24 @@ class Exchange:
             )
         if reply.status in (401, 403) and provider.sends_own_credentials(client_authorizes=authorized):
             raise ProviderAuthenticationError(reply.status)
-        media_type = h.media_type(reply.headers)
-        encoding = (h.first(reply.headers, b"content-encoding") or "identity").strip().lower()
         streaming = self._streaming and outcome.answered_well
         self._meter = open_meter(
-            content_type=media_type,
-            content_encoding=encoding,
+            content_type=h.first(reply.headers, b"content-type"),
+            content_encoding=h.first(reply.headers, b"content-encoding"),
             streaming=streaming,
             strip=injected and streaming,
             before_done=self._cost_comment if self._desk.config.cost_comment and streaming else None,
         )
         self._account.reading = self._meter.reading
-        changed = streaming and (injected or self._desk.config.cost_comment) and encoding == "identity"
-        self._headers = h.to_client(reply.headers, provider, changed=changed)
-        if media_type == "text/event-stream":
+        self._headers = h.to_client(reply.headers, provider, changed=self._meter.edits)
+        if h.media_type(reply.headers) == "text/event-stream":
             self._headers.append((b"x-accel-buffering", b"no"))
         self._desk.record(self._account.in_flight())
 
     async def _pump(self, reply: Reply, idle_timeout: float, send: Send) -> None:
         """Pass the body on, chunk by chunk, through the meter."""
         assert self._meter is not None
-        meter, account, touch, clock = self._meter, self._account, self.interrupt.touch, self._clock
+        meter, account, touch, clock = self._meter, self._account, self._interrupt.touch, self._clock
         held: list[bytes] | None = None
         size = 0
         if self._desk.config.response_headers == "full" and not self._streaming:
@@ -176,7 +172,7 @@ class Exchange:
             self._headers += self._cost_headers()
             await self._start(send)
         self._complete = True
-        self.interrupt.touch(inf)
+        self._interrupt.touch(inf)
         await self._send(send, {"type": "http.response.body", "body": last, "more_body": False})
 
     async def _start(self, send: Send) -> None:
@@ -186,7 +182,7 @@ class Exchange:
         if not self._outcome.left:
             self._outcome.status = status
 
-    async def _send(self, send: Send, message: MutableMapping[str, Any]) -> None:
+    async def _send(self, send: Send, message: Message) -> None:
         if self._outcome.left:
             return
         try:
@@ -200,12 +196,12 @@ class Exchange:
         outcome = self._outcome
         if self._account.reading.done and outcome.status is not None:  # whatever broke off did so behind the end
             outcome.error = None
-            if self.interrupt.reason != "done" and not (self._complete or outcome.left):
+            if self._interrupt.reason != "done" and not (self._complete or outcome.left):
                 await send({"type": "http.response.body", "body": b"", "more_body": False})
             return
-        if self.interrupt.reason == "timeout":
+        if self._interrupt.reason == "timeout":
             outcome.error = UpstreamTimeout("The provider took too long.")
-        elif self.interrupt.reason == "shutdown":
+        elif self._interrupt.reason == "shutdown":
             outcome.stopped = True
             outcome.error = ServerError("The server is shutting down.", code="shutdown")
         error = outcome.error
@@ -225,7 +221,7 @@ class Exchange:
         if outcome.left or self._complete:
             return
         if self._account.reading.done:  # SDKs close here; a provider that does not end soon is not waited for
-            self.interrupt.at_most(SECONDS_BEHIND_DONE, "done")
+            self._interrupt.at_most(SECONDS_BEHIND_DONE, "done")
             return
         outcome.left = True
         before_answer = self._account.latency_ms is None
@@ -236,19 +232,14 @@ class Exchange:
             or (before_answer and self._streaming)
             or not self._desk.drains.begin(self._caller.end_user)
         ):
-            self.interrupt.fire("client_disconnected")
+            self._interrupt.fire("client_disconnected")
             return
-        self._draining = True
-        self.interrupt.at_most(limits.drain_timeout, "client_disconnected")
+        self.draining = True
+        self._interrupt.at_most(limits.drain_timeout, "client_disconnected")
 
     def stop(self) -> None:
         """End the call now, because the server does."""
-        self.interrupt.fire("shutdown")
-
-    @property
-    def draining(self) -> bool:
-        """Whether the provider is being read on for a client that has left."""
-        return self._draining
+        self._interrupt.fire("shutdown")
 
     def _cost_headers(self) -> RawHeaders:
         found = [(b"x-arbstr-latency-ms", str(self._elapsed_ms()).encode())]
@@ -261,7 +252,7 @@ class Exchange:
 
     def _our_headers(self) -> RawHeaders:
         provider = self._account.provider.name if self._account.provider else None
-        return our_headers(self.correlation_id, provider, streaming=self._streaming)
+        return our_headers(self._correlation_id, provider, streaming=self._streaming)
 
     def _elapsed_ms(self) -> int:
         return round((self._clock() - self._arrived) * 1000)

@@ -5,16 +5,16 @@ import contextvars
 import logging
 import os
 import socket
-from collections.abc import AsyncIterator, MutableMapping
+from collections.abc import AsyncIterator
 from datetime import UTC, datetime
-from typing import Any
 from uuid import uuid4
 
 import databases
 import httpx
+from starlette.types import Receive, Scope, Send
 
 from arbstr_asgi import headers as h
-from arbstr_asgi.body import BodyReader, ClientGone, Receive, body_chunks
+from arbstr_asgi.body import BodyReader, ClientGone, body_chunks
 from arbstr_asgi.callers import Caller, Callers, Identify
 from arbstr_asgi.chat import parse
 from arbstr_asgi.config import Config
@@ -22,12 +22,11 @@ from arbstr_asgi.drains import Drains
 from arbstr_asgi.errors import ArbstrError, ConfigError, LedgerError, RequestError, ServerError
 from arbstr_asgi.exchange import Desk, Exchange
 from arbstr_asgi.ledger import Ledger
-from arbstr_asgi.replies import Send, our_headers, send_error
+from arbstr_asgi.replies import our_headers, send_error
 from arbstr_asgi.upstream import HttpxUpstream
 
 logger = logging.getLogger("arbstr_asgi")
 
-Scope = MutableMapping[str, Any]
 CHAT_PATH = "/v1/chat/completions"
 SECONDS_UNTIL_RETRY = 1.0  # those who waited for an opening that failed share its failure
 STOP_SECONDS = 1.0  # for calls that were told to end, before the ledger closes

@@ -1,14 +1,9 @@
 """Speaks the ASGI lifespan protocol around an application that may or may not speak it itself."""
 
 import logging
-from collections.abc import Awaitable, Callable, MutableMapping
-from typing import Any
+from collections.abc import Awaitable, Callable
 
-Message = MutableMapping[str, Any]
-Scope = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[Message]]
-Send = Callable[[Message], Awaitable[None]]
-App = Callable[[Scope, Receive, Send], Awaitable[None]]
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 logger = logging.getLogger("arbstr_asgi")
 
@@ -24,7 +19,7 @@ class Lifespan:
 
     def __init__(
         self,
-        app: App,
+        app: ASGIApp,
         start: Callable[[], Awaitable[None]],
         stop: Callable[[], Awaitable[None]],
         *,

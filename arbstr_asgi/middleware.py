@@ -1,16 +1,14 @@
 """The gateway around any ASGI application."""
 
-from collections.abc import MutableMapping
-from typing import Any
-
 import databases
 import httpx
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from arbstr_asgi.callers import Identify
 from arbstr_asgi.config import Config
 from arbstr_asgi.gateway import CHAT_PATH, Gateway
 from arbstr_asgi.ledger import Ledger
-from arbstr_asgi.lifespan import App, Lifespan, Receive, Send
+from arbstr_asgi.lifespan import Lifespan
 
 
 class ArbstrMiddleware:
@@ -25,7 +23,7 @@ class ArbstrMiddleware:
 
     def __init__(
         self,
-        app: App,
+        app: ASGIApp,
         config: Config,
         *,
         identify: Identify | None = None,
@@ -54,7 +52,7 @@ class ArbstrMiddleware:
         """The rows."""
         return self._gateway.ledger
 
-    async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """The ASGI application."""
         if scope["type"] == "lifespan":
             gateway, inside = self._gateway, self._handed_over
@@ -65,7 +63,7 @@ class ArbstrMiddleware:
             await self.app(scope, receive, send)
 
 
-def _route(scope: MutableMapping[str, Any]) -> str:
+def _route(scope: Scope) -> str:
     """The path below the mount point (`scope["path"]` includes `root_path`)."""
     path, root = str(scope["path"]), str(scope.get("root_path", "")).rstrip("/")
     return path[len(root) :] if root and path.startswith(f"{root}/") else path

@@ -20,29 +20,27 @@ class Outcome(msgspec.Struct):
     stopped: bool = False
     error: ArbstrError | None = None
 
-    @property
-    def end_reason(self) -> EndReason:
-        """Why the reply ended, when it has."""
+    def end_reason(self, reading: Reading) -> EndReason:
+        """Why the reply ended, by what happened and by what it said itself."""
         if self.left:
             return "client_disconnected"
+        said: EndReason = "completed" if reading.error is None else "upstream_error"
+        if reading.done and self.answered_well:  # whatever came behind [DONE]
+            return said
+        if self.stopped or self.error is not None:
+            return self._broken_off()
+        if not self.answered_well:
+            return "completed"  # an error of the provider's, and the client has all of it
+        return said if reading.complete or reading.error is not None else "incomplete"
+
+    def _broken_off(self) -> EndReason:
         if self.stopped:
             return "shutdown"
         if isinstance(self.error, UpstreamTimeout):
             return "timeout"
         if isinstance(self.error, UpstreamError):
             return "upstream_error"
-        return "incomplete" if isinstance(self.error, ServerError) else "completed"
-
-    def end_reason_of(self, reading: Reading) -> EndReason:
-        """The same, with what the reply itself said."""
-        if reading.done and self.answered_well and not self.left:  # whatever came behind [DONE]
-            return "completed" if reading.error is None else "upstream_error"
-        reason = self.end_reason
-        if reason != "completed" or self.error is not None or not self.answered_well:
-            return reason
-        if reading.error is not None:
-            return "upstream_error"
-        return "completed" if reading.complete else "incomplete"
+        return "incomplete" if isinstance(self.error, ServerError) else "completed"  # our refusal is whole
 
     @property
     def answered_well(self) -> bool:

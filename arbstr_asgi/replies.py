@@ -5,8 +5,7 @@ from typing import Any
 
 from arbstr_asgi.errors import ArbstrError
 
-Message = MutableMapping[str, Any]
-Send = Callable[[Message], Awaitable[None]]
+Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 RawHeaders = list[tuple[bytes, bytes]]
 
 

@@ -5,7 +5,7 @@ import re
 from json.decoder import scanstring  # type: ignore[attr-defined]
 from typing import Any, NamedTuple, NoReturn
 
-BOM = "\ufeff"
+BOM = b"\xef\xbb\xbf"
 _BLANKS = re.compile(r"[ \t\r\n]*")
 
 
@@ -42,7 +42,7 @@ _decoder = json.JSONDecoder(parse_int=float, parse_constant=_refuse)
 
 def _walk(text: str) -> list[Member]:
     scan: Any = _decoder.scan_once  # type: ignore[attr-defined]
-    at = _skip(text, 1 if text.startswith(BOM) else 0)
+    at = _skip(text, 1 if text.startswith("\ufeff") else 0)
     if text[at] != "{":
         raise ValueError("not a JSON object")
     at = _skip(text, at + 1)

@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from arbstr_asgi.body import Receive
+from starlette.types import Receive
 
 MAX_MESSAGES = 16  # a server has nothing to say between the request and the hang-up; never spin on one that has
 

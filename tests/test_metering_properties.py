@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from arbstr_asgi.metering import Meter, open_meter
 from arbstr_asgi.metering.reading import Reading
-from arbstr_asgi.metering.sse import BOM
+from arbstr_asgi.spans import BOM
 
 
 class Piece(NamedTuple):

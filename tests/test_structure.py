@@ -56,7 +56,7 @@ FOREIGN = {
     "alembic": "ledger.migrations",
     "asyncpg": "ledger.postgresql",
     "pymysql": "ledger.mysql",
-    "starlette": "app asgi mock",
+    "starlette": "app asgi body exchange gateway lifespan middleware mock watching",
     "hypercorn": "serve",
     "uvloop": "serve",
     "click": "cli mock_server",

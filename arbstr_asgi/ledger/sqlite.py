@@ -15,8 +15,8 @@ from arbstr_asgi.ledger.driver import CONVERSION_ERRORS, Driver, encoded, iso
 from arbstr_asgi.ledger.values import Row
 
 _PATIENCE = 5.0  # seconds to wait for another writer's lock
-_open: weakref.WeakSet[Any] = weakref.WeakSet()  # connections that are ours
 _SLICE = 250  # ms of that which one call waits: a waiting call can be neither cancelled nor interrupted
+_open: weakref.WeakSet[Any] = weakref.WeakSet()  # connections that are ours
 
 
 class Sqlite:

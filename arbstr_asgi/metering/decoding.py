@@ -13,6 +13,8 @@ GZIP_OR_ZLIB = 32 + zlib.MAX_WBITS
 class DecodingMeter:
     """Passes an encoded body untouched, and has a decoded copy of it metered."""
 
+    edits = False
+
     def __init__(self, inner: Meter, *, known: bool) -> None:
         self.reading = inner.reading
         self._inner = inner

@@ -4,8 +4,9 @@ import msgspec
 
 from arbstr_asgi.metering.meter import BeforeDone, report_failure
 from arbstr_asgi.metering.reading import Chunk, Reading, decode
-from arbstr_asgi.metering.sse import BLANK_LINES, BLOCK_END, BOM, COMMENTS, LINE_END, parse_block, without_data
+from arbstr_asgi.metering.sse import BLANK_LINES, BLOCK_END, COMMENTS, LINE_END, parse_block, without_data
 from arbstr_asgi.metering.stripping import without_null_usage
+from arbstr_asgi.spans import BOM
 
 MAX_EVENT_BYTES = 1024 * 1024  # held or read; a larger event passes untouched
 
@@ -40,7 +41,7 @@ class EventMeter:
         self.reading = reading
         self._strip = strip
         self._before_done = before_done
-        self._edits = strip or before_done is not None
+        self.edits = strip or before_done is not None
         self._tail = bytearray()
         self._passed = 0
         self._searched = 0
@@ -69,7 +70,7 @@ class EventMeter:
             self._failed = True
             out = bytes(self._tail[self._passed :]) or chunk
             self._tail.clear()
-        return out if self._edits else chunk
+        return out if self.edits else chunk
 
     def finish(self) -> bytes:
         """Read the last event although its blank line is missing."""
@@ -82,14 +83,14 @@ class EventMeter:
                 out = bytes(self._tail[self._passed :])
             self._tail.clear()
         self.reading.end()
-        return out if self._edits else b""
+        return out if self.edits else b""
 
     def abandon(self) -> bool:
         """Drop what is held."""
         held, self._tail = self._tail, bytearray()
         if self._failed or self._oversized:
             return False
-        return not held or (self._edits and not self._passed)
+        return not held or (self.edits and not self._passed)
 
     def _lean_event(self, block: bytes) -> bytes | None:
         """What the client gets of a block that is one event with nothing to learn, as nearly all are; else None."""

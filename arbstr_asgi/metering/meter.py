@@ -15,6 +15,8 @@ class Meter(Protocol):
     """What a reply's bytes go through."""
 
     reading: Reading
+    edits: bool
+    """Whether the client's bytes may differ from the provider's."""
 
     def feed(self, chunk: bytes) -> bytes:
         """What the client gets for `chunk`, as it comes from the provider."""

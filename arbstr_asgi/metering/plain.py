@@ -2,13 +2,15 @@
 
 from arbstr_asgi.metering.meter import report_failure
 from arbstr_asgi.metering.reading import Reading, decode
-from arbstr_asgi.metering.sse import BOM
+from arbstr_asgi.spans import BOM
 
 MAX_PLAIN_BYTES = 32 * 1024 * 1024  # of a body, kept to be read at its end
 
 
 class PlainMeter:
     """Passes a body and keeps a copy, which is read at its end."""
+
+    edits = False
 
     def __init__(self, reading: Reading) -> None:
         self.reading = reading

@@ -4,7 +4,7 @@ from arbstr_asgi.metering.events import MAX_EVENT_BYTES, EventMeter
 from arbstr_asgi.metering.meter import BeforeDone, Meter
 from arbstr_asgi.metering.plain import PlainMeter
 from arbstr_asgi.metering.reading import Reading
-from arbstr_asgi.metering.sse import BOM
+from arbstr_asgi.spans import BOM
 
 
 class SniffingMeter:
@@ -12,7 +12,7 @@ class SniffingMeter:
 
     def __init__(self, *, strip: bool, before_done: BeforeDone | None) -> None:
         self.reading = Reading()
-        self._edits = strip or before_done is not None
+        self.edits = strip or before_done is not None
         self._strip = strip
         self._before_done = before_done
         self._held = b""
@@ -26,10 +26,10 @@ class SniffingMeter:
             self._held += chunk
             self._inner = self._decide(self._held)
             if self._inner is None:
-                return b"" if self._edits else chunk
+                return b"" if self.edits else chunk
             out = self._inner.feed(self._held)
             self._held = b""
-            return out if self._edits else chunk
+            return out if self.edits else chunk
         return self._inner.feed(chunk)
 
     def finish(self) -> bytes:
@@ -37,7 +37,7 @@ class SniffingMeter:
         if self._inner is None:
             self._inner = PlainMeter(self.reading)
             held = self._inner.feed(self._held)
-            return (held if self._edits else b"") + self._inner.finish()
+            return (held if self.edits else b"") + self._inner.finish()
         return self._inner.finish()
 
     def abandon(self) -> bool:

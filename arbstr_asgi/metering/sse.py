@@ -7,7 +7,6 @@ line dispatches the event; a line that begins with a colon is a comment.
 import re
 from typing import NamedTuple
 
-BOM = b"\xef\xbb\xbf"
 # Atomic, so that a CRLF is never read as two line ends. The byte in front keeps a flood of blank lines from matching.
 BLOCK_END = re.compile(rb"[^\r\n](?>\r\n|\n|\r)(?>\r\n|\n|\r)")
 LINE_END = re.compile(rb"[\r\n]")
