@@ -2,9 +2,11 @@
 
 from arbstr_asgi.app import Arbstr
 from arbstr_asgi.callers import Caller
-from arbstr_asgi.config import Config, DatabaseConfig, Limits, Provider, Server, Token
+from arbstr_asgi.config import Config
 from arbstr_asgi.errors import ArbstrError, ConfigError, LedgerError
 from arbstr_asgi.middleware import ArbstrMiddleware
+from arbstr_asgi.provider import Provider
+from arbstr_asgi.settings import DatabaseConfig, Limits, Server, Token
 
 __version__ = "0.1.0"
 

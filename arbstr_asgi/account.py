@@ -7,11 +7,11 @@ from typing import Any
 import msgspec
 
 from arbstr_asgi.callers import Caller
-from arbstr_asgi.config import Provider
 from arbstr_asgi.entry import Entry
 from arbstr_asgi.metering import Reading
 from arbstr_asgi.outcome import Outcome, usage_source
 from arbstr_asgi.pricing import cost
+from arbstr_asgi.provider import Provider
 
 _COUNTS = (
     "input_tokens",

@@ -12,8 +12,9 @@ import msgspec
 
 from arbstr_asgi import __version__
 from arbstr_asgi.checks import check_listen
-from arbstr_asgi.config import Config, DatabaseConfig
+from arbstr_asgi.config import Config
 from arbstr_asgi.errors import ArbstrError
+from arbstr_asgi.settings import DatabaseConfig
 
 STANDALONE = 'This command needs hypercorn: pip install "arbstr-asgi[standalone]"'
 

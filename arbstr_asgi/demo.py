@@ -11,10 +11,12 @@ from typing import Any
 import httpx
 
 from arbstr_asgi.app import Arbstr
-from arbstr_asgi.config import Config, DatabaseConfig, Provider, Server
+from arbstr_asgi.config import Config
 from arbstr_asgi.gateway import CHAT_PATH
 from arbstr_asgi.mock import MockProvider
+from arbstr_asgi.provider import Provider
 from arbstr_asgi.serve import serving
+from arbstr_asgi.settings import DatabaseConfig, Server
 
 MESSAGES = [{"role": "user", "content": "What did that cost?"}]
 COLUMNS = (

@@ -13,13 +13,14 @@ from arbstr_asgi import headers as h
 from arbstr_asgi.account import Account
 from arbstr_asgi.callers import Caller
 from arbstr_asgi.chat import ChatRequest, ensure_stream_options
-from arbstr_asgi.config import Config, Provider
+from arbstr_asgi.config import Config
 from arbstr_asgi.drains import Drains
 from arbstr_asgi.entry import Entry
 from arbstr_asgi.errors import ArbstrError, ProviderAuthenticationError, ServerError, UpstreamError, UpstreamTimeout
 from arbstr_asgi.interrupt import Interrupt
 from arbstr_asgi.metering import Meter, Reading, open_meter
 from arbstr_asgi.metering.plain import MAX_PLAIN_BYTES
+from arbstr_asgi.provider import Provider
 from arbstr_asgi.replies import RawHeaders, error_event, our_headers, send_error
 from arbstr_asgi.routing import candidates
 from arbstr_asgi.upstream import Reply, Upstream

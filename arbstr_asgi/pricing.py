@@ -2,7 +2,7 @@
 
 from decimal import Context, Decimal, localcontext
 
-from arbstr_asgi.config import Provider
+from arbstr_asgi.provider import Provider
 from arbstr_asgi.usage import Usage
 
 PER = Decimal(1_000_000)

@@ -2,8 +2,8 @@
 
 from collections.abc import Sequence
 
-from arbstr_asgi.config import Provider
 from arbstr_asgi.errors import RequestError
+from arbstr_asgi.provider import Provider
 
 
 def candidates(providers: Sequence[Provider], model: str) -> list[Provider]:

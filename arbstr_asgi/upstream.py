@@ -17,8 +17,8 @@ import httpx
 from aiohttp.client_proto import ResponseHandler
 from httpx_aiohttp import AiohttpTransport
 
-from arbstr_asgi.config import Provider
 from arbstr_asgi.errors import UpstreamError, UpstreamTimeout, UpstreamUnreachable
+from arbstr_asgi.provider import Provider
 
 logger = logging.getLogger("arbstr_asgi")
 

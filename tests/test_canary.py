@@ -35,7 +35,7 @@ import arbstr_asgi.metering.events
 import arbstr_asgi.metering.plain
 from arbstr_asgi import ArbstrError, Caller, DatabaseConfig, Server, Token
 from arbstr_asgi.chat import parse
-from arbstr_asgi.config import Limits
+from arbstr_asgi.settings import Limits
 
 CANARY = "canary-7f3"
 PROMPT, COMPLETION, TEXT = f"{CANARY}-prompt", f"{CANARY}-completion", f"{CANARY}-provider-text"

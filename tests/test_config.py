@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from arbstr_asgi import Config, ConfigError, Provider, Server, Token
-from arbstr_asgi.config import DatabaseConfig, Limits
+from arbstr_asgi.settings import DatabaseConfig, Limits
 
 MINIMAL: dict[str, Any] = {"providers": [{"name": "alpha", "url": "https://api.example.com/v1"}]}
 

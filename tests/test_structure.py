@@ -20,10 +20,10 @@ MAX_FUNCTION_LINES = 60
 # A module may import what is on the lines above its own, never what is beside or below it.
 LEVELS = """
 errors spans entry usage interrupt lifespan drains workers mock metering.sse ledger.columns ledger.faults ledger.losses
-checks replies metering.reading metering.stripping ledger.values ledger.statements ledger.location
-config chat metering.meter ledger.driver ledger.backlog ledger.trouble
-headers body routing pricing upstream metering.plain metering.events ledger.sessions ledger.hand ledger.migrations
-callers watching ledger.sqlite ledger.postgresql ledger.mysql ledger.schema ledger.reader ledger.writer
+checks replies section metering.reading metering.stripping ledger.values ledger.statements ledger.location
+provider settings chat metering.meter ledger.driver ledger.backlog ledger.trouble
+headers body config routing pricing upstream metering.plain metering.events ledger.sessions ledger.hand
+ledger.migrations callers watching ledger.sqlite ledger.postgresql ledger.mysql ledger.schema ledger.reader ledger.writer
 ledger.target metering.decoding metering.sniffing
 ledger.ledger ledger.migrate metering.opening
 ledger metering

@@ -1,0 +1,71 @@
+"""A provider as an operator describes it."""
+
+import re
+from collections.abc import Sequence
+from decimal import Decimal
+from typing import Literal
+
+import msgspec
+
+from arbstr_asgi.checks import HEADER, OURS, header_names, http_url, printable, rate, strings
+from arbstr_asgi.errors import ConfigError
+from arbstr_asgi.section import Section
+
+RATES = ("input_rate", "output_rate", "base_fee", "cached_input_rate", "reasoning_rate")
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9 _.-]{0,63}")
+
+
+class Provider(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Somebody who answers chat completions below `url`, and what they charge.
+
+    Rates are sats per 1,000,000 tokens, `base_fee` is sats per request; a rate of None makes the cost unknown, 0 is
+    free. `cached_input_rate` and `reasoning_rate` replace the rate for their share of the tokens. An empty `models`
+    serves every model. Time-outs are seconds. `inject=False` leaves `stream_options` to the client.
+    """
+
+    name: str
+    url: str
+    api_key: str | None = None
+    models: Sequence[str] = ()
+    input_rate: Decimal | int | None = None
+    output_rate: Decimal | int | None = None
+    base_fee: Decimal | int = 0
+    cached_input_rate: Decimal | int | None = None
+    reasoning_rate: Decimal | int | None = None
+    inject: bool = True
+    disconnect: Literal["drain", "cancel"] = "drain"
+    connect_timeout: float = 10.0
+    first_byte_timeout: float = 600.0
+    idle_timeout: float = 300.0
+    headers: dict[str, str] = msgspec.field(default_factory=dict)
+    query: dict[str, str] = msgspec.field(default_factory=dict)
+    forward_headers: Sequence[str] = ()
+    return_headers: Sequence[str] = ()
+    forward_authorization: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not _NAME.fullmatch(self.name):
+            raise ConfigError("name: use letters, digits, space, '_', '.' and '-', at most 64")
+        self._set("url", http_url(self.url))
+        self._set("models", strings("models", self.models))
+        for name in RATES:
+            self._set(name, rate(name, getattr(self, name)))
+        for name in ("forward_headers", "return_headers"):
+            self._set(name, header_names(name, getattr(self, name)))
+        for name, value in self.headers.items():
+            if not HEADER.fullmatch(name) or not printable(value) or name.lower() in OURS:
+                raise ConfigError(f"headers.{name if printable(name) else '?'}: not a header that can be set")
+        if self.api_key is not None and not (self.api_key and printable(self.api_key)):
+            raise ConfigError("api_key: must be a non-empty string of printable ASCII characters")
+        self._require_positive("connect_timeout", "first_byte_timeout", "idle_timeout")
+
+    def sends_own_credentials(self, *, client_authorizes: bool) -> bool:
+        """Whether a 401 from this provider is about something of ours rather than of the client's."""
+        if self.forward_authorization and client_authorizes:
+            return False
+        return bool(self.api_key or self.headers or self.query)
+
+    def serves(self, model: str) -> bool:
+        """Whether `model` may be asked of this provider."""
+        return not self.models or model in self.models

@@ -1,0 +1,79 @@
+"""The other parts of the configuration: the server, its tokens, the database, the limits."""
+
+from collections.abc import Sequence
+from urllib.parse import quote
+
+from arbstr_asgi.errors import ConfigError
+from arbstr_asgi.section import Section
+
+
+class Token(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A bearer token that makes its holder the end user `name`."""
+
+    name: str
+    token: str
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.name or not self.token:
+            raise ConfigError("token: name and token must not be empty")
+
+
+class Server(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Who may call and, for `arbstr serve`, where it listens and how long running streams get at shutdown (seconds)."""
+
+    listen: str = "127.0.0.1:8080"
+    auth_token: str | None = None
+    tokens: Sequence[Token] = ()
+    public: bool = False
+    workers: int = 1
+    grace: float = 25.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._set("tokens", tuple(self.tokens))
+        if self.auth_token is not None and not self.auth_token:
+            raise ConfigError("auth_token: must not be empty; leave it out for none")
+        names = [token.name for token in self.tokens]
+        if len(set(names)) < len(names):
+            raise ConfigError("tokens: two have the same name")
+        secrets = [self.auth_token, *(token.token for token in self.tokens)]
+        if len(set(secrets)) < len(secrets):
+            raise ConfigError("tokens: two have the same token, so that it would not say who calls")
+        if self.workers < 1:
+            raise ConfigError("workers: must be at least 1")
+        self._require_not_negative("grace")
+
+
+class DatabaseConfig(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Where the ledger is: a SQLAlchemy-style `url`, or `path` as the short form for an SQLite file."""
+
+    url: str | None = None
+    path: str | None = None
+    table_prefix: str | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.url and self.path:
+            raise ConfigError("path: give url or path, not both")
+
+    @property
+    def resolved_url(self) -> str:
+        """The URL to open; without any setting an SQLite file in the working directory."""
+        return self.url or f"sqlite+aiosqlite:///{quote(self.path or 'arbstr.db')}"
+
+
+class Limits(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Bounds on what clients can make us hold: bytes, seconds, and provider streams read on after a hang-up."""
+
+    max_body_bytes: int = 32 * 1024 * 1024
+    max_body_bytes_in_flight: int = 256 * 1024 * 1024
+    body_timeout: float = 30.0
+    drain_timeout: float = 30.0
+    max_drains: int = 64
+    max_drains_per_user: int = 4
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._require_positive("max_body_bytes", "max_body_bytes_in_flight", "body_timeout", "drain_timeout")
+        self._require_not_negative("max_drains", "max_drains_per_user")
