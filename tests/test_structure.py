@@ -23,7 +23,8 @@ errors spans entry usage interrupt lifespan drains workers mock metering.sse led
 checks replies section metering.reading metering.stripping ledger.values ledger.statements ledger.location
 provider settings chat metering.meter ledger.driver ledger.backlog ledger.trouble
 headers body config routing pricing upstream metering.plain metering.events ledger.sessions ledger.hand
-ledger.migrations callers watching ledger.sqlite ledger.postgresql ledger.mysql ledger.schema ledger.reader ledger.writer
+ledger.migrations
+callers watching ledger.sqlite ledger.postgresql ledger.mysql ledger.schema ledger.reader ledger.writer
 ledger.target metering.decoding metering.sniffing
 ledger.ledger ledger.migrate metering.opening
 ledger metering
