@@ -6,6 +6,7 @@ from typing import Any
 
 import databases
 import httpx
+import msgspec
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
@@ -98,13 +99,22 @@ class Arbstr:
     async def _livez(self, request: Request) -> Response:
         return JSONResponse({"status": "ok"})
 
+    def snapshot(self) -> dict[str, Any]:
+        """What waits to be written, what went wrong, and what is read on for clients that have left; see `Snapshot`."""
+        gateway = self._gateway
+        return {**msgspec.structs.asdict(gateway.ledger.snapshot()), "drains": gateway.drains.active}
+
     async def _readyz(self, request: Request) -> Response:
-        ledger = self._gateway.ledger
-        facts: dict[str, Any] = {"queued": ledger.queued, "lost": ledger.lost, "drains": self._gateway.drains.active}
+        """Ready while rows are safe: a database that is down is none of the clients' business."""
+        ledger, facts = self._gateway.ledger, self.snapshot()
+        if not ledger.is_open or not ledger.has_room(1):
+            reason = "too much waits to be written" if ledger.is_open else "the ledger is not open"
+            return JSONResponse({"status": "unavailable", "reason": reason, **facts}, status_code=503)
         try:
             await ledger.check()
         except LedgerError as error:
-            return JSONResponse({"status": "unavailable", "reason": error.summary(), **facts}, status_code=503)
+            status = "spilling" if facts["spills"] else "holding"
+            return JSONResponse({"status": status, "reason": error.summary(), **facts})
         return JSONResponse({"status": "ok", **facts})
 
 

@@ -2,7 +2,8 @@
 
 ArbstrError                      what a client may be told; raise it in `identify` to refuse a caller
 ├── ConfigError                  the configuration is wrong; raised at start, names the path
-├── LedgerError                  the ledger can't be opened; raised at start
+├── LedgerError                  the ledger can't be opened, or read; raised at start
+│   └── LedgerUnavailable        its database does not answer at this moment
 ├── RequestError                 the client's request can't be served as it is (4xx)
 ├── ServerError                  we can't serve at this moment (503)
 └── UpstreamError                the provider did not answer, or stopped answering (502)
@@ -70,6 +71,10 @@ class LedgerError(ArbstrError):
 
     def __init__(self, message: str) -> None:
         super().__init__(500, message)
+
+
+class LedgerUnavailable(LedgerError):
+    """The ledger's database does not answer; trying again later may help."""
 
 
 class RequestError(ArbstrError):

@@ -3,8 +3,6 @@
 import asyncio
 import contextvars
 import logging
-import os
-import socket
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime
 from uuid import uuid4
@@ -21,13 +19,15 @@ from arbstr_asgi.config import Config
 from arbstr_asgi.drains import Drains
 from arbstr_asgi.errors import ArbstrError, ConfigError, LedgerError, RequestError, ServerError
 from arbstr_asgi.exchange import Desk, Exchange
-from arbstr_asgi.ledger import Ledger
+from arbstr_asgi.ledger import Bounds, Ledger
 from arbstr_asgi.replies import our_headers, send_error
 from arbstr_asgi.upstream import HttpxUpstream
 
 logger = logging.getLogger("arbstr_asgi")
 
 CHAT_PATH = "/v1/chat/completions"
+PATIENCE = 5.0  # seconds for the ledger's database at start
+PATIENCE_OF_A_REQUEST = 0.5  # the same when nobody has opened it before the first one
 SECONDS_UNTIL_RETRY = 1.0  # those who waited for an opening that failed share its failure
 STOP_SECONDS = 1.0  # for calls that were told to end, before the ledger closes
 
@@ -50,10 +50,18 @@ class Gateway:
         client: httpx.AsyncClient | None = None,
     ) -> None:
         self.config = config
-        prefix = config.database.table_prefix if table_prefix is None else table_prefix
-        url = None if database is not None else config.database.resolved_url
-        self.ledger = Ledger(url, database=database, table_prefix=prefix, migrate=migrate)
+        settings = config.database
+        self.ledger = Ledger(
+            None if database is not None else settings.resolved_url,
+            database=database,
+            table_prefix=settings.table_prefix if table_prefix is None else table_prefix,
+            migrate=migrate,
+            spill=settings.spill,
+            durable=settings.durability == "strict",
+            bounds=Bounds(settings.max_queued, settings.max_queued_bytes, settings.on_full == "refuse"),
+        )
         self.drains = Drains(config.limits.max_drains, config.limits.max_drains_per_user)
+        self._refuses = settings.on_full == "refuse"
         self._callers = Callers(config.server, identify)
         self._bodies = BodyReader(config.limits)
         self._upstream = HttpxUpstream(transport=transport, client=client)
@@ -63,17 +71,20 @@ class Gateway:
         self._try_again = 0.0
         self._last_rites: asyncio.Task[None] | None = None
 
-    async def open(self) -> None:
-        """Open the ledger, unless a request has. Raises ConfigError or LedgerError, having left nothing open."""
+    async def open(self, patience: float = PATIENCE) -> None:
+        """Open the ledger, unless a request has; its database may come later if it takes longer than `patience`.
+
+        Raises ConfigError or LedgerError, having left nothing open.
+        """
         if self._desk is not None:
             return
-        await self.ledger.open()
+        await self.ledger.open(patience)
         self._desk = Desk(
             config=self.config,
             upstream=self._upstream,
             drains=self.drains,
             record=self.ledger.record,
-            worker_id=f"{socket.gethostname()[:40]}:{os.getpid()}",
+            worker_id=self.ledger.worker_id,
         )
         if not self._callers.guarded:
             logger.warning(
@@ -119,6 +130,10 @@ class Gateway:
         body = None
         try:
             desk = self._desk or await self._open_lazily()
+            if self._refuses and not self.ledger.has_room(len(self._running) + 1):
+                raise ServerError(
+                    "Usage can't be recorded at this moment. Please retry.", code="ledger_full", retry_after=5
+                )
             if caller is None:
                 caller = await self._callers.identify(scope)
             client_headers = scope["headers"]
@@ -163,7 +178,7 @@ class Gateway:
                 try:
                     if clock() < self._try_again:
                         raise ServerError("The usage ledger is not available.", code="ledger_unavailable")
-                    await self.open()
+                    await self.open(PATIENCE_OF_A_REQUEST)
                 except (ConfigError, LedgerError) as error:
                     logger.critical("the ledger can't be opened: %s", error)
                     self._try_again = clock() + SECONDS_UNTIL_RETRY

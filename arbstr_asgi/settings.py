@@ -1,6 +1,7 @@
 """The other parts of the configuration: the server, its tokens, the database, the limits."""
 
 from collections.abc import Sequence
+from typing import Literal
 from urllib.parse import quote
 
 from arbstr_asgi.errors import ConfigError
@@ -46,16 +47,29 @@ class Server(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
 
 class DatabaseConfig(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Where the ledger is: a SQLAlchemy-style `url`, or `path` as the short form for an SQLite file."""
+    """Where the ledger is: a SQLAlchemy-style `url`, or `path` as the short form for an SQLite file.
+
+    Below `spill`, a folder, rows wait that the database can't take. With `durability="strict"` an answer is complete
+    for its client only when its row is on disk. In memory at most `max_queued` entries wait (about `max_queued_bytes`),
+    which takes a database and a spill that both fail; then `on_full="serve"` loses rows, `"refuse"` refuses calls.
+    """
 
     url: str | None = None
     path: str | None = None
     table_prefix: str | None = None
+    spill: str | None = None
+    durability: Literal["relaxed", "strict"] = "relaxed"
+    on_full: Literal["serve", "refuse"] = "serve"
+    max_queued: int = 100_000
+    max_queued_bytes: int = 128 * 1024 * 1024
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.url and self.path:
             raise ConfigError("path: give url or path, not both")
+        if self.spill is not None and not self.spill:
+            raise ConfigError("spill: must name a folder")
+        self._require_positive("max_queued", "max_queued_bytes")
 
     @property
     def resolved_url(self) -> str:

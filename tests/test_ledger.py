@@ -562,11 +562,18 @@ def test_no_message_shows_the_password(scheme: str, caplog: pytest.LogCaptureFix
     """Every spelling is taken; neither repr, error nor log has the password in it, and a refused connection is told."""
     caplog.set_level(logging.DEBUG)
     ledger = Ledger(f"{scheme}://user:s3cr%40t@127.0.0.1:9/name")
-    with pytest.raises(LedgerError, match="can't open the ledger") as caught:
-        asyncio.run(ledger.open())
-    text = f"{ledger!r} {caught.value} {caplog.text}"
+
+    async def main() -> str:
+        await ledger.open()
+        with pytest.raises(LedgerError, match="can't answer") as caught:
+            await ledger.check()
+        await ledger.close()
+        return str(caught.value)
+
+    text = f"{ledger!r} {asyncio.run(main())} {caplog.text}"
     assert "s3cr" not in text
-    assert "127.0.0.1" in text
+    assert "can't open the ledger at" in caplog.text
+    assert "127.0.0.1" in caplog.text
 
 
 def test_a_missing_driver_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,8 +15,8 @@ from databases_under_test import an_entry, dialect_of, run_sql, sqlite_file
 
 from arbstr_asgi.errors import LedgerError
 from arbstr_asgi.ledger import Ledger
-from arbstr_asgi.ledger import ledger as ledger_module
 from arbstr_asgi.ledger.driver import load
+from arbstr_asgi.ledger.slots import Slot, Slots
 from arbstr_asgi.ledger.target import Target
 
 
@@ -112,6 +112,15 @@ async def unreachable(url: str, ledger_of: list[Ledger], way: str) -> AsyncItera
         await gate.shut()
 
 
+def no_spill(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let no ledger have a spill."""
+
+    def claim(slots: Slots) -> Slot:
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr(Slots, "claim", claim)
+
+
 def refuse(url: str) -> None:
     """Let the database refuse the model `poison` and 666 input tokens."""
     if dialect_of(url) == "sqlite":
@@ -128,22 +137,30 @@ def refuse(url: str) -> None:
 
 @pytest.mark.parametrize("bad", [{250}, {0, 499}, {7, 8, 9, 100, 300}, set(range(50))])
 def test_a_bad_row_takes_no_other_with_it(database_url: str, bad: set[int], caplog: pytest.LogCaptureFixture) -> None:
-    """Of a batch with rows that the database refuses, all others are stored; the log names the refused, not values."""
+    """Of a batch with rows that the database refuses, all others are whole; the refused stand there degraded."""
 
     async def main() -> None:
         ledger = Ledger(database_url)
         await ledger.open()
         await asyncio.to_thread(refuse, database_url)
         for number in range(500):
-            ledger.record(an_entry(f"call-{number:03}", model="poison" if number in bad else "good", tenant="secret"))
+            ledger.record(
+                an_entry(f"call-{number:03}", model="poison" if number in bad else "good", tags="secret", latency_ms=7)
+            )
         ledger.spawn_usage_update("call-400", 1, 1, None)
         await ledger.flush()
         assert await ledger.update_usage("call-400", 2, 2, None) == 1
         with pytest.raises(LedgerError, match="refused"):
             await ledger.update_usage("call-400", 666, 1, None)
-        stored = {row["correlation_id"] for row in await ledger.rows(limit=1000)}
-        assert stored == {f"call-{number:03}" for number in range(500) if number not in bad}
-        assert (ledger.lost, ledger.queued) == (len(bad), 0)
+        stored = {row["correlation_id"]: row for row in await ledger.rows(limit=1000)}
+        assert len(stored) == 500
+        assert {row["model"] for row in stored.values()} == {"good", "(refused)"}
+        assert {call for call, row in stored.items() if row["model"] == "(refused)"} == {f"call-{n:03}" for n in bad}
+        for row in stored.values():
+            degraded = row["model"] == "(refused)"
+            assert row["tags"] == (None if degraded else "secret")
+            assert (row["error_message"] or "").startswith("degraded: ") is degraded
+        assert (ledger.lost, ledger.queued, ledger.snapshot().degraded) == (0, 0, len(bad))
         await ledger.close()
 
     asyncio.run(main())
@@ -154,8 +171,59 @@ def test_a_bad_row_takes_no_other_with_it(database_url: str, bad: set[int], capl
     assert "poison" not in caplog.text
 
 
-def test_an_entry_that_makes_no_row_is_dropped_alone(database_url: str, caplog: pytest.LogCaptureFixture) -> None:
-    """A value that can't even be normalised costs its own row and no other."""
+def test_a_text_that_is_refused_costs_no_identity(database_url: str) -> None:
+    """Where only a reply's text is refused, the degraded row still says who, which model, when and how long."""
+
+    async def main() -> None:
+        ledger = Ledger(database_url)
+        await ledger.open()
+        if dialect_of(database_url) == "sqlite":
+            trigger = "CREATE TRIGGER no BEFORE INSERT ON requests WHEN NEW.response_id = 'odd' "
+            await asyncio.to_thread(run_sql, database_url, trigger + "BEGIN SELECT RAISE(ABORT, 'no'); END")
+        else:
+            await asyncio.to_thread(
+                run_sql, database_url, "ALTER TABLE requests ADD CONSTRAINT no CHECK (response_id <> 'odd')"
+            )
+        facts = {"end_user": "ann", "tenant": "t", "provider": "p", "latency_ms": 7, "stream_duration_ms": 9}
+        ledger.record(an_entry("call", revision=1, end_reason="completed", response_id="odd", input_tokens=5, **facts))
+        await ledger.flush()
+        (row,) = await ledger.rows()
+        kept = {"model": "gpt-4o", "end_reason": "completed", "revision": 1, "usage_source": "none", **facts}
+        assert {name: row[name] for name in kept} == kept
+        assert row["input_tokens"] is row["response_id"] is None
+        await ledger.close()
+
+    asyncio.run(main())
+
+
+def test_a_row_that_is_refused_in_every_form_is_lost_and_counted(
+    database_url: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Nothing of it can be stored: an ERROR names it, `lost` counts it, and the others are there."""
+
+    async def main() -> None:
+        ledger = Ledger(database_url)
+        await ledger.open()
+        if dialect_of(database_url) == "sqlite":
+            trigger = "CREATE TRIGGER no BEFORE INSERT ON requests WHEN NEW.correlation_id = 'odd' "
+            await asyncio.to_thread(run_sql, database_url, trigger + "BEGIN SELECT RAISE(ABORT, 'no'); END")
+        else:
+            await asyncio.to_thread(
+                run_sql, database_url, "ALTER TABLE requests ADD CONSTRAINT no CHECK (correlation_id <> 'odd')"
+            )
+        for call in ("one", "odd", "two"):
+            ledger.record(an_entry(call))
+        await ledger.flush()
+        assert {row["correlation_id"] for row in await ledger.rows()} == {"one", "two"}
+        assert (ledger.lost, ledger.snapshot().degraded) == (1, 0)
+        await ledger.close()
+
+    asyncio.run(main())
+    assert "the row of odd was refused in every form and is lost" in caplog.text
+
+
+def test_an_entry_that_makes_no_row_is_recorded_degraded(database_url: str, caplog: pytest.LogCaptureFixture) -> None:
+    """A value that can't even be normalised costs its own column; what is no entry at all is lost and counted."""
     odd: Any = 3
 
     async def main() -> None:
@@ -165,12 +233,15 @@ def test_an_entry_that_makes_no_row_is_dropped_alone(database_url: str, caplog: 
         ledger.record(an_entry("fine"))
         ledger.record(odd)
         await ledger.flush()
-        assert [row["correlation_id"] for row in await ledger.rows()] == ["fine"]
-        assert ledger.lost == 1
+        rows = {row["correlation_id"]: row for row in await ledger.rows()}
+        assert set(rows) == {"odd", "fine"}
+        assert rows["odd"]["model"] == "gpt-4o"
+        assert rows["odd"]["error_message"] == "degraded: AttributeError"
+        assert (ledger.lost, ledger.snapshot().degraded) == (1, 1)
         await ledger.close()
 
     asyncio.run(main())
-    assert "odd was refused and dropped: AttributeError" in caplog.text
+    assert "the row of odd was refused and is recorded degraded: AttributeError" in caplog.text
 
 
 async def _calls(ledger: Ledger, seconds: float, progress: list[int]) -> None:
@@ -303,7 +374,7 @@ def test_a_locked_file_loses_nothing(tmp_path: Any) -> None:
         holder = sqlite3.connect(sqlite_file(url), isolation_level=None)
         holder.execute("BEGIN IMMEDIATE")
         await asyncio.sleep(1)
-        assert ledger.queued > 500
+        assert ledger.snapshot().spilled > 500
         holder.execute("COMMIT")
         holder.close()
         await calls
@@ -315,9 +386,10 @@ def test_a_locked_file_loses_nothing(tmp_path: Any) -> None:
 
 @pytest.mark.parametrize("way", ["hangs", "refuses"])
 def test_close_keeps_its_time_and_counts_what_is_lost(
-    database_url: str, way: str, caplog: pytest.LogCaptureFixture
+    database_url: str, way: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With a dead (SQLite: locked) database close keeps its time; what waited is counted, logged, told its waiters."""
+    """With a dead (SQLite: locked) database and no spill close keeps its time; what waited is counted and logged."""
+    no_spill(monkeypatch)
 
     async def main() -> None:
         made: list[Ledger] = []
@@ -343,29 +415,31 @@ def test_close_keeps_its_time_and_counts_what_is_lost(
     assert "usage of spawned not updated" in caplog.text
 
 
-def test_too_many_waiting_entries_are_counted_not_kept(
-    tmp_path: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    """Over the bound a new entry is lost, counted, and CRITICAL once; what waited is stored when the lock goes."""
-    monkeypatch.setattr(ledger_module, "MAX_QUEUED", 10)
-    url = f"sqlite:///{tmp_path}/arbstr.db"
+@pytest.mark.parametrize("way", ["hangs", "refuses"])
+def test_close_leaves_rows_in_the_spill(database_url: str, way: str) -> None:
+    """With a dead (SQLite: locked) database close takes a second or two, loses nothing, and the next start has it."""
 
     async def main() -> None:
-        ledger = Ledger(url)
-        await ledger.open()
-        holder = sqlite3.connect(sqlite_file(url), isolation_level=None)
-        holder.execute("BEGIN IMMEDIATE")
-        for _ in range(25):
-            ledger.record(an_entry())
-            await asyncio.sleep(0.01)
-        assert (ledger.queued, ledger.lost) == (10, 15)
-        holder.close()
-        await ledger.flush()
-        assert len(await ledger.rows()) == 10
-        await ledger.close()
+        made: list[Ledger] = []
+        async with unreachable(database_url, made, way):
+            (ledger,) = made
+            for number in range(7):
+                ledger.record(an_entry(str(number), revision=1, end_reason="completed"))
+            started = time.monotonic()
+            await ledger.close(timeout=8.0)
+            assert time.monotonic() - started < 5
+            assert (ledger.lost, ledger.queued) == (0, 0)
+        again = Ledger(made[0]._target._place.url)
+        if dialect_of(database_url) != "sqlite":
+            again._target = Target.of(database_url, None)
+            again._target.spill_folder = made[0]._target.spill_folder  # type: ignore[method-assign]
+        await again.open()
+        await again.flush()
+        stored = {row["correlation_id"] for row in await again.rows()} - {"before"}
+        assert stored == {str(number) for number in range(7)}
+        await again.close()
 
     asyncio.run(main())
-    assert sum(record.levelname == "CRITICAL" for record in caplog.records) == 1
 
 
 def test_cancelled_callers_hurt_nobody(database_url: str) -> None:

@@ -148,8 +148,9 @@ def test_states_taken_together_become_one() -> None:
     for order, model in (([0, 1], "1"), ([1, 0], "0"), ([0, 2, 1], "1"), ([1, 1], "0")):
         backlog = Backlog()
         for entry in (*states(*order), an_entry("other")):
-            backlog.add(entry)
-        entries, updates, marks = backlog.take(500)
+            backlog.add(entry, 1.0)
+        entries, updates, marks, since, _ = backlog.take(500)
+        assert since == 1.0
         assert [entry.correlation_id for entry in entries] == ["call", "other"]
         assert (entries[0].revision, entries[0].model) == (max(order), model)
         assert not updates
@@ -163,19 +164,19 @@ def test_an_entry_behind_an_update_waits_for_the_next_batch() -> None:
     mark = Mark(lambda _: None)
     first, second = states(0, 1)
     for item in (first, update, an_entry("other"), second, mark):
-        backlog.add(item)
-    entries, updates, marks = backlog.take(500)
+        backlog.add(item, 1.0)
+    entries, updates, marks, *_ = backlog.take(500)
     assert [entry.correlation_id for entry in entries] == ["call", "other"]
     assert (entries[0], updates, marks) == (first, [update], [])
-    assert backlog.take(500) == ([second], [], [mark])
-    assert len(backlog) == 0
+    assert backlog.take(500)[:3] == ([second], [], [mark])
+    assert (len(backlog), backlog.size) == (0, 0)
 
 
 def test_no_more_is_taken_than_asked_for() -> None:
     """The rest keeps its order."""
     backlog = Backlog()
     for number in range(5):
-        backlog.add(an_entry(str(number)))
+        backlog.add(an_entry(str(number)), 1.0)
     assert [[e.correlation_id for e in backlog.take(2)[0]] for _ in range(4)] == [["0", "1"], ["2", "3"], ["4"], []]
 
 
@@ -201,18 +202,20 @@ def test_statements_hold_no_values(dialect: str) -> None:
 
 
 def test_losses_are_counted_each_and_told_once_a_minute(caplog: pytest.LogCaptureFixture) -> None:
-    """Every loss counts; CRITICAL comes with the first and again after a minute, or when it must."""
+    """Every loss counts; CRITICAL comes with the first, again after a minute, and at the end with the true number."""
     clock = [0.0]
     losses = Losses(lambda: clock[0])
     for at, number in ((0.0, 1), (30.0, 1), (59.9, 1), (60.0, 2)):
         clock[0] = at
         losses.add(number, "full")
-    losses.add(4, "closed", always=True)
+    losses.sum_up()
+    losses.add(4, "closed")
+    losses.sum_up()
     assert losses.count == 9
     assert [record.getMessage() for record in caplog.records] == [
         "ledger: 1 entries lost (full), 1 in all",
         "ledger: 2 entries lost (full), 5 in all",
-        "ledger: 4 entries lost (closed), 9 in all",
+        "ledger: 9 entries lost in all",
     ]
 
 

@@ -19,14 +19,18 @@ MAX_FUNCTION_LINES = 60
 
 # A module may import what is on the lines above its own, never what is beside or below it.
 LEVELS = """
-errors spans entry usage interrupt lifespan drains workers mock metering.sse ledger.columns ledger.faults ledger.losses
+errors spans entry usage interrupt lifespan drains workers mock metering.sse
+ledger.columns ledger.faults ledger.losses ledger.snapshot ledger.slots
 checks replies section metering.reading metering.stripping ledger.values ledger.statements ledger.location
-provider settings chat metering.meter ledger.driver ledger.backlog ledger.trouble
+provider settings chat metering.meter ledger.driver ledger.backlog ledger.trouble ledger.degrading
 headers body config routing pricing upstream metering.plain metering.events ledger.sessions ledger.hand
 ledger.migrations
-callers watching ledger.sqlite ledger.postgresql ledger.mysql ledger.schema ledger.reader ledger.writer
+callers watching ledger.sqlite ledger.postgresql ledger.mysql ledger.schema ledger.reader
 ledger.target metering.decoding metering.sniffing
-ledger.ledger ledger.migrate metering.opening
+ledger.spill ledger.migrate metering.opening
+ledger.spiller ledger.replay
+ledger.writer
+ledger.ledger
 ledger metering
 outcome
 account
@@ -43,7 +47,7 @@ cli
 PURE = """
 errors spans entry usage drains replies chat headers routing pricing outcome metering metering.sse metering.reading
 metering.stripping metering.meter metering.plain metering.events metering.decoding metering.sniffing metering.opening
-ledger.columns ledger.values ledger.statements
+ledger.columns ledger.values ledger.statements ledger.snapshot ledger.degrading
 """
 OUTSIDE = "asyncio concurrent http io os pathlib random selectors socket ssl subprocess tempfile threading time urllib"
 
@@ -61,6 +65,7 @@ FOREIGN = {
     "hypercorn": "serve",
     "uvloop": "serve",
     "click": "cli mock_server",
+    "tenacity": "ledger.trouble",
     "msgspec": "*",
 }
 ONLY_FOR_TYPES = {"gateway": "httpx databases", "app": "httpx databases", "middleware": "httpx databases"}

@@ -2,5 +2,6 @@
 
 from arbstr_asgi.ledger.ledger import Ledger
 from arbstr_asgi.ledger.migrate import migrate, migration_sql
+from arbstr_asgi.ledger.snapshot import Bounds, Snapshot
 
-__all__ = ["Ledger", "migrate", "migration_sql"]
+__all__ = ["Bounds", "Ledger", "Snapshot", "migrate", "migration_sql"]

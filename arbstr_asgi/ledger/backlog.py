@@ -1,10 +1,12 @@
 """What waits to be written: entries, usage updates and flush marks, in the order in which they came."""
 
 import asyncio
+import threading
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
+from typing import NamedTuple
 
 import msgspec
 
@@ -41,54 +43,109 @@ class Update:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Mark:
-    """`settle` hears 0 when everything before it is committed."""
+    """`settle` hears 0 when everything before it is committed; with `spilled`, when it is committed or spilled."""
 
     settle: Settle
+    spilled: bool = False
 
 
-Waiting = Entry | Update | Mark
+Item = Entry | Update | Mark
+
+
+class Waiting(NamedTuple):
+    """An item, when it came (seconds of the monotonic clock) and about how many bytes it keeps."""
+
+    item: Item
+    since: float
+    size: int
+
+
+class Taken(NamedTuple):
+    """A part of the backlog, to be carried out in this order: entries, updates, marks."""
+
+    entries: list[Entry]
+    updates: list[Update]
+    marks: list[Mark]
+    since: float
+    size: int
 
 
 class Backlog:
-    """First in, first out; several states of one call become one when they are taken together."""
+    """First in, first out; several states of one call become one when they are taken together. For any thread."""
 
     def __init__(self) -> None:
         self._waiting: deque[Waiting] = deque()
+        self._lock = threading.Lock()
+        self.size = 0  # bytes, about
 
     def __len__(self) -> int:
         return len(self._waiting)
 
-    def add(self, item: Waiting) -> None:
+    @property
+    def since(self) -> float | None:
+        """When the oldest item came."""
+        try:
+            return self._waiting[0].since
+        except IndexError:
+            return None
+
+    def add(self, item: Item, since: float) -> None:
         """Append."""
-        self._waiting.append(item)
+        size = weight(item)
+        with self._lock:
+            self._waiting.append(Waiting(item, since, size))
+            self.size += size
 
-    def clear(self) -> list[Waiting]:
-        """Everything, as it came."""
-        return [self._waiting.popleft() for _ in range(len(self._waiting))]
-
-    def take(self, limit: int) -> tuple[list[Entry], list[Update], list[Mark]]:
-        """At most `limit` items from the front, to be carried out in this order: entries, updates, marks.
+    def take(self, limit: int) -> Taken:
+        """At most `limit` items from the front, to be carried out in the order of `Taken`.
 
         That order changes nothing: an entry that follows an update of the same call is left for the next time.
         """
-        entries: dict[str, Entry] = {}
-        updates: list[Update] = []
-        marks: list[Mark] = []
-        updated: set[str] = set()
-        for _ in range(min(limit, len(self._waiting))):
-            item = self._waiting[0]
-            if isinstance(item, Entry):
-                if item.correlation_id in updated:
-                    break
-                known = entries.get(item.correlation_id)
-                entries[item.correlation_id] = item if known is None else newer(known, item)
-            elif isinstance(item, Update):
-                updates.append(item)
-                updated.add(item.correlation_id)
-            else:
-                marks.append(item)
-            self._waiting.popleft()
-        return list(entries.values()), updates, marks
+        with self._lock:
+            taken, count = _sort(self._waiting, limit)
+            for _ in range(count):
+                self._waiting.popleft()
+            self.size -= taken.size
+        return taken
+
+    def clear(self) -> list[Item]:
+        """Everything, as it came."""
+        with self._lock:
+            items = [waiting.item for waiting in self._waiting]
+            self._waiting.clear()
+            self.size = 0
+        return items
+
+
+def weight(item: Item) -> int:
+    """About how many bytes an item keeps in memory."""
+    if not isinstance(item, Entry):
+        return 500
+    return 1000 + len(item.model) + len(item.tags or "") + len(item.usage_json or "")
+
+
+def _sort(waiting: Sequence[Waiting], limit: int) -> tuple[Taken, int]:
+    entries: dict[str, Entry] = {}
+    updates: list[Update] = []
+    marks: list[Mark] = []
+    updated: set[str] = set()
+    count = size = 0
+    for count in range(min(limit, len(waiting))):
+        item = waiting[count].item
+        if isinstance(item, Entry):
+            if item.correlation_id in updated:
+                break
+            known = entries.get(item.correlation_id)
+            entries[item.correlation_id] = item if known is None else newer(known, item)
+        elif isinstance(item, Update):
+            updates.append(item)
+            updated.add(item.correlation_id)
+        else:
+            marks.append(item)
+        size += waiting[count].size
+    else:
+        count = min(limit, len(waiting))
+    return Taken(list(entries.values()), updates, marks, waiting[0].since if count else 0.0, size), count
 
 
 def newer(known: Entry, other: Entry) -> Entry:

@@ -38,8 +38,11 @@ class Driver(Protocol):
         """Seconds for one batch; None where a call can't be given up."""
         ...
 
-    async def prepare(self, raw: Any, *, own: bool) -> None:
-        """Set up a connection that was just acquired; lasting settings only on a database of our `own`."""
+    async def prepare(self, raw: Any, *, own: bool, durable: bool) -> None:
+        """Set up a connection that was just acquired; lasting settings only on a database of our `own`.
+
+        `durable`: a commit survives a power cut, as it does on the servers by default.
+        """
         ...
 
     def begin(self, raw: Any) -> AbstractAsyncContextManager[None]:
@@ -84,6 +87,14 @@ class Driver(Protocol):
 
     def row_error(self, error: BaseException) -> str | None:
         """A name without values if this row is to blame; None: the database is in trouble."""
+        ...
+
+    def is_hopeless(self, error: BaseException) -> bool:
+        """Whether opening a database that answered like this will not work later either, unless somebody mends it."""
+        ...
+
+    def moment(self, value: datetime) -> Any:
+        """A normalised moment as the driver takes it."""
         ...
 
     def abandon(self, raw: Any) -> None:

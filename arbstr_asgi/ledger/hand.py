@@ -2,11 +2,16 @@
 
 import logging
 from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 from typing import Any
 
+from arbstr_asgi.entry import Entry
 from arbstr_asgi.errors import LedgerError
 from arbstr_asgi.ledger import values
 from arbstr_asgi.ledger.backlog import Backlog, Mark, Update
+from arbstr_asgi.ledger.degrading import LEVELS, degraded
 from arbstr_asgi.ledger.driver import Driver
 from arbstr_asgi.ledger.losses import Losses
 from arbstr_asgi.ledger.statements import Statements
@@ -17,6 +22,30 @@ logger = logging.getLogger("arbstr_asgi.ledger")
 Operation = Row | Update | Mark
 
 
+@dataclass(slots=True, eq=False)
+class Chunk:
+    """What is committed together. `spilled` says that its rows are on disk as well, `level` how degraded they are."""
+
+    operations: list[Operation]
+    since: float = 0.0  # when the oldest came, on the monotonic clock
+    size: int = 0  # bytes, about
+    spilled: bool = False
+    level: int = 0
+    reason: str = ""  # for that
+
+    @property
+    def rows(self) -> list[Row]:
+        """The rows among the operations."""
+        return [item for item in self.operations if isinstance(item, tuple)]
+
+    def settle_spilled(self) -> None:
+        """The rows are on disk: tell whoever waits for no more than that."""
+        self.spilled = True
+        for item in self.operations:
+            if isinstance(item, Mark) and item.spilled:
+                item.settle(0)
+
+
 class Hand:
     """Chunks in the order in which they are to be committed; one leaves only after its COMMIT."""
 
@@ -24,61 +53,90 @@ class Hand:
         self._driver = driver
         self._statements = statements
         self._losses = losses
-        self._chunks: deque[list[Operation]] = deque()
+        self.chunks: deque[Chunk] = deque()
 
     def __len__(self) -> int:
-        return sum(map(len, self._chunks))
+        return sum(len(chunk.operations) for chunk in self.chunks)
+
+    @property
+    def size(self) -> int:
+        """About how many bytes this keeps."""
+        return sum(chunk.size for chunk in self.chunks)
+
+    @property
+    def since(self) -> float | None:
+        """When the oldest operation came."""
+        return self.chunks[0].since if self.chunks else None
+
+    @property
+    def unspilled(self) -> list[Chunk]:
+        """The chunks that are in memory alone and have rows."""
+        return [chunk for chunk in self.chunks if not chunk.spilled and chunk.rows]
+
+    @property
+    def asks_for_order(self) -> bool:
+        """Whether something waits here that must stay behind what was recorded before it."""
+        return any(not isinstance(item, tuple) for chunk in self.chunks for item in chunk.operations)
+
+    @property
+    def can_wait(self) -> bool:
+        """Whether nothing here would be missed if the process ended now: rows on disk, and nobody waiting."""
+        return not self.unspilled and not any(isinstance(i, Update) for chunk in self.chunks for i in chunk.operations)
 
     def take(self, backlog: Backlog, limit: int) -> None:
         """Add one chunk of at most `limit` items from the backlog."""
-        entries, updates, marks = backlog.take(limit)
-        chunk: list[Operation] = []
-        for entry in entries:
-            try:
-                chunk.append(values.normalise(entry))
-            except Exception as error:  # noqa: BLE001 - one odd entry must not stop the others
-                self._drop(entry.correlation_id, type(error).__name__)
-        chunk += updates
-        chunk += marks
-        if chunk:
-            self._chunks.append(chunk)
+        taken = backlog.take(limit)
+        operations: list[Operation] = [*normalised(taken.entries, self._losses), *taken.updates, *taken.marks]
+        if operations:
+            self.chunks.append(Chunk(operations, taken.since, taken.size))
+
+    def spilled(self, chunk: Chunk) -> None:
+        """Its rows are on disk, so they need not be kept here, but for those that may be on their way just now."""
+        chunk.settle_spilled()
+        if any(chunk is other for other in list(self.chunks)[1:]):
+            chunk.operations = [i for i in chunk.operations if not isinstance(i, tuple) and not _is_settled(i)]
+            chunk.size = 0
+            self.chunks = deque(other for other in self.chunks if other.operations)
+
+    def put(self, rows: Sequence[Row]) -> None:
+        """Add one chunk of rows that are on disk."""
+        self.chunks.append(Chunk([*rows], spilled=True))
 
     async def write(self, raw: Any) -> None:
         """Commit the first chunk; instead of a chunk with a bad row its halves come next, until the row is alone.
 
-        A bad row alone is dropped: logged with its id and the kind of reason, never with values. Any other trouble is
-        raised, and the chunk stays.
+        A bad row alone is degraded, step by step; the log names its id and the kind of reason, never values. Any
+        other trouble is raised, and the chunk stays.
         """
-        chunk = self._chunks[0]
+        chunk = self.chunks[0]
         try:
-            counts = await self._commit(raw, chunk)
+            counts = await self._commit(raw, chunk.operations)
         except Exception as error:
             reason = self._driver.row_error(error)
             if reason is None:
                 raise
             await self._driver.fetch(raw, "SELECT 1")  # if that fails too, the row is not to blame
-            self._chunks.popleft()
-            half = len(chunk) // 2
-            if half:
-                self._chunks.extendleft([chunk[half:], chunk[:half]])
-            else:
-                self._reject(chunk[0], reason)
+            self.chunks.popleft()
+            self.chunks.extendleft(reversed(self._without_blame(chunk, reason)))
         else:
-            self._chunks.popleft()
-            _settle(chunk, counts)
+            self.chunks.popleft()
+            for row in chunk.rows if chunk.level else ():
+                self._losses.degrade(row[0], chunk.reason)
+            _settle(chunk.operations, counts)
 
     def clear(self) -> list[Operation]:
-        """Everything that is left."""
-        left = [item for chunk in self._chunks for item in chunk]
-        self._chunks.clear()
-        return left
+        """Everything that is left and not on disk."""
+        left = [item for chunk in self.chunks for item in chunk.operations]
+        spilled = {id(row) for chunk in self.chunks if chunk.spilled for row in chunk.rows}
+        self.chunks.clear()
+        return [item for item in left if id(item) not in spilled]
 
-    async def _commit(self, raw: Any, chunk: list[Operation]) -> list[int]:
+    async def _commit(self, raw: Any, operations: list[Operation]) -> list[int]:
         driver, sql = self._driver, self._statements
-        rows = [driver.encode(item) for item in chunk if isinstance(item, tuple)]
+        rows = [driver.encode(item) for item in operations if isinstance(item, tuple)]
         updates = [
             (item.input_tokens, item.output_tokens, driver.money(item.cost_sats), item.correlation_id)
-            for item in chunk
+            for item in operations
             if isinstance(item, Update)
         ]
         if not rows and not updates:
@@ -88,20 +146,45 @@ class Hand:
                 await driver.execute_many(raw, sql.upsert, rows)
             return [await driver.execute(raw, sql.update_usage, update) for update in updates]
 
-    def _reject(self, item: Operation, reason: str) -> None:
-        if isinstance(item, tuple):
-            self._drop(item[0], reason)
-        else:
+    def _without_blame(self, chunk: Chunk, reason: str) -> list[Chunk]:
+        """What to try instead of a chunk that was refused."""
+        half = len(chunk.operations) // 2
+        if half:
+            parts = chunk.operations[:half], chunk.operations[half:]
+            return [replace(chunk, operations=part, size=chunk.size // 2) for part in parts]
+        (item,) = chunk.operations
+        if not isinstance(item, tuple):
             item.settle(LedgerError(f"refused by the database: {reason}"))
+            return []
+        if chunk.level == LEVELS:
+            logger.error("ledger: the row of %s was refused in every form and is lost: %s", item[0], reason)
+            self._losses.add(1, "refused by the database")
+            return []
+        level = chunk.level + 1
+        return [replace(chunk, operations=[degraded(item, level, reason)], level=level, reason=reason)]
 
-    def _drop(self, correlation_id: str, reason: str) -> None:
-        logger.error("ledger: the row of %s was refused and dropped: %s", correlation_id, reason)
-        self._losses.add(1, "refused by the database")
+
+def normalised(entries: Sequence[Entry], losses: Losses) -> list[Row]:
+    """The rows of entries; what can't be one loses what is wrong with it, and is counted as degraded."""
+    rows: list[Row] = []
+    for entry in entries:
+        try:
+            rows.append(values.normalise(entry))
+        except Exception as error:  # noqa: BLE001 - one odd entry must not stop the others
+            reason = type(error).__name__
+            rows.append(degraded(values.salvage(entry, datetime.now(UTC)), 1, reason))
+            losses.degrade(rows[-1][0], reason)
+    return rows
 
 
-def _settle(chunk: list[Operation], counts: list[int]) -> None:
+def _is_settled(item: Update | Mark) -> bool:
+    """Whether it asked for no more than the spill."""
+    return isinstance(item, Mark) and item.spilled
+
+
+def _settle(operations: list[Operation], counts: list[int]) -> None:
     waiting = iter(counts)
-    for item in chunk:
+    for item in operations:
         if isinstance(item, Update):
             item.settle(next(waiting))
         elif isinstance(item, Mark):

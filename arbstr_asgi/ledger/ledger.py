@@ -1,22 +1,33 @@
 """The ledger as the gateway sees it."""
 
+import asyncio
 import logging
+import os
+import socket
+from datetime import UTC, datetime
 from decimal import Decimal
+from time import monotonic
 from typing import Any
+from uuid import uuid4
 
 from databases import Database
 
 from arbstr_asgi.entry import Entry
-from arbstr_asgi.errors import ConfigError, LedgerError
+from arbstr_asgi.errors import ConfigError, LedgerError, LedgerUnavailable
 from arbstr_asgi.ledger.backlog import Mark, Settle, Update, promise
 from arbstr_asgi.ledger.faults import described
 from arbstr_asgi.ledger.losses import Losses
 from arbstr_asgi.ledger.reader import Reader
+from arbstr_asgi.ledger.slots import Slots
+from arbstr_asgi.ledger.snapshot import Bounds, Snapshot
+from arbstr_asgi.ledger.spill import Spill
 from arbstr_asgi.ledger.statements import statements
 from arbstr_asgi.ledger.target import Target
-from arbstr_asgi.ledger.writer import MAX_QUEUED, Writer
+from arbstr_asgi.ledger.writer import Writer
 
 logger = logging.getLogger("arbstr_asgi.ledger")
+
+COMMIT_PATIENCE = 2.0  # seconds for which an answer is held for its row
 
 _CLOSED = "the ledger is not open"
 
@@ -25,7 +36,9 @@ class Ledger:
     """Records one row for each call; give it a `url`, or a connected `database` of the host's.
 
     The table prefix is "" on a database of our own and "arbstr_" on the host's; `migrate` (at start) is on for our own
-    and off for the host's. Raises ConfigError for what can't work; nothing is read or opened before `open()`.
+    and off for the host's. `spill` is the folder below which rows wait for a database that can't take them (default:
+    beside an SQLite file, else `arbstr-spill`). `durable` commits survive a power cut on SQLite too. At most `bounds`
+    wait in memory. Raises ConfigError for what can't work; nothing is read or opened before `open()`.
     """
 
     def __init__(
@@ -35,17 +48,25 @@ class Ledger:
         database: Database | None = None,
         table_prefix: str | None = None,
         migrate: bool | None = None,
+        spill: str | None = None,
+        durable: bool = False,
+        bounds: Bounds = Bounds(),  # noqa: B008 - a frozen value
     ) -> None:
         place = url if database is None else database
         if place is None or (url is not None and database is not None):
             raise ConfigError("database: give either a url or a connected database")
-        self._target = Target.of(place, table_prefix)
+        self._target = Target.of(place, table_prefix, durable=durable)
+        self._spill_below = spill
+        self._durable = durable
+        self._bounds = bounds
+        self._late = 0
+        self._late_quiet_until = 0.0
         self._migrate = self._target.own if migrate is None else migrate
         self._statements = statements(self._target.dialect, self._target.prefix)
         self._losses = Losses()
-        self._reader: Reader | None = None
         self._writer: Writer | None = None
         self._opening = False
+        self._worker_id = ""
 
     def __repr__(self) -> str:
         return f"<Ledger {self._target} {'open' if self.is_open else 'closed'}>"
@@ -57,7 +78,7 @@ class Ledger:
 
     @property
     def queued(self) -> int:
-        """Entries that are recorded and not committed yet."""
+        """Entries that are recorded and neither committed nor on disk."""
         return 0 if self._writer is None else self._writer.queued
 
     @property
@@ -65,22 +86,84 @@ class Ledger:
         """Entries that could not be kept, since this object was made."""
         return self._losses.count
 
-    async def open(self) -> None:
-        """Connect, migrate or check the schema, start writing. Raises LedgerError, and leaves nothing open then."""
+    @property
+    def worker_id(self) -> str:
+        """Who writes: host, process and, where there is a spill, its folder; different for each opening."""
+        return self._worker_id
+
+    def snapshot(self) -> Snapshot:
+        """What waits, and what went wrong."""
+        writer = self._writer
+        spill = writer.spill if writer is not None else None
+        ages = [] if writer is None or writer.oldest is None else [writer.oldest]
+        if spill is not None and spill.rows and spill.oldest is not None:
+            ages.append((datetime.now(UTC) - spill.oldest).total_seconds())
+        return Snapshot(
+            queued=self.queued,
+            queued_bytes=0 if writer is None else writer.size,
+            oldest_unwritten_seconds=round(max(ages), 3) if ages else None,
+            spilled=0 if spill is None else spill.rows,
+            spill_bytes=spill.slot.size if spill is not None and spill.rows else 0,
+            spills=writer is not None and writer.spills,
+            degraded=self._losses.degraded,
+            lost=self._losses.count,
+            late=self._late,
+        )
+
+    def has_room(self, calls: int = 0) -> bool:
+        """Whether the entries of so many more calls could be kept in memory."""
+        return self._writer is not None and self._bounds.admit(self._writer.queued + 2 * calls, self._writer.size)
+
+    async def open(self, patience: float = 5.0) -> None:
+        """Start writing: connect, migrate or check the schema.
+
+        Where the database does not answer, or not within `patience` seconds, rows are spilled until it does. Raises
+        LedgerError for what will not work until somebody mends it (a missing schema, a wrong folder), and leaves
+        nothing open then.
+        """
         if self.is_open or self._opening:
             raise LedgerError("the ledger is open already")
+        self._target.check()
         self._opening = True
         try:
-            sessions = await self._target.open(migrate=self._migrate)
-            self._reader = Reader(sessions, self._statements)
-            self._writer = Writer(sessions, self._statements, self._losses, self._target.close)
+            slots, spill = await self._open_spill()
+            self._worker_id = f"{socket.gethostname()[:24]}:{os.getpid()}:{slots.id if slots else ''}.{uuid4().hex[:8]}"
+            if spill is not None:
+                spill.slot.sign(self._worker_id)
+            self._writer = Writer(
+                self._target, self._statements, self._losses, migrate=self._migrate, slots=slots, spill=spill
+            )
+            try:
+                await self._writer.opened(patience)
+            except asyncio.CancelledError:
+                await self._writer.stop(1.0)
+                raise
         finally:
             self._opening = False
+
+    async def _open_spill(self) -> tuple[Slots | None, Spill | None]:
+        folder = self._target.spill_folder(self._spill_below)
+        slots = spill = None
+        try:
+            slots = Slots(folder)
+            spill = Spill(slots.claim(), durable=self._durable)
+            await spill.open()
+        except Exception as error:  # noqa: BLE001 - whatever it is, the database itself may work
+            if spill is not None:
+                await spill.close()
+            logger.warning(
+                "ledger: no rows can be spilled to %s, set database.spill to a folder that can be written: %s",
+                folder,
+                described(error),
+            )
+            return None, None
+        return slots, spill
 
     async def close(self, timeout: float = 10.0) -> None:
         """Write everything recorded and every spawned update, for at most `timeout` seconds, then disconnect ours.
 
-        What could not be written is counted in `lost` and logged as CRITICAL. A second call does nothing.
+        What the database did not take is in the spill for the next start; what that can't take either is counted in
+        `lost` and logged as CRITICAL. A second call does nothing.
         """
         if self._writer is not None:
             await self._writer.stop(timeout)
@@ -91,12 +174,31 @@ class Ledger:
             writer = self._writer
             if writer is None or not writer.accepting:
                 self._losses.add(1, "the ledger is not open")
-            elif writer.queued >= MAX_QUEUED:
-                self._losses.add(1, f"{MAX_QUEUED} wait already")
+            elif self._bounds.full(writer.queued, writer.size):
+                self._losses.add(1, f"{writer.queued} wait already")
+            elif not isinstance(entry, Entry):
+                self._losses.add(1, "not an entry")
             else:
                 writer.add(entry)
         except Exception as error:  # noqa: BLE001 - accounting must never break the call that it accounts for
             self._losses.add(1, type(error).__name__)
+
+    async def commit(self, entry: Entry) -> None:
+        """Record, and return once that is in the database or in the spill; after two seconds in any case, counted."""
+        self.record(entry)
+        writer = self._writer
+        if writer is None or not writer.accepting:
+            return
+        settle, future = promise()
+        writer.add(Mark(settle, spilled=True), urgent=True)
+        try:
+            async with asyncio.timeout(COMMIT_PATIENCE):
+                await future
+        except (TimeoutError, LedgerError):
+            self._late += 1
+            if monotonic() >= self._late_quiet_until:
+                self._late_quiet_until = monotonic() + 60.0
+                logger.warning("ledger: answers go out before their rows are durable, %d so far", self._late)
 
     async def flush(self) -> None:
         """Return when everything recorded so far is committed. Raises LedgerError if it is closed before."""
@@ -143,13 +245,17 @@ class Ledger:
         await self._open_reader().check()
 
     def _open_reader(self) -> Reader:
-        if self._reader is None or not self.is_open:
+        if self._writer is None or not self.is_open:
             raise LedgerError(_CLOSED)
-        return self._reader
+        if self._writer.sessions is None:
+            raise LedgerUnavailable("the database can't answer: it has not been reached yet")
+        return Reader(self._writer.sessions, self._statements)
 
     def _update(self, update: Update, *, urgent: bool) -> None:
         if self._writer is None or not self._writer.accepting:
             raise LedgerError(_CLOSED)
+        if self._bounds.full(self._writer.queued, self._writer.size):
+            raise LedgerError("too much is waiting to be written already")
         self._writer.add(update, urgent=urgent)
 
 

@@ -1,5 +1,6 @@
 """Where the ledger's database is: a URL, checked and in one spelling; nothing is opened here."""
 
+import hashlib
 import importlib
 import re
 from dataclasses import dataclass, field
@@ -88,6 +89,23 @@ def dialect_of(database: Database) -> str:
     if dialect == "sqlite":
         _check_file("", url.database, "memory" if "memory" in url.components.query else "")
     return dialect
+
+
+def spill_folder(url: DatabaseURL, dialect: str, prefix: str, base: str | None) -> Path:
+    """Where rows for this database wait on disk: below `base`, else beside an SQLite file or in `arbstr-spill`.
+
+    Each database and prefix has a folder of its own there, so that no row is ever replayed into another.
+    """
+    if dialect == "sqlite":
+        file = Path(url.database).absolute()
+        if base is None:
+            return file.with_name(f"{file.name}-{prefix}spill")
+        where = str(file)
+    else:
+        where = f"{url.hostname}:{url.port}/{url.database}"
+    digest = hashlib.sha256(f"{dialect} {where} {prefix}".encode()).hexdigest()[:8]
+    name = re.sub(r"[^A-Za-z0-9_.-]", "_", Path(url.database).name)[:40]
+    return Path(base or "arbstr-spill").absolute() / f"{name}-{digest}"
 
 
 def check_prefix(prefix: str) -> str:

@@ -1,4 +1,4 @@
-"""Counts what could not be written, and says so at most once a minute."""
+"""Counts what could not be written, or not as it was, and says so at most once a minute."""
 
 import logging
 import time
@@ -7,19 +7,43 @@ from collections.abc import Callable
 logger = logging.getLogger("arbstr_asgi.ledger")
 
 _QUIET = 60.0  # seconds
+_REMEMBERED = 10_000  # calls
 
 
 class Losses:
-    """Lost entries; each is counted, CRITICAL is logged when the last such line is a minute old."""
+    """Lost entries; each is counted, CRITICAL is logged when the last such line is a minute old, and at the end.
+
+    `degraded` counts rows that the database refused and that stand there without what it refused.
+    """
 
     def __init__(self, now: Callable[[], float] = time.monotonic) -> None:
         self.count = 0
+        self.degraded = 0
+        self._degraded: dict[str, None] = {}
+        self._said = 0
         self._now = now
         self._quiet_until = float("-inf")
 
-    def add(self, number: int, reason: str, *, always: bool = False) -> None:
-        """Count `number` entries as lost; `always` logs in any case."""
+    def add(self, number: int, reason: str) -> None:
+        """Count `number` entries as lost."""
         self.count += number
-        if always or self._now() >= self._quiet_until:
+        if self._now() >= self._quiet_until:
             self._quiet_until = self._now() + _QUIET
+            self._said = self.count
             logger.critical("ledger: %d entries lost (%s), %d in all", number, reason, self.count)
+
+    def degrade(self, correlation_id: str, reason: str) -> None:
+        """Count a row that is not recorded as it was, and say so; once for each call, in whichever way it comes again."""
+        if correlation_id in self._degraded:
+            return
+        if len(self._degraded) >= _REMEMBERED:
+            del self._degraded[next(iter(self._degraded))]
+        self._degraded[correlation_id] = None
+        self.degraded += 1
+        logger.error("ledger: the row of %s was refused and is recorded degraded: %s", correlation_id, reason)
+
+    def sum_up(self) -> None:
+        """Say the final number, if it has not been said."""
+        if self.count != self._said:
+            self._said = self.count
+            logger.critical("ledger: %d entries lost in all", self.count)

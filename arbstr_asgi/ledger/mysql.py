@@ -13,6 +13,7 @@ from arbstr_asgi.ledger.values import Row
 
 # NULL, no default, out of range, cut, not a date, not this charset, too long, a trigger's SIGNAL, CHECK, CHECK
 _ROW_CODES = {1048, 1364, 1264, 1265, 1292, 1366, 1406, 1644, 3819, 4025}
+_NO_SUCH_DATABASE = 1049
 
 
 class Mysql:
@@ -22,7 +23,7 @@ class Mysql:
     holds = False
     batch_timeout = 15.0
 
-    async def prepare(self, raw: Any, *, own: bool) -> None:
+    async def prepare(self, raw: Any, *, own: bool, durable: bool) -> None:
         pass
 
     @asynccontextmanager
@@ -79,6 +80,12 @@ class Mysql:
                 return f"{type(error).__name__} {code}" if code else type(error).__name__
             return None
         return type(error).__name__ if isinstance(error, CONVERSION_ERRORS) else None
+
+    def is_hopeless(self, error: BaseException) -> bool:
+        return isinstance(error, err.MySQLError) and error.args[:1] == (_NO_SUCH_DATABASE,)
+
+    def moment(self, value: datetime) -> datetime:
+        return _naive(value)
 
     def abandon(self, raw: Any) -> None:
         with suppress(Exception):

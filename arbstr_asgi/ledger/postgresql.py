@@ -2,6 +2,7 @@
 
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
+from datetime import datetime
 from decimal import Decimal
 from typing import Any
 
@@ -22,7 +23,7 @@ class Postgresql:
     holds = False
     batch_timeout = 15.0
 
-    async def prepare(self, raw: Any, *, own: bool) -> None:
+    async def prepare(self, raw: Any, *, own: bool, durable: bool) -> None:
         pass
 
     @asynccontextmanager
@@ -70,6 +71,12 @@ class Postgresql:
         if isinstance(error, asyncpg.PostgresError) and state is not None:
             return f"{type(error).__name__} {state}" if state[:2] in _ROW_STATES else None
         return type(error).__name__ if isinstance(error, CONVERSION_ERRORS) else None
+
+    def is_hopeless(self, error: BaseException) -> bool:
+        return isinstance(error, asyncpg.InvalidCatalogNameError)
+
+    def moment(self, value: datetime) -> datetime:
+        return value
 
     def abandon(self, raw: Any) -> None:
         with suppress(Exception):  # it may be back in the pool already, by itself

@@ -13,7 +13,7 @@ from arbstr_asgi.ledger.statements import Statements
 
 _CHECK_TIMEOUT = 2.0  # seconds
 _READ_TIMEOUT = 30.0
-_ATTEMPTS = 3  # as many as our pool has connections: each may have died unnoticed while it was idle
+_ATTEMPTS = 4  # one more than our pool has connections: each may have died unnoticed while it was idle
 
 
 class Reader:

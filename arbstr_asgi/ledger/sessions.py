@@ -21,10 +21,11 @@ class Sessions:
     way, a connection that could not be released is not met again, and a host's open transaction is not ours.
     """
 
-    def __init__(self, database: Database, driver: Driver, *, own: bool) -> None:
+    def __init__(self, database: Database, driver: Driver, *, own: bool, durable: bool = False) -> None:
         self.database = database
         self.driver = driver
         self._own = own
+        self._durable = durable
         self._tasks: set[asyncio.Task[Any]] = set()
         self._opening: set[asyncio.Task[Any]] = set()
 
@@ -70,7 +71,7 @@ class Sessions:
     async def _work(self, work: Work[T], raw: Any) -> T:
         shared = self.driver.in_transaction(raw)  # force_rollback: everyone's connection, not ours to close
         try:
-            await self.driver.prepare(raw, own=self._own)
+            await self.driver.prepare(raw, own=self._own, durable=self._durable)
             return await work(raw)
         except BaseException:
             if not shared:

@@ -8,6 +8,7 @@ import time
 import weakref
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from datetime import datetime
 from decimal import Decimal
 from typing import Any
 
@@ -26,13 +27,16 @@ class Sqlite:
     holds = True
     batch_timeout = None  # a call given up would still get its lock, later, for nobody
 
-    async def prepare(self, raw: Any, *, own: bool) -> None:
+    async def prepare(self, raw: Any, *, own: bool, durable: bool) -> None:
         await raw.execute_fetchall(f"PRAGMA busy_timeout = {_SLICE}")
         if own:
             # A lasting property of the file, so not for a host's; changing it ignores busy_timeout.
             await _patiently(raw, "PRAGMA journal_mode = WAL")
-            await raw.execute_fetchall("PRAGMA synchronous = NORMAL")
+            if not durable:
+                await raw.execute_fetchall("PRAGMA synchronous = NORMAL")
             _let_process_end(raw)
+        if durable:
+            await raw.execute_fetchall("PRAGMA synchronous = FULL")
 
     @asynccontextmanager
     async def begin(self, raw: Any) -> AsyncIterator[None]:
@@ -86,6 +90,12 @@ class Sqlite:
         if not binding and not isinstance(error, row_errors):
             return None
         return getattr(error, "sqlite_errorname", None) or type(error).__name__
+
+    def is_hopeless(self, error: BaseException) -> bool:
+        return getattr(error, "sqlite_errorname", None) in ("SQLITE_NOTADB", "SQLITE_CANTOPEN", "SQLITE_CANTOPEN_ISDIR")
+
+    def moment(self, value: datetime) -> str:
+        return iso(value)
 
     def abandon(self, raw: Any) -> None:
         pass  # closing it is all that releasing it does

@@ -2,14 +2,15 @@
 
 import asyncio
 import logging
+from pathlib import Path
 
-from databases import Database
+from databases import Database, DatabaseURL
 
-from arbstr_asgi.errors import LedgerError
+from arbstr_asgi.errors import LedgerError, LedgerUnavailable
 from arbstr_asgi.ledger import schema
 from arbstr_asgi.ledger.driver import Driver, load
 from arbstr_asgi.ledger.faults import described
-from arbstr_asgi.ledger.location import Location, check_prefix, dialect_of
+from arbstr_asgi.ledger.location import Location, check_prefix, dialect_of, spill_folder
 from arbstr_asgi.ledger.sessions import Sessions
 
 logger = logging.getLogger("arbstr_asgi.ledger")
@@ -20,41 +21,66 @@ _DISCONNECT_TIMEOUT = 2.0  # seconds
 class Target:
     """Opens and closes; knows the dialect and the prefix before anything is open."""
 
-    def __init__(self, place: Location | Database, dialect: str, prefix: str) -> None:
+    def __init__(self, place: Location | Database, dialect: str, prefix: str, *, durable: bool) -> None:
         self.dialect = dialect
         self.prefix = prefix
         self.schema = ""  # what `open` found or did: `0001 (up to date)`, `nothing -> 0001`
         self._place = place
-        self._driver: Driver = load(dialect)
+        self._durable = durable
+        self.driver: Driver = load(dialect)
         self._database: Database | None = None
 
     @classmethod
-    def of(cls, place: str | Database, prefix: str | None) -> "Target":
-        """Check a URL, or a database of the host's. Raises ConfigError."""
+    def of(cls, place: str | Database, prefix: str | None, *, durable: bool = False) -> "Target":
+        """Check a URL, or a database of the host's; `durable` commits survive a power cut. Raises ConfigError."""
         if isinstance(place, Database):
-            return cls(place, dialect_of(place), check_prefix("arbstr_" if prefix is None else prefix))
+            prefix = check_prefix("arbstr_" if prefix is None else prefix)
+            return cls(place, dialect_of(place), prefix, durable=durable)
         location = Location.parse(place)
-        return cls(location, location.dialect, check_prefix(prefix or ""))
+        return cls(location, location.dialect, check_prefix(prefix or ""), durable=durable)
 
     def __str__(self) -> str:
         return str(self._place) if isinstance(self._place, Location) else str(self._place.url.obscure_password)
+
+    def spill_folder(self, base: str | None) -> Path:
+        """Where rows wait on disk while this database can't take them."""
+        url = DatabaseURL(self._place.url) if isinstance(self._place, Location) else self._place.url
+        return spill_folder(url, self.dialect, self.prefix, base)
+
+    @property
+    def database(self) -> Database | None:
+        """The database as it was last connected."""
+        return self._database
 
     @property
     def own(self) -> bool:
         """Whether it is ours to connect, to set up and to disconnect."""
         return isinstance(self._place, Location)
 
+    def check(self) -> None:
+        """Raises LedgerError for a place that can't be one: a missing folder, an unconnected or too small database."""
+        if isinstance(self._place, Database):
+            _check_handed_over(self._place, self.dialect)
+            return
+        problem = self._place.check_folder()
+        if problem is not None:
+            raise LedgerError(f"can't open the ledger at {self}: {problem}")
+
     async def open(self, *, migrate: bool) -> Sessions:
-        """Connect ours or check the host's, then see to the schema. Raises LedgerError and leaves nothing open."""
+        """Connect ours or check the host's, then see to the schema. Leaves nothing open when it fails.
+
+        Raises LedgerUnavailable where trying again may help, another LedgerError where somebody must do something.
+        """
         try:
-            sessions = Sessions(await self._connect(), self._driver, own=self.own)
+            sessions = Sessions(await self._connect(), self.driver, own=self.own, durable=self._durable)
             self.schema = await schema.ensure(sessions, self.prefix, migrate=migrate)
         except LedgerError:
             await self.close()
             raise
         except Exception as error:
             await self.close()
-            raise LedgerError(f"can't open the ledger at {self}: {described(error, self._database)}") from error
+            kind = LedgerError if self.driver.is_hopeless(error) else LedgerUnavailable
+            raise kind(f"can't open the ledger at {self}: {described(error, self._database)}") from error
         except asyncio.CancelledError:
             await self.close()
             raise
@@ -71,15 +97,12 @@ class Target:
             logger.warning("ledger: disconnecting failed: %s", described(error, self._database))
 
     async def _connect(self) -> Database:
+        self.check()
         if isinstance(self._place, Database):
             self._database = self._place
-            _check_handed_over(self._place, self.dialect)
-            return self._place
-        problem = self._place.check_folder()
-        if problem is not None:
-            raise LedgerError(f"can't open the ledger at {self}: {problem}")
-        self._database = self._place.connectable()
-        await self._database.connect()
+        else:
+            self._database = self._place.connectable()
+            await self._database.connect()
         return self._database
 
 

@@ -1,40 +1,66 @@
-"""How long to wait after the database failed, and how often to say so."""
+"""How long to wait after a database failed, and how often to say so."""
 
 import logging
-import random
 import time
+from collections.abc import Awaitable, Callable
 
 from databases import Database
+from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, wait_exponential_jitter
 
+from arbstr_asgi.errors import LedgerError, LedgerUnavailable
 from arbstr_asgi.ledger.faults import described
 
 logger = logging.getLogger("arbstr_asgi.ledger")
 
-_FIRST_PAUSE = 0.1  # seconds; doubled for each failure in a row
+_FIRST_PAUSE = 0.1  # seconds; doubled for each failure in a row, and as much again at random
 _LONGEST_PAUSE = 5.0
 _QUIET = 30.0
 
 
 class Trouble:
-    """Failures in a row; WARNING at the first and then every half minute, INFO when it is over."""
+    """Failures in a row of one place; WARNING at the first and then every half minute, INFO when it is over."""
 
-    def __init__(self, database: Database) -> None:
+    def __init__(self, place: str, database: Callable[[], Database | None]) -> None:
+        self._place = place
         self._database = database
-        self._failures = 0
         self._quiet_until = float("-inf")
+        self.failures = 0
 
-    def note(self, error: Exception, waiting: int) -> float:
-        """Another failure; returns the seconds to wait, jittered."""
-        if not self._failures or time.monotonic() >= self._quiet_until:
+    def retrying(
+        self,
+        pause: Callable[[float], Awaitable[None]],
+        give_up: Callable[[], bool],
+        waiting: Callable[[], int],
+    ) -> AsyncRetrying:
+        """Attempts of one piece of work until it succeeds; then raises the last error if told to `give_up`."""
+
+        def failed(state: RetryCallState) -> None:
+            assert state.outcome is not None
+            error = state.outcome.exception()
+            assert isinstance(error, Exception)
+            self.note(error, waiting())
+
+        return AsyncRetrying(
+            retry=retry_if_exception_type(Exception),
+            wait=wait_exponential_jitter(multiplier=_FIRST_PAUSE, jitter=_FIRST_PAUSE, max=_LONGEST_PAUSE),
+            stop=lambda state: give_up(),
+            sleep=pause,
+            before_sleep=failed,
+            reraise=True,
+        )
+
+    def note(self, error: Exception, waiting: int) -> None:
+        """Another failure."""
+        if not self.failures or time.monotonic() >= self._quiet_until:
             self._quiet_until = time.monotonic() + _QUIET
-            what = described(error, self._database)
-            logger.warning("ledger: can't write, %d waiting, trying again: %s", waiting, what)
-        pause = min(_FIRST_PAUSE * 2.0 ** min(self._failures, 10), _LONGEST_PAUSE)
-        self._failures += 1
-        return pause * random.uniform(0.5, 1.0)  # noqa: S311 - jitter
+            wrong = isinstance(error, LedgerError)
+            level = logging.ERROR if wrong and not isinstance(error, LedgerUnavailable) else logging.WARNING
+            what = str(error) if wrong else described(error, self._database())
+            logger.log(level, "%s: can't write, %d waiting, trying again: %s", self._place, waiting, what)
+        self.failures += 1
 
     def over(self) -> None:
-        """A commit succeeded."""
-        if self._failures:
-            logger.info("ledger: writing again after %d failures", self._failures)
-            self._failures = 0
+        """It works."""
+        if self.failures:
+            logger.info("%s: writing again after %d failures", self._place, self.failures)
+            self.failures = 0

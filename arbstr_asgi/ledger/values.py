@@ -117,7 +117,20 @@ def normalise(entry: Entry) -> Row:
     return tuple([convert(getattr(entry, name)) for name, convert in _CONVERTERS])
 
 
-def _read_moment(value: Any) -> datetime:
+def salvage(entry: Entry, now: datetime) -> Row:
+    """The row of an entry that can't be normalised: what of it can be, with `now` for an arrival that is none."""
+    substitutes: dict[Kind, Any] = {Kind.MOMENT: moment(now), Kind.FLAG: False, Kind.INTEGER: 0}
+    row: list[Any] = []
+    for column, (name, convert) in zip(COLUMNS, _CONVERTERS, strict=True):
+        try:
+            row.append(convert(getattr(entry, name)))
+        except Exception:  # noqa: BLE001 - whatever it is, the other columns are fine
+            row.append(substitutes.get(column.kind, "?") if column.required else None)
+    return tuple(row)
+
+
+def read_moment(value: Any) -> datetime:
+    """A stored moment as aware UTC."""
     found = datetime.fromisoformat(value) if isinstance(value, str) else value
     return found.replace(tzinfo=UTC) if found.tzinfo is None else found.astimezone(UTC)
 
@@ -126,7 +139,12 @@ def _read_money(value: Any) -> Decimal:
     return (value if isinstance(value, Decimal) else Decimal(str(value))).quantize(_NANO, context=_MONEY)
 
 
-_READERS: dict[Kind, Callable[[Any], Any]] = {Kind.MOMENT: _read_moment, Kind.MONEY: _read_money, Kind.FLAG: bool}
+_READERS: dict[Kind, Callable[[Any], Any]] = {Kind.MOMENT: read_moment, Kind.MONEY: _read_money, Kind.FLAG: bool}
+
+
+def read_row(row: Sequence[Any]) -> Row:
+    """A stored row as it was normalised."""
+    return tuple(read(row).values())
 
 
 def read(row: Sequence[Any]) -> dict[str, Any]:

@@ -1,64 +1,108 @@
-"""The one task that writes: takes what waits, keeps it until it is committed."""
+"""The one task that writes: takes what waits, keeps it until it is committed, and brings back what was spilled."""
 
 import asyncio
 import contextvars
+import logging
 import threading
-from collections.abc import Awaitable, Callable
 from contextlib import suppress
+from time import monotonic
 from typing import Any
 
 from arbstr_asgi.entry import Entry
-from arbstr_asgi.errors import LedgerError
-from arbstr_asgi.ledger.backlog import Backlog, Mark, Update, Waiting
+from arbstr_asgi.errors import LedgerError, LedgerUnavailable
+from arbstr_asgi.ledger.backlog import Backlog, Item, Mark, Update
 from arbstr_asgi.ledger.hand import Hand
 from arbstr_asgi.ledger.losses import Losses
+from arbstr_asgi.ledger.replay import Replay
 from arbstr_asgi.ledger.sessions import Sessions
+from arbstr_asgi.ledger.slots import Slots
+from arbstr_asgi.ledger.spill import Spill
+from arbstr_asgi.ledger.spiller import Spiller
 from arbstr_asgi.ledger.statements import Statements
+from arbstr_asgi.ledger.target import Target
 from arbstr_asgi.ledger.trouble import Trouble
+
+logger = logging.getLogger("arbstr_asgi.ledger")
 
 BATCH = 500  # rows
 GATHER = 0.05  # seconds from the first waiting item to its batch
-MAX_QUEUED = 100_000  # entries
-GRACE = 1.0  # seconds for cancelled work to let go of its connection
+GRACE = 1.0  # seconds for cancelled work to let go of its connection, and for what is left to be spilled
 LAST_FLUSH = 5.0  # seconds, when the loop ends and nobody has closed us
+_ENOUGH = 1.0  # seconds at the end after which what is safe on disk is left there
 _SHORTEST = 0.2  # seconds between attempts while there is little time left
 
 
 class Writer:
-    """Owns the backlog and, through `sessions`, the connection. Made and stopped by `Ledger`."""
+    """Owns the backlog, the spill and, through sessions, the connection. Made and stopped by `Ledger`."""
 
     def __init__(
         self,
-        sessions: Sessions,
+        target: Target,
         statements: Statements,
         losses: Losses,
-        when_done: Callable[[], Awaitable[None]],
+        *,
+        migrate: bool,
+        slots: Slots | None,
+        spill: Spill | None,
     ) -> None:
-        self._sessions = sessions
+        self._target = target
+        self._migrate = migrate
         self._losses = losses
-        self._when_done = when_done
         self._backlog = Backlog()
-        self._hand = Hand(sessions.driver, statements, losses)
+        self._hand = Hand(target.driver, statements, losses)
+        self.spill = spill
+        self._replay = Replay(target.driver, statements, losses, spill, slots, monotonic)
         self._some = asyncio.Event()
         self._hurry = asyncio.Event()
         self._ending = asyncio.Event()
         self._stopped = False  # out of time
+        self._wrong: LedgerError | None = None  # why it can't be opened at all
         self.accepting = True
-        self._trouble = Trouble(sessions.database)
+        self.sessions: Sessions | None = None
+        self._trouble = Trouble("ledger", lambda: target.database)
         self._grace = GRACE
         self._loop = asyncio.get_running_loop()
         self._thread = threading.get_ident()
+        self._opened: asyncio.Future[None] = self._loop.create_future()
         # An empty context: a ledger opened by the first request must not carry that request's trace for ever.
         self._task = self._loop.create_task(self._run(), name="arbstr-ledger", context=contextvars.Context())
+        self._spiller = None if spill is None else Spiller(spill, self._backlog, self._hand, monotonic)
 
     @property
     def queued(self) -> int:
-        """What is recorded and not committed."""
+        """What is in memory and not committed."""
         return len(self._backlog) + len(self._hand)
 
-    def add(self, item: Waiting, *, urgent: bool = False) -> None:
+    @property
+    def size(self) -> int:
+        """About how many bytes that is."""
+        return self._backlog.size + self._hand.size
+
+    @property
+    def oldest(self) -> float | None:
+        """Seconds for which the oldest of it has waited."""
+        since = [at for at in (self._hand.since, self._backlog.since) if at is not None]
+        return monotonic() - min(since) if since else None
+
+    @property
+    def spills(self) -> bool:
+        """Whether rows can be kept on disk, as far as is known."""
+        return self._spiller is not None and self._spiller.works
+
+    async def opened(self, patience: float) -> None:
+        """Return once the first attempt to open the database has succeeded, failed for now, or taken `patience`.
+
+        Raises LedgerError where it will not work until somebody mends it; nothing is left open then.
+        """
+        await asyncio.wait({self._opened}, timeout=patience)
+        self._first_attempt_over()
+        if self._opened.exception() is not None:
+            await asyncio.wait({self._task})
+            self._opened.result()
+
+    def add(self, item: Item, *, urgent: bool = False) -> None:
         """Queue; `urgent` is written without waiting for company. From any thread."""
-        self._backlog.add(item)
+        self._backlog.add(item, monotonic())
         hurry = urgent or len(self._backlog) >= BATCH
         if threading.get_ident() == self._thread:
             self._wake(hurry=hurry)
@@ -66,18 +110,31 @@ class Writer:
             self._loop.call_soon_threadsafe(lambda: self._wake(hurry=hurry))
 
     async def stop(self, timeout: float) -> None:
-        """Write what is queued, for at most `timeout` seconds, then end; what is left counts as lost."""
+        """Write what is queued, for at most `timeout` seconds, then spill the rest and end.
+
+        Not longer than about a second where the database is silent and all rows are safe in the spill.
+        """
         self._ending.set()
         self._wake(hurry=True)
         self._grace = min(GRACE, timeout / 4)
-        await asyncio.wait({self._task}, timeout=timeout - self._grace)
+        begun = self._loop.time()
+        while not self._task.done():
+            left = begun + timeout - self._grace * 2 - self._loop.time()
+            if left <= 0 or (self._safe() and self._loop.time() >= begun + _ENOUGH):
+                break
+            await asyncio.wait({self._task}, timeout=min(left, 0.1))
         if not self._task.done():
             self._stopped = True
             self._task.cancel()
-            await asyncio.wait({self._task}, timeout=self._grace)
+            await asyncio.wait({self._task}, timeout=self._grace * 2)
+
+    def _safe(self) -> bool:
+        return not self._backlog and self._hand.can_wait
 
     def _wake(self, *, hurry: bool) -> None:
         self._some.set()
+        if self._spiller is not None:
+            self._spiller.wake()
         if hurry:
             self._hurry.set()
 
@@ -88,69 +145,121 @@ class Writer:
             if not self._stopped:  # the loop is closing, and nobody has closed us
                 await self._last_flush()
             raise
+        except LedgerError as error:
+            self._opened.set_exception(error)
         finally:
             self.accepting = False
-            await self._sessions.end(self._grace)
-            self._give_up()
-            await self._when_done()
+            await self._end()
+
+    async def _end(self) -> None:
+        if self.sessions is not None:
+            await self.sessions.end(self._grace)
+        if self._spiller is not None:
+            await self._spiller.stop(self._grace)
+        self._give_up()
+        await self._replay.close()
+        if self.spill is not None:
+            await self.spill.close()
+        await self._target.close()
 
     async def _last_flush(self) -> None:
         self._ending.set()
         self._hurry.set()
-        await self._sessions.end(self._grace)
-        with suppress(TimeoutError):
+        if self.sessions is not None:
+            await self.sessions.end(self._grace)
+        with suppress(Exception):
             async with asyncio.timeout(LAST_FLUSH):
                 await self._write_until_told()
 
     async def _write_until_told(self) -> None:
         while await self._something():
+            retrying = self._trouble.retrying(self._pause, self._gives_up, lambda: self.queued)
             try:
-                await self._sessions.run(self._serve)
-            except Exception as error:  # noqa: BLE001 - whatever it is: keep the batch, try again
-                await self._pause(error)
+                await retrying(self._attempt)
+            except Exception:
+                if self._wrong is not None:
+                    raise
+                return  # told to end, and what could not be written is safe
+
+    def _gives_up(self) -> bool:
+        return self._wrong is not None or (self._ending.is_set() and self._safe())
+
+    async def _attempt(self) -> None:
+        if self.sessions is None:
+            try:
+                self.sessions = await self._target.open(migrate=self._migrate)
+            except LedgerError as error:
+                if isinstance(error, LedgerUnavailable) or self._opened.done():
+                    self._first_attempt_over()
+                else:
+                    self._wrong = error
+                raise
+            self._first_attempt_over()
+        await self.sessions.run(self._serve)
+
+    def _first_attempt_over(self) -> None:
+        if not self._opened.done():
+            self._opened.set_result(None)
 
     async def _something(self) -> bool:
         """Wait for work and a little company for it; False when told to end and all is written."""
-        while not self._hand and not self._backlog:
+        while not self._hand and not self._backlog and not self._may_replay():
             if self._ending.is_set():
                 return False
             self._some.clear()
             self._hurry.clear()
-            await self._some.wait()
-        if not self._hand and len(self._backlog) < BATCH and not self._ending.is_set():
+            with suppress(TimeoutError):
+                async with asyncio.timeout(self._replay.seconds_to_wait):
+                    await self._some.wait()
+        if not self._hand and len(self._backlog) < BATCH and not self._ending.is_set() and not self._may_replay():
             with suppress(TimeoutError):
                 async with asyncio.timeout(GATHER):
                     await self._hurry.wait()
         return True
 
+    def _may_replay(self) -> bool:
+        """At the end, only our own spill is still brought back."""
+        return self._replay.waiting and (self._replay.own_waiting or not self._ending.is_set())
+
     async def _serve(self, raw: Any) -> None:
-        """With a connection: write what is there; on SQLite also what comes later."""
+        """With a connection: write what is there, then what is on disk; on SQLite also what comes later."""
+        recovering = self._trouble.failures > 0
         while True:
-            if not self._hand:
-                self._hand.take(self._backlog, BATCH)
-            if not self._backlog:
-                self._hurry.clear()
-            while self._hand:
-                await self._hand.write(raw)
+            await self._write(raw)
+            if self._may_replay():
+                await self._replay.some(raw)
                 self._trouble.over()
-            if not self._sessions.driver.holds or not await self._something():
+            elif recovering or not self._target.driver.holds or not await self._something():
                 return
 
-    async def _pause(self, error: Exception) -> None:
-        pause = self._trouble.note(error, self.queued)
+    async def _write(self, raw: Any) -> None:
+        if not self._hand:
+            self._hand.take(self._backlog, BATCH)
+        if not self._backlog:
+            self._hurry.clear()
+        while self._hand:
+            if self._hand.asks_for_order and self._replay.own_waiting:
+                await self._replay.own(raw)
+            await self._hand.write(raw)
+            self._trouble.over()
+
+    async def _pause(self, seconds: float) -> None:
         if self._ending.is_set():
-            await asyncio.sleep(min(pause, _SHORTEST))
+            await asyncio.sleep(min(seconds, _SHORTEST))
         else:
             with suppress(TimeoutError):
-                async with asyncio.timeout(pause):
+                async with asyncio.timeout(seconds):
                     await self._ending.wait()
 
     def _give_up(self) -> None:
-        """Count and report everything that was not committed."""
+        """Count and report everything that is neither committed nor spilled."""
         left = [*self._hand.clear(), *self._backlog.clear()]
         lost = sum(isinstance(item, tuple | Entry) for item in left)
         if lost:
-            self._losses.add(lost, "the ledger was closed before they could be written", always=True)
+            self._losses.add(lost, "the ledger was closed before they could be written")
+        self._losses.sum_up()
+        if self.spill is not None and self.spill.rows:
+            logger.warning("ledger: %d rows wait in %s for the next start", self.spill.rows, self.spill.slot.file)
         for item in left:
             if isinstance(item, Update | Mark):
                 item.settle(LedgerError("the ledger was closed before this could be written"))

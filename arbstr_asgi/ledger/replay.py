@@ -1,0 +1,146 @@
+"""Brings what is on disk into the database: our own spill, those of dead processes, and the calls they left open."""
+
+import logging
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from arbstr_asgi.ledger import values
+from arbstr_asgi.ledger.driver import Driver
+from arbstr_asgi.ledger.faults import described
+from arbstr_asgi.ledger.hand import Hand
+from arbstr_asgi.ledger.losses import Losses
+from arbstr_asgi.ledger.slots import Slots
+from arbstr_asgi.ledger.spill import Spill
+from arbstr_asgi.ledger.statements import Statements
+
+logger = logging.getLogger("arbstr_asgi.ledger")
+
+BATCH = 500  # rows
+ABANDONED = "abandoned: its process ended before the reply did"
+STRANGERS = timedelta(hours=24)  # after which a call of a process that we can't ask about is given up
+_PAUSE = 5.0  # seconds without a further attempt when a spill itself fails
+
+
+class Replay:
+    """What is left to do beside writing what comes; all of it can be done again, since revisions decide."""
+
+    def __init__(
+        self,
+        driver: Driver,
+        statements: Statements,
+        losses: Losses,
+        spill: Spill | None,
+        slots: Slots | None,
+        now: Callable[[], float],
+    ) -> None:
+        self._driver = driver
+        self._statements = statements
+        self._losses = losses
+        self._spill = spill
+        self._slots = slots
+        self._now = now
+        self._not_before = float("-inf")
+        self._orphans: list[Spill] | None = None  # None: not looked for yet
+        self._open_calls = True
+
+    @property
+    def waiting(self) -> bool:
+        """Whether `some` has something to do."""
+        if not self.own_waiting and not self._open_calls:
+            return False
+        return self._now() >= self._not_before
+
+    @property
+    def own_waiting(self) -> bool:
+        """Whether our own spill holds rows."""
+        return self._spill is not None and self._spill.rows > 0
+
+    @property
+    def seconds_to_wait(self) -> float | None:
+        """How long until there is something to do again, if there will be."""
+        if not self.own_waiting and not self._open_calls:
+            return None
+        return max(self._not_before - self._now(), 0.0)
+
+    async def some(self, raw: Any) -> None:
+        """One batch or one other step. Raises what the database raises; trouble with a spill only makes a pause."""
+        if self._spill is not None and self._spill.rows:
+            await self._batch(raw, self._spill)
+        elif self._orphans is None:
+            self._orphans = [] if self._slots is None else await self._claim(self._slots)
+        elif self._orphans:
+            if self._orphans[0].rows:
+                await self._batch(raw, self._orphans[0])
+            else:
+                await self._orphans.pop(0).close()
+        else:
+            await self._abandon(raw)
+            self._open_calls = False
+
+    async def own(self, raw: Any) -> None:
+        """All of our own spill, for what must come behind it; as far as it can be read."""
+        while self._spill is not None and self._spill.rows and self._now() >= self._not_before:
+            await self._batch(raw, self._spill)
+
+    async def close(self) -> None:
+        """Let go of the spills of others."""
+        for orphan in self._orphans or ():
+            await orphan.close()
+
+    async def _batch(self, raw: Any, spill: Spill) -> None:
+        try:
+            kept = await spill.read(BATCH)
+        except Exception as error:  # noqa: BLE001
+            self._trouble(error)
+            return
+        hand = Hand(self._driver, self._statements, self._losses)
+        hand.put([row for _, row in kept])
+        while hand:
+            await hand.write(raw)
+        try:
+            await spill.remove(kept)
+        except Exception as error:  # noqa: BLE001
+            self._trouble(error)
+
+    async def _claim(self, slots: Slots) -> list[Spill]:
+        found: list[Spill] = []
+        for slot in slots.orphans():
+            spill = Spill(slot)
+            try:
+                await spill.open()
+            except Exception as error:  # noqa: BLE001
+                await spill.close()
+                logger.warning("ledger: the spill %s can't be read: %s", slot.file, described(error))
+            else:
+                found.append(spill)
+        return found
+
+    async def _abandon(self, raw: Any) -> None:
+        """Close the calls of dead processes: those of this folder that nobody living holds, others after a day."""
+        before = datetime.now(UTC)  # a process that starts now has no call yet
+        living = set() if self._slots is None else self._slots.living()
+        after = 0
+        while True:
+            parameters = (self._driver.moment(values.moment(before)), after, BATCH)
+            found = await self._driver.fetch(raw, self._statements.in_flight, parameters)
+            dead = [call for _, call, worker_id, at in found if self._dead(worker_id, at, living, before)]
+            if dead:
+                async with self._driver.begin(raw):
+                    for call in dead:
+                        await self._driver.execute(raw, self._statements.abandon, (ABANDONED, call))
+                logger.warning("ledger: %d calls of processes that died are closed as abandoned", len(dead))
+            if len(found) < BATCH:
+                return
+            after = found[-1][0]
+
+    def _dead(self, worker_id: str | None, arrival: Any, living: set[str], now: datetime) -> bool:
+        if worker_id in living:
+            return False
+        if self._slots is not None and f":{self._slots.id}." in (worker_id or ""):
+            return True
+        return values.read_moment(arrival) < now - STRANGERS
+
+    def _trouble(self, error: Exception) -> None:
+        self._not_before = self._now() + _PAUSE
+        logger.warning("ledger: the spill can't be replayed, trying again: %s", described(error))

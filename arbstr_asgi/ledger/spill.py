@@ -1,0 +1,106 @@
+"""Rows that the database has not taken yet, in a local SQLite file with the ledger's own table."""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+from datetime import datetime
+from typing import Any, NamedTuple, TypeVar
+from urllib.parse import quote
+
+from arbstr_asgi.errors import LedgerError
+from arbstr_asgi.ledger import values
+from arbstr_asgi.ledger.columns import COLUMNS
+from arbstr_asgi.ledger.driver import Driver
+from arbstr_asgi.ledger.sessions import Sessions
+from arbstr_asgi.ledger.slots import Slot
+from arbstr_asgi.ledger.statements import statements
+from arbstr_asgi.ledger.target import Target
+from arbstr_asgi.ledger.values import Row
+
+T = TypeVar("T")
+
+_SQL = statements("sqlite", "")
+_PLACES = {column.name: place for place, column in enumerate(COLUMNS)}
+_WORTH_SHRINKING = 1024 * 1024  # bytes
+
+
+class Kept(NamedTuple):
+    """A row on disk and its number there."""
+
+    id: int
+    row: Row
+
+
+class Spill:
+    """The file of one slot; `rows` and `oldest` (the earliest arrival) say what it holds. Raises what SQLite raises."""
+
+    def __init__(self, slot: Slot, *, durable: bool = False) -> None:
+        self.slot = slot
+        self.rows = 0
+        self.oldest: datetime | None = None
+        self._target = Target.of(f"sqlite:///{quote(str(slot.file.absolute()))}", "", durable=durable)
+        self._sessions: Sessions | None = None
+        self._one_at_a_time = asyncio.Lock()  # so that the count is that of the last who wrote
+
+    async def open(self) -> None:
+        """Make the table where it is missing, and count."""
+        self._sessions = await self._target.open(migrate=True)
+        await self._run(self._count)
+
+    async def close(self) -> None:
+        """Close the file and give the slot back. Never raises."""
+        if self._sessions is not None:
+            await self._sessions.end(1.0)
+        await self._target.close()
+        self.slot.release()
+
+    async def write(self, rows: Sequence[Row]) -> None:
+        """Keep these states, durably, each unless a newer one of its call is there."""
+
+        async def write(raw: Any) -> None:
+            driver = self._driver
+            async with driver.begin(raw):
+                await driver.execute_many(raw, _SQL.upsert, [driver.encode(row) for row in rows])
+            await self._count(raw)
+
+        await self._run(write)
+
+    async def read(self, limit: int) -> list[Kept]:
+        """The rows that came first."""
+
+        async def read(raw: Any) -> list[Kept]:
+            found = await self._driver.fetch(raw, _SQL.first, (limit,))
+            return [Kept(found_id, values.read_row(row)) for found_id, *row in found]
+
+        return await self._run(read)
+
+    async def remove(self, kept: Sequence[Kept]) -> None:
+        """Forget these rows, but for those that have a newer state by now."""
+
+        async def remove(raw: Any) -> None:
+            driver = self._driver
+            async with driver.begin(raw):
+                states = [(i, row[_PLACES["revision"]], row[_PLACES["end_reason"]]) for i, row in kept]
+                await driver.execute_many(raw, _SQL.delete, states)
+            await self._count(raw)
+            if not self.rows and self.slot.size > _WORTH_SHRINKING:
+                await driver.fetch(raw, "VACUUM")
+
+        await self._run(remove)
+
+    @property
+    def _driver(self) -> Driver:
+        return self._opened.driver
+
+    @property
+    def _opened(self) -> Sessions:
+        if self._sessions is None:
+            raise LedgerError("the spill is not open")
+        return self._sessions
+
+    async def _count(self, raw: Any) -> None:
+        ((self.rows, oldest),) = await self._driver.fetch(raw, _SQL.count)
+        self.oldest = None if oldest is None else datetime.fromisoformat(oldest)
+
+    async def _run(self, work: Callable[[Any], Awaitable[T]]) -> T:
+        async with self._one_at_a_time:
+            return await self._opened.run(work)

@@ -1,0 +1,91 @@
+"""Moves to the spill what the database has not taken in time."""
+
+import asyncio
+import contextvars
+from collections.abc import Callable
+from contextlib import suppress
+
+from arbstr_asgi.ledger.backlog import Backlog
+from arbstr_asgi.ledger.hand import Chunk, Hand
+from arbstr_asgi.ledger.spill import Spill
+from arbstr_asgi.ledger.trouble import Trouble
+
+PATIENCE = 0.15  # seconds from an entry's coming to its spilling
+BATCH = 500  # rows
+
+
+class Spiller:
+    """A task beside the writer's; both work on the same `backlog` and `hand`, and never wait for each other."""
+
+    def __init__(self, spill: Spill, backlog: Backlog, hand: Hand, now: Callable[[], float]) -> None:
+        self._spill = spill
+        self._backlog = backlog
+        self._hand = hand
+        self._now = now
+        self._some = asyncio.Event()
+        self._trouble = Trouble(f"ledger's spill {spill.slot.file}", lambda: None)
+        self._task = asyncio.create_task(self._run(), name="arbstr-spill", context=contextvars.Context())
+
+    @property
+    def works(self) -> bool:
+        """Whether the last attempt to write succeeded."""
+        return not self._trouble.failures
+
+    def wake(self) -> None:
+        """Something has come."""
+        self._some.set()
+
+    async def stop(self, timeout: float) -> None:
+        """End the task, then spill everything that is left, however young, within `timeout` seconds."""
+        self._task.cancel()
+        await asyncio.wait({self._task})
+        with suppress(Exception):  # what is left is counted by whoever stops us
+            async with asyncio.timeout(timeout):
+                await self._spill_all(self._now())
+
+    async def _run(self) -> None:
+        while True:
+            await self._until_late()
+            retrying = self._trouble.retrying(asyncio.sleep, lambda: False, self._waiting)
+            await retrying(self._spill_late)
+
+    async def _until_late(self) -> None:
+        while True:
+            since = self._since()
+            if since is None:
+                self._some.clear()
+                await self._some.wait()
+            elif since + PATIENCE > self._now():
+                await asyncio.sleep(since + PATIENCE - self._now())
+            else:
+                return
+
+    async def _spill_late(self) -> None:
+        await self._spill_all(self._now() - PATIENCE)
+
+    async def _spill_all(self, until: float) -> None:
+        """Spill, batch by batch, while the oldest came before `until`."""
+        while True:
+            since = self._backlog.since
+            if since is not None and since <= until:
+                self._hand.take(self._backlog, BATCH)
+            chunk = self._first()
+            if chunk is None or chunk.since > until:
+                return
+            await self._spill.write(chunk.rows)
+            self._hand.spilled(chunk)
+            self._trouble.over()
+
+    def _first(self) -> Chunk | None:
+        return next(iter(self._hand.unspilled), None)
+
+    def _since(self) -> float | None:
+        """When the oldest came that is in memory alone."""
+        first = self._first()
+        waiting = self._backlog.since
+        if first is None or waiting is None:
+            return waiting if first is None else first.since
+        return min(first.since, waiting)
+
+    def _waiting(self) -> int:
+        return len(self._backlog) + len(self._hand)
