@@ -16,6 +16,7 @@ EndReason = Literal[
     "shutdown",
     "abandoned",
 ]
+OPEN = ("in_flight", "abandoned")  # a finished state replaces any of these, whatever its revision
 UsageSource = Literal["provider", "provider_partial", "estimated", "none"]
 
 

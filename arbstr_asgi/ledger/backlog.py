@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import msgspec
 
-from arbstr_asgi.entry import Entry
+from arbstr_asgi.entry import OPEN, Entry
 from arbstr_asgi.errors import LedgerError
 from arbstr_asgi.ledger import values
 
@@ -152,7 +152,7 @@ def newer(known: Entry, other: Entry) -> Entry:
     """The state that stays, by the rule of the upsert (see `statements`)."""
     if other.revision > known.revision:
         return other
-    if known.end_reason == "in_flight" and other.end_reason != "in_flight":
+    if known.end_reason in OPEN and other.end_reason not in OPEN:
         return msgspec.structs.replace(other, revision=known.revision)
     return known
 

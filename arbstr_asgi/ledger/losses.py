@@ -33,7 +33,7 @@ class Losses:
             logger.critical("ledger: %d entries lost (%s), %d in all", number, reason, self.count)
 
     def degrade(self, correlation_id: str, reason: str) -> None:
-        """Count a row that is not recorded as it was, and say so; once for each call, in whichever way it comes again."""
+        """Count a row that is not recorded as it was, and say so; once for each call, however often it comes."""
         if correlation_id in self._degraded:
             return
         if len(self._degraded) >= _REMEMBERED:

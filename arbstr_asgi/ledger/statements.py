@@ -3,9 +3,10 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from arbstr_asgi.entry import OPEN
 from arbstr_asgi.ledger.columns import COLUMNS
 
-_OPEN = "('in_flight', 'abandoned')"  # states that any finished one replaces
+_OPEN = str(OPEN)  # constants of ours
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,71 @@
+"""A gateway whose database is out of reach: its clients don't notice, and its rows come later."""
+
+import asyncio
+import json
+import sqlite3
+from pathlib import Path
+from typing import Any
+
+import pytest
+from asgi_client import PLAIN_REQUEST, Provided, built, call, configured, rows, running
+
+from arbstr_asgi import DatabaseConfig
+
+
+@pytest.mark.parametrize("policy", ["serve", "refuse"])
+def test_nothing_more_can_be_kept(policy: Any, tmp_path: Path) -> None:
+    """Database and spill both fail and memory is full: calls are served uncounted, or refused and none is lost."""
+    settings = DatabaseConfig(path=str(tmp_path / "l.db"), max_queued=10, on_full=policy)
+
+    async def main() -> None:
+        async with running("sub-app", configured(tmp_path, database=settings), Provided()) as app:
+            await call(app, PLAIN_REQUEST)
+            await app.ledger.flush()
+            spill = sqlite3.connect(tmp_path / "l.db-spill" / "1.db", isolation_level=None)
+            spill.execute("CREATE TRIGGER full BEFORE INSERT ON requests BEGIN SELECT RAISE(FAIL, 'full'); END")
+            holder = sqlite3.connect(tmp_path / "l.db", isolation_level=None)
+            holder.execute("BEGIN EXCLUSIVE")
+            replies = [await call(app, PLAIN_REQUEST) for _ in range(10)]
+            ready = await call(app, path="/readyz", method="GET")
+            assert (ready.status, json.loads(ready.body)["status"]) == (503, "unavailable")
+            served = [reply for reply in replies if reply.status == 200]
+            if policy == "serve":
+                assert len(served) == 10
+                assert app.snapshot()["lost"] == 10
+            else:
+                assert len(served) == 5
+                refused = replies[-1]
+                assert (refused.status, refused.error["code"]) == (503, "ledger_full")
+                assert refused.headers["retry-after"] == "5"
+                assert app.snapshot()["lost"] == 0
+            spill.execute("DROP TRIGGER full")
+            spill.close()
+            holder.close()
+            assert len(await rows(app)) == 6
+            assert (await call(app, PLAIN_REQUEST)).status == 200
+            assert json.loads((await call(app, path="/readyz", method="GET")).body)["status"] == "ok"
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("opened", [True, False])
+def test_a_database_that_is_silent_at_start_holds_nobody_up(opened: Any, tmp_path: Path) -> None:
+    """Calls are answered while the database has not been reached, and their rows come when it is."""
+
+    async def main() -> None:
+        holder = sqlite3.connect(tmp_path / "l.db", isolation_level=None)
+        holder.execute("CREATE TABLE theirs (x)")
+        holder.execute("BEGIN EXCLUSIVE")
+        app = built("sub-app", configured(tmp_path, database=DatabaseConfig(path=str(tmp_path / "l.db"))), Provided())
+        if opened:
+            await app._gateway.open(patience=0.1)
+        async with asyncio.timeout(4):
+            assert [(await call(app, PLAIN_REQUEST)).status for _ in range(3)] == [200] * 3
+        assert (await call(app, path="/readyz", method="GET")).status == 200
+        holder.close()
+        async with asyncio.timeout(20):
+            await app.ledger.flush()
+        assert len(await app.ledger.rows()) == 3
+        await app._gateway.close()
+
+    asyncio.run(main())
