@@ -19,7 +19,7 @@ MAX_FUNCTION_LINES = 60
 
 # A module may import what is on the lines above its own, never what is beside or below it.
 LEVELS = """
-errors spans entry usage interrupt lifespan drains workers mock metering.sse
+errors spans entry usage interrupt lifespan drains workers mock metering.sse ledger.quiet
 ledger.columns ledger.faults ledger.losses ledger.snapshot ledger.slots
 checks replies section metering.reading metering.stripping ledger.values ledger.statements ledger.location
 provider settings chat metering.meter ledger.driver ledger.backlog ledger.trouble ledger.degrading

@@ -2,13 +2,9 @@
 
 import asyncio
 import logging
-import os
-import socket
 from datetime import UTC, datetime
 from decimal import Decimal
-from time import monotonic
 from typing import Any
-from uuid import uuid4
 
 from databases import Database
 
@@ -18,9 +14,9 @@ from arbstr_asgi.ledger.backlog import Mark, Settle, Update, promise
 from arbstr_asgi.ledger.faults import described
 from arbstr_asgi.ledger.losses import Losses
 from arbstr_asgi.ledger.reader import Reader
-from arbstr_asgi.ledger.slots import Slots
+from arbstr_asgi.ledger.slots import new_worker_id
 from arbstr_asgi.ledger.snapshot import Bounds, Snapshot
-from arbstr_asgi.ledger.spill import Spill
+from arbstr_asgi.ledger.spill import shelter
 from arbstr_asgi.ledger.statements import statements
 from arbstr_asgi.ledger.target import Target
 from arbstr_asgi.ledger.writer import Writer
@@ -59,8 +55,6 @@ class Ledger:
         self._spill_below = spill
         self._durable = durable
         self._bounds = bounds
-        self._late = 0
-        self._late_quiet_until = 0.0
         self._migrate = self._target.own if migrate is None else migrate
         self._statements = statements(self._target.dialect, self._target.prefix)
         self._losses = Losses()
@@ -107,7 +101,7 @@ class Ledger:
             spills=writer is not None and writer.spills,
             degraded=self._losses.degraded,
             lost=self._losses.count,
-            late=self._late,
+            late=self._losses.late,
         )
 
     def has_room(self, calls: int = 0) -> bool:
@@ -126,13 +120,12 @@ class Ledger:
         self._target.check()
         self._opening = True
         try:
-            slots, spill = await self._open_spill()
-            self._worker_id = f"{socket.gethostname()[:24]}:{os.getpid()}:{slots.id if slots else ''}.{uuid4().hex[:8]}"
-            if spill is not None:
-                spill.slot.sign(self._worker_id)
-            self._writer = Writer(
-                self._target, self._statements, self._losses, migrate=self._migrate, slots=slots, spill=spill
-            )
+            folder = self._target.spill_folder(self._spill_below)
+            found = await shelter(folder, durable=self._durable)
+            self._worker_id = new_worker_id(found.slots.id if found else "")
+            if found is not None:
+                found.spill.slot.sign(self._worker_id)
+            self._writer = Writer(self._target, self._statements, self._losses, found, migrate=self._migrate)
             try:
                 await self._writer.opened(patience)
             except asyncio.CancelledError:
@@ -140,24 +133,6 @@ class Ledger:
                 raise
         finally:
             self._opening = False
-
-    async def _open_spill(self) -> tuple[Slots | None, Spill | None]:
-        folder = self._target.spill_folder(self._spill_below)
-        slots = spill = None
-        try:
-            slots = Slots(folder)
-            spill = Spill(slots.claim(), durable=self._durable)
-            await spill.open()
-        except Exception as error:  # noqa: BLE001 - whatever it is, the database itself may work
-            if spill is not None:
-                await spill.close()
-            logger.warning(
-                "ledger: no rows can be spilled to %s, set database.spill to a folder that can be written: %s",
-                folder,
-                described(error),
-            )
-            return None, None
-        return slots, spill
 
     async def close(self, timeout: float = 10.0) -> None:
         """Write everything recorded and every spawned update, for at most `timeout` seconds, then disconnect ours.
@@ -195,10 +170,7 @@ class Ledger:
             async with asyncio.timeout(COMMIT_PATIENCE):
                 await future
         except (TimeoutError, LedgerError):
-            self._late += 1
-            if monotonic() >= self._late_quiet_until:
-                self._late_quiet_until = monotonic() + 60.0
-                logger.warning("ledger: answers go out before their rows are durable, %d so far", self._late)
+            self._losses.add_late()
 
     async def flush(self) -> None:
         """Return when everything recorded so far is committed. Raises LedgerError if it is closed before."""

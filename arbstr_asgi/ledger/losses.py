@@ -1,8 +1,10 @@
-"""Counts what could not be written, or not as it was, and says so at most once a minute."""
+"""Counts what was not written, not as it was, or not in time, and says so at most once a minute."""
 
 import logging
 import time
 from collections.abc import Callable
+
+from arbstr_asgi.ledger.quiet import Quiet
 
 logger = logging.getLogger("arbstr_asgi.ledger")
 
@@ -13,22 +15,23 @@ _REMEMBERED = 10_000  # calls
 class Losses:
     """Lost entries; each is counted, CRITICAL is logged when the last such line is a minute old, and at the end.
 
-    `degraded` counts rows that the database refused and that stand there without what it refused.
+    `degraded` counts rows that the database refused and that stand there without what it refused; `late` answers that
+    went out before their rows were durable.
     """
 
     def __init__(self, now: Callable[[], float] = time.monotonic) -> None:
         self.count = 0
         self.degraded = 0
+        self.late = 0
         self._degraded: dict[str, None] = {}
         self._said = 0
-        self._now = now
-        self._quiet_until = float("-inf")
+        self._quiet = Quiet(_QUIET, now)
+        self._quiet_when_late = Quiet(_QUIET, now)
 
     def add(self, number: int, reason: str) -> None:
         """Count `number` entries as lost."""
         self.count += number
-        if self._now() >= self._quiet_until:
-            self._quiet_until = self._now() + _QUIET
+        if self._quiet.over():
             self._said = self.count
             logger.critical("ledger: %d entries lost (%s), %d in all", number, reason, self.count)
 
@@ -41,6 +44,12 @@ class Losses:
         self._degraded[correlation_id] = None
         self.degraded += 1
         logger.error("ledger: the row of %s was refused and is recorded degraded: %s", correlation_id, reason)
+
+    def add_late(self) -> None:
+        """Count an answer whose row was not durable in time."""
+        self.late += 1
+        if self._quiet_when_late.over():
+            logger.warning("ledger: answers go out before their rows are durable, %d so far", self.late)
 
     def sum_up(self) -> None:
         """Say the final number, if it has not been said."""

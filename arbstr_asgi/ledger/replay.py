@@ -11,7 +11,7 @@ from arbstr_asgi.ledger.faults import described
 from arbstr_asgi.ledger.hand import Hand
 from arbstr_asgi.ledger.losses import Losses
 from arbstr_asgi.ledger.slots import Slots
-from arbstr_asgi.ledger.spill import Spill
+from arbstr_asgi.ledger.spill import Shelter, Spill
 from arbstr_asgi.ledger.statements import Statements
 
 logger = logging.getLogger("arbstr_asgi.ledger")
@@ -30,15 +30,14 @@ class Replay:
         driver: Driver,
         statements: Statements,
         losses: Losses,
-        spill: Spill | None,
-        slots: Slots | None,
+        shelter: Shelter | None,
         now: Callable[[], float],
     ) -> None:
         self._driver = driver
         self._statements = statements
         self._losses = losses
-        self._spill = spill
-        self._slots = slots
+        self._slots = None if shelter is None else shelter.slots
+        self._spill = None if shelter is None else shelter.spill
         self._now = now
         self._not_before = float("-inf")
         self._orphans: list[Spill] | None = None  # None: not looked for yet

@@ -6,6 +6,7 @@ finish. Lock files stay: a lock on a file that has been deleted would lock nobod
 """
 
 import os
+import socket
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -120,3 +121,9 @@ def _folder_id(folder: Path) -> str:
     finally:
         mine.unlink()
     return path.read_text("ascii")
+
+
+def new_worker_id(folder_id: str) -> str:
+    """A name for this process's ledger, never used before: host, process, folder, and something random."""
+    host = "".join(c for c in socket.gethostname() if c.isascii() and c.isprintable())[:24]
+    return f"{host}:{os.getpid()}:{folder_id}.{uuid4().hex[:8]}"

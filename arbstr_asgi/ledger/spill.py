@@ -1,8 +1,10 @@
 """Rows that the database has not taken yet, in a local SQLite file with the ledger's own table."""
 
 import asyncio
+import logging
 from collections.abc import Awaitable, Callable, Sequence
 from datetime import datetime
+from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 from urllib.parse import quote
 
@@ -10,17 +12,27 @@ from arbstr_asgi.errors import LedgerError
 from arbstr_asgi.ledger import values
 from arbstr_asgi.ledger.columns import COLUMNS
 from arbstr_asgi.ledger.driver import Driver
+from arbstr_asgi.ledger.faults import described
 from arbstr_asgi.ledger.sessions import Sessions
-from arbstr_asgi.ledger.slots import Slot
+from arbstr_asgi.ledger.slots import Slot, Slots
 from arbstr_asgi.ledger.statements import statements
 from arbstr_asgi.ledger.target import Target
 from arbstr_asgi.ledger.values import Row
+
+logger = logging.getLogger("arbstr_asgi.ledger")
 
 T = TypeVar("T")
 
 _SQL = statements("sqlite", "")
 _PLACES = {column.name: place for place, column in enumerate(COLUMNS)}
 _WORTH_SHRINKING = 1024 * 1024  # bytes
+
+
+class Shelter(NamedTuple):
+    """Where rows wait on disk, and under which name we hold it."""
+
+    slots: Slots
+    spill: "Spill"
 
 
 class Kept(NamedTuple):
@@ -104,3 +116,19 @@ class Spill:
     async def _run(self, work: Callable[[Any], Awaitable[T]]) -> T:
         async with self._one_at_a_time:
             return await self._opened.run(work)
+
+
+async def shelter(folder: Path, *, durable: bool) -> Shelter | None:
+    """Claim a slot below `folder` and open its spill; None, with a WARNING, where that is impossible."""
+    spill = None
+    try:
+        slots = Slots(folder)
+        spill = Spill(slots.claim(), durable=durable)
+        await spill.open()
+    except Exception as error:  # noqa: BLE001 - whatever it is, the database itself may work
+        if spill is not None:
+            await spill.close()
+        message = "ledger: no rows can be spilled to %s, set database.spill to a folder that can be written: %s"
+        logger.warning(message, folder, described(error))
+        return None
+    return Shelter(slots, spill)

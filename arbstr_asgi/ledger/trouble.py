@@ -1,7 +1,6 @@
 """How long to wait after a database failed, and how often to say so."""
 
 import logging
-import time
 from collections.abc import Awaitable, Callable
 
 from databases import Database
@@ -9,6 +8,7 @@ from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, wai
 
 from arbstr_asgi.errors import LedgerError, LedgerUnavailable
 from arbstr_asgi.ledger.faults import described
+from arbstr_asgi.ledger.quiet import Quiet
 
 logger = logging.getLogger("arbstr_asgi.ledger")
 
@@ -23,7 +23,7 @@ class Trouble:
     def __init__(self, place: str, database: Callable[[], Database | None]) -> None:
         self._place = place
         self._database = database
-        self._quiet_until = float("-inf")
+        self._quiet = Quiet(_QUIET)
         self.failures = 0
 
     def retrying(
@@ -51,8 +51,7 @@ class Trouble:
 
     def note(self, error: Exception, waiting: int) -> None:
         """Another failure."""
-        if not self.failures or time.monotonic() >= self._quiet_until:
-            self._quiet_until = time.monotonic() + _QUIET
+        if self._quiet.over() or not self.failures:
             wrong = isinstance(error, LedgerError)
             level = logging.ERROR if wrong and not isinstance(error, LedgerUnavailable) else logging.WARNING
             what = str(error) if wrong else described(error, self._database())

@@ -15,8 +15,7 @@ from arbstr_asgi.ledger.hand import Hand
 from arbstr_asgi.ledger.losses import Losses
 from arbstr_asgi.ledger.replay import Replay
 from arbstr_asgi.ledger.sessions import Sessions
-from arbstr_asgi.ledger.slots import Slots
-from arbstr_asgi.ledger.spill import Spill
+from arbstr_asgi.ledger.spill import Shelter
 from arbstr_asgi.ledger.spiller import Spiller
 from arbstr_asgi.ledger.statements import Statements
 from arbstr_asgi.ledger.target import Target
@@ -40,18 +39,17 @@ class Writer:
         target: Target,
         statements: Statements,
         losses: Losses,
+        shelter: Shelter | None,
         *,
         migrate: bool,
-        slots: Slots | None,
-        spill: Spill | None,
     ) -> None:
         self._target = target
         self._migrate = migrate
         self._losses = losses
         self._backlog = Backlog()
         self._hand = Hand(target.driver, statements, losses)
-        self.spill = spill
-        self._replay = Replay(target.driver, statements, losses, spill, slots, monotonic)
+        self.spill = None if shelter is None else shelter.spill
+        self._replay = Replay(target.driver, statements, losses, shelter, monotonic)
         self._some = asyncio.Event()
         self._hurry = asyncio.Event()
         self._ending = asyncio.Event()
@@ -66,7 +64,7 @@ class Writer:
         self._opened: asyncio.Future[None] = self._loop.create_future()
         # An empty context: a ledger opened by the first request must not carry that request's trace for ever.
         self._task = self._loop.create_task(self._run(), name="arbstr-ledger", context=contextvars.Context())
-        self._spiller = None if spill is None else Spiller(spill, self._backlog, self._hand, monotonic)
+        self._spiller = None if self.spill is None else Spiller(self.spill, self._backlog, self._hand, monotonic)
 
     @property
     def queued(self) -> int:
