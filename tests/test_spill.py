@@ -129,6 +129,27 @@ def test_a_database_that_is_down_at_start_gets_everything_later(database_url: st
     outage(database_url, scenario)
 
 
+def test_an_update_waits_for_the_row_that_is_on_disk(database_url: str) -> None:
+    """Its row is in no batch of the memory's any more, and still the update finds it."""
+
+    async def scenario(out: Outage) -> None:
+        ledger = Ledger(out.url)
+        await ledger.open()
+        await out.begin()
+        for number in range(1200):
+            ledger.record(an_entry(f"call-{number}", **DONE))
+        await until(lambda: _spilled(ledger, 1200))
+        update = asyncio.create_task(ledger.update_usage("call-1199", 3, 4, None))
+        await asyncio.sleep(0.05)
+        await out.end()
+        assert await update == 1
+        (row,) = await ledger.rows(correlation_id="call-1199")
+        assert (row["input_tokens"], row["revision"]) == (3, 2)
+        await ledger.close()
+
+    outage(database_url, scenario)
+
+
 async def _spilled(ledger: Ledger, number: int) -> bool:
     return ledger.snapshot().spilled >= number
 
