@@ -21,7 +21,7 @@ MAX_FUNCTION_LINES = 60
 LEVELS = """
 errors spans entry usage interrupt lifespan drains workers mock metering.sse ledger.columns ledger.faults ledger.losses
 checks replies section metering.reading metering.stripping ledger.values ledger.statements ledger.location
-provider settings chat metering.meter ledger.driver ledger.backlog ledger.trouble
+provider settings chat metering.meter ledger.driver ledger.backlog ledger.trouble supervisor
 headers body config routing pricing upstream metering.plain metering.events ledger.sessions ledger.hand
 ledger.migrations
 callers watching ledger.sqlite ledger.postgresql ledger.mysql ledger.schema ledger.reader ledger.writer
@@ -35,7 +35,7 @@ gateway
 app middleware
 arbstr_asgi
 asgi serve
-demo
+demo worker
 mock_server
 cli
 """
