@@ -10,6 +10,7 @@ import sys
 import time
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -424,6 +425,19 @@ def test_worker_that_cannot_be_started(monkeypatch: pytest.MonkeyPatch, caplog: 
         assert Supervisor(["/nonexistent/python"], listener, 2, 1.0).run() == 1
     assert "a worker can't be started (No such file or directory)" in caplog.text
     assert "giving up" in caplog.text
+
+
+def test_supervisor_that_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A bug in the supervisor costs the workers, and leaves none of them behind."""
+
+    def failing(*arguments: object) -> None:
+        raise RuntimeError
+
+    monkeypatch.setattr(supervisor, "select", SimpleNamespace(select=failing))
+    with pytest.raises(RuntimeError):
+        supervised("time.sleep(60)", monkeypatch, count=2)
+    with pytest.raises(ChildProcessError):
+        os.waitpid(-1, os.WNOHANG)
 
 
 def test_pause_has_an_end(caplog: pytest.LogCaptureFixture) -> None:
