@@ -103,15 +103,18 @@ async def serve_on(arbstr: Arbstr, listener: int, grace: float, *, alive: int | 
     loop = asyncio.get_running_loop()
 
     def told(number: int, frame: object) -> None:
-        with contextlib.suppress(RuntimeError):  # the loop has closed already
-            loop.call_soon_threadsafe(stop.set)
+        loop.call_soon_threadsafe(stop.set)
 
     for number in TOLD:
-        signal.signal(number, told)  # unlike the loop's own handlers these stay when it closes: a second signal is none
+        signal.signal(number, told)
     if alive is not None:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, TOLD)
         loop.add_reader(alive, _orphaned, alive, stop)
-    await _serve(arbstr, listener, grace, stop)
+    try:
+        await _serve(arbstr, listener, grace, stop)
+    finally:
+        for number in TOLD:
+            signal.signal(number, signal.SIG_IGN)  # an echo must not strike a process that ends by itself
 
 
 def _orphaned(alive: int, stop: asyncio.Event) -> None:

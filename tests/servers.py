@@ -160,9 +160,11 @@ class Spawned:
             while True:
                 try:
                     _, writer = await asyncio.open_connection(at.host, at.port)
+                    writer.close()
                 except ConnectionRefusedError:
                     return
-                writer.close()
+                except ConnectionResetError:  # it was closing at this moment
+                    pass
                 await asyncio.sleep(0.02)
 
     async def until_up(self) -> None:

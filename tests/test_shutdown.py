@@ -6,6 +6,7 @@ import os
 import re
 import signal
 import socket
+import subprocess
 import sys
 import time
 from collections import Counter
@@ -207,6 +208,22 @@ def test_signals_that_change_nothing(workers: int, signals: Any, group: bool, tm
     assert status == 0
     assert all(told(wire) for wire in wires)
     assert {row["end_reason"] for row in ledger_rows(tmp_path)} == {"shutdown"}
+
+
+def test_echo_at_the_very_end(tmp_path: Path) -> None:
+    """A signal that comes while the interpreter ends, when Python has no handlers any more, changes nothing either."""
+    late = "import os, signal\nclass Late:\n    def __del__(self, kill=os.kill, pid=os.getpid()): kill(pid, 15)\n"
+    code = f"{late}late = Late()\nfrom arbstr_asgi.cli import main\nmain()"
+    config = write_toml(tmp_path, "http://127.0.0.1:1/v1", free_port())
+    command = [sys.executable, "-c", code, "serve", "-c", str(config)]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stderr
+            assert any("Running on" in line for line in process.stderr)
+            process.terminate()
+            assert process.wait(STOP_SECONDS) == 0
+        finally:
+            process.kill()
 
 
 def test_second_signal(tmp_path: Path) -> None:
