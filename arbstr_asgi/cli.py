@@ -1,14 +1,12 @@
 """The `arbstr` command."""
 
 import asyncio
-import logging
 import stat
 import sys
 from pathlib import Path
 from typing import Any
 
 import click
-import msgspec
 
 from arbstr_asgi import __version__
 from arbstr_asgi.checks import check_listen
@@ -53,27 +51,26 @@ def main() -> None:
 @click.option("-w", "--workers", type=click.IntRange(1), help="Instead of server.workers.")
 @click.option("--mock", is_flag=True, help="No config, no key: answer from a provider inside this process.")
 def serve(path: Path, listen: str | None, workers: int | None, *, mock: bool) -> None:
-    """Run the gateway as a server of its own, on hypercorn."""
+    """Run the gateway as a server of its own, on hypercorn.
+
+    SIGTERM or Ctrl-C ends it: running streams get server.grace seconds; with several workers a second signal ends them
+    at once. The soft limit of open files is raised to the hard one.
+    """
     try:
         from arbstr_asgi import serve as server
     except ImportError:
         raise click.ClickException(STANDALONE) from None
-    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    for name in ("arbstr_asgi", "hypercorn.error"):
-        logging.getLogger(name).setLevel(logging.INFO)
+    server.prepare()
     if mock:
         from arbstr_asgi.mock_server import serve_mock
 
         serve_mock(listen or "127.0.0.1:8080")
         return
-    config = Config.load(path)
-    given = {"listen": listen, "workers": workers}
-    chosen = msgspec.structs.replace(config.server, **{name: value for name, value in given.items() if value})
-    check_listen(chosen.listen)
+    config = server.overridden(Config.load(path), listen, workers)
     try:
-        sys.exit(server.serve(msgspec.structs.replace(config, server=chosen), path))
+        sys.exit(server.serve(config, path))
     except OSError as error:
-        raise click.ClickException(f"can't listen on {chosen.listen}: {error.strerror}") from None
+        raise click.ClickException(f"can't listen on {config.server.listen}: {error.strerror}") from None
 
 
 @main.command()

@@ -3,49 +3,85 @@
 import asyncio
 import contextlib
 import logging
-import os
 import signal
 import socket
-from collections.abc import AsyncIterator, Iterator
+import sys
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 import hypercorn.asyncio
 import hypercorn.config
-import hypercorn.run
+import msgspec
 
 from arbstr_asgi.app import Arbstr
+from arbstr_asgi.checks import check_listen
 from arbstr_asgi.config import Config
-from arbstr_asgi.ledger import Ledger
+from arbstr_asgi.errors import ConfigError
+from arbstr_asgi.supervisor import TOLD, Supervisor
 
 try:
     import uvloop
 except ImportError:  # Windows
     uvloop = None  # type: ignore[assignment]
+if sys.platform != "win32":
+    import resource
+
+logger = logging.getLogger("arbstr_asgi")
 
 BACKLOG = 1024
+SECONDS_TO_TRY = 2.0  # for the ledger's database before the start; it may come later
 SECONDS_TO_TELL = 1.0  # for replies that were told to end to say so
+SECONDS_TO_CLOSE = 70.0  # for a worker, beyond the grace; hypercorn gives an application's shutdown 60
+
+
+def prepare() -> None:
+    """Make this process a server: log lines go to stderr, and it may open as many files as the system lets it."""
+    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    for name in ("arbstr_asgi", "hypercorn.error"):
+        logging.getLogger(name).setLevel(logging.INFO)
+    if sys.platform != "win32":
+        _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+        with contextlib.suppress(ValueError, OSError):  # where the kernel has a limit of its own
+            resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+
+
+def overridden(config: Config, listen: str | None, workers: int | None) -> Config:
+    """`config` with what the command line says instead. Raises ConfigError."""
+    given = {name: value for name, value in (("listen", listen), ("workers", workers)) if value}
+    server = msgspec.structs.replace(config.server, **given)
+    check_listen(server.listen)
+    return msgspec.structs.replace(config, server=server)
 
 
 def serve(config: Config, path: Path) -> int:
-    """Serve until SIGTERM or SIGINT; running streams then get `server.grace` seconds. Returns the exit status."""
+    """Serve until SIGTERM or SIGINT; running streams then get `server.grace` seconds. Returns the exit status.
+
+    Raises ConfigError or LedgerError, and OSError when it can't listen. `path` is where workers load the config.
+    """
+    server = config.server
+    if server.workers > 1 and sys.platform == "win32":
+        raise ConfigError("server.workers: more than one needs a POSIX system")
     asyncio.run(_try_ledger(config))
-    if config.server.workers == 1:
-        run(serve_here(Arbstr(config), config.server.listen, config.server.grace))
+    if server.workers == 1:
+        run(serve_here(Arbstr(config), server.listen, server.grace))
         return 0
-    os.environ["ARBSTR_CONFIG"] = str(path.resolve())  # the workers are new processes that load it themselves
-    settings = _settings(config.server.listen, config.server.grace)
-    settings.workers = config.server.workers
-    settings.worker_class = "asyncio" if uvloop is None else "uvloop"
-    settings.application_path = "arbstr_asgi.asgi:app"
-    return hypercorn.run.run(settings)
+    with _listening(*_address(server.listen)) as listener:
+        patience = server.grace + SECONDS_TO_CLOSE
+        return Supervisor(_command(config, path), listener, server.workers, patience).run()
+
+
+def _command(config: Config, path: Path) -> Sequence[str]:
+    """What starts a worker: it loads the config itself (keys are not for `ps`), and imports like `arbstr` (-P)."""
+    overrides = (config.server.listen, str(config.server.workers))
+    return [sys.executable, "-P", "-m", "arbstr_asgi.worker", str(path.resolve()), *overrides]
 
 
 async def _try_ledger(config: Config) -> None:
     """Open and close the ledger once: it is then migrated, and what is wrong with it is said in one line."""
-    ledger = Ledger(config.database.resolved_url, table_prefix=config.database.table_prefix)
-    await ledger.open()
+    ledger = Arbstr(config).ledger
+    await ledger.open(SECONDS_TO_TRY)
     await ledger.close()
 
 
@@ -57,14 +93,34 @@ def run(main: Any) -> None:
 
 async def serve_here(arbstr: Arbstr, listen: str, grace: float) -> None:
     """Serve in this process until SIGTERM or SIGINT. Raises OSError when it can't listen."""
-    host, _, port = listen.rpartition(":")
+    with _listening(*_address(listen)) as listener:
+        await serve_on(arbstr, listener.detach(), grace)
+
+
+async def serve_on(arbstr: Arbstr, listener: int, grace: float, *, alive: int | None = None) -> None:
+    """Serve on a listening socket, which is closed then, until SIGTERM or SIGINT, or until `alive` reads as ended."""
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
-    with _listening(host.strip("[]"), int(port)) as listener:
-        for number in (signal.SIGTERM, signal.SIGINT):
-            with contextlib.suppress(NotImplementedError):  # Windows
-                loop.add_signal_handler(number, stop.set)
+
+    def told(number: int, frame: object) -> None:
+        loop.call_soon_threadsafe(stop.set)
+
+    for number in TOLD:
+        signal.signal(number, told)
+    if alive is not None:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, TOLD)
+        loop.add_reader(alive, _orphaned, alive, stop)
+    try:
         await _serve(arbstr, listener, grace, stop)
+    finally:
+        for number in TOLD:
+            signal.signal(number, signal.SIG_IGN)  # an echo must not strike a process that ends by itself
+
+
+def _orphaned(alive: int, stop: asyncio.Event) -> None:
+    asyncio.get_running_loop().remove_reader(alive)
+    logger.warning("the supervisor has gone; ending")
+    stop.set()
 
 
 @asynccontextmanager
@@ -72,26 +128,26 @@ async def serving(app: Any) -> AsyncIterator[str]:
     """Serve `app` on a free port of loopback during the block; gives its base URL."""
     stop = asyncio.Event()
     with _listening("127.0.0.1", 0) as listener:
-        task = asyncio.create_task(_serve(app, listener, 1.0, stop))
+        url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+        task = asyncio.create_task(_serve(app, listener.detach(), 1.0, stop))
         try:
-            yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+            yield url
         finally:
             stop.set()
             await task
 
 
-@contextlib.contextmanager
-def _listening(host: str, port: int) -> Iterator[socket.socket]:
-    """A listening socket that hypercorn is going to close."""
+def _address(listen: str) -> tuple[str, int]:
+    host, _, port = listen.rpartition(":")
+    return host.strip("[]"), int(port)
+
+
+def _listening(host: str, port: int) -> socket.socket:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    listener = socket.create_server((host, port), family=family, backlog=BACKLOG)
-    try:
-        yield listener
-    finally:
-        listener.detach()
+    return socket.create_server((host, port), family=family, backlog=BACKLOG)
 
 
-async def _serve(app: Any, listener: socket.socket, grace: float, stop: asyncio.Event) -> None:
+async def _serve(app: Any, listener: int, grace: float, stop: asyncio.Event) -> None:
     """Serve until `stop`, and then see to it that replies end within `grace` seconds.
 
     hypercorn alone waits for them without limit on asyncio from Python 3.12 on, where `Server.wait_closed` waits for
@@ -103,14 +159,10 @@ async def _serve(app: Any, listener: socket.socket, grace: float, stop: asyncio.
         if isinstance(app, Arbstr):
             app.wind_down(grace)
 
-    settings = _settings(f"fd://{listener.fileno()}", grace + SECONDS_TO_TELL)
+    settings = hypercorn.config.Config()
+    settings.bind = [f"fd://{listener}"]
+    settings.backlog = BACKLOG
+    settings.graceful_timeout = grace + SECONDS_TO_TELL
+    settings.accesslog = None
     settings.errorlog = logging.getLogger("hypercorn.error")  # as the process has set it up; hypercorn adds its own
     await hypercorn.asyncio.serve(app, settings, shutdown_trigger=stopped)
-
-
-def _settings(bind: str, grace: float) -> hypercorn.config.Config:
-    settings = hypercorn.config.Config()
-    settings.bind = [bind]
-    settings.graceful_timeout = grace
-    settings.accesslog = None
-    return settings

@@ -239,6 +239,23 @@ async def cumulative(line: Line) -> None:
 
 
 @script
+async def drips(line: Line) -> None:
+    """For minutes an event now and then, which counts as it goes; with the argument "gate" it ends well once told."""
+    gate = asyncio.ensure_future(line.provider.gate.wait() if line.argument == "gate" else line.closed.wait())
+    try:
+        await line.head(SSE_TYPE)
+        for count in range(1, 1000):
+            choices = [{"index": 0, "delta": {"content": "on "}, "finish_reason": None}]
+            usage = {"prompt_tokens": 7, "completion_tokens": count, "total_tokens": 7 + count}
+            await line.chunk(event({**_common("chat.completion.chunk"), "choices": choices, "usage": usage}))
+            await asyncio.wait({gate}, timeout=0.3)
+            if gate.done():
+                return await line.finish()
+    finally:
+        gate.cancel()
+
+
+@script
 async def silent(line: Line) -> None:
     """No answer at all."""
     await line.closed.wait()

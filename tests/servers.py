@@ -3,6 +3,7 @@
 import asyncio
 import json
 import os
+import re
 import signal
 import socket
 import sqlite3
@@ -144,6 +145,28 @@ class Spawned:
         """What it has printed."""
         return self._log.read_text("utf-8", "replace")
 
+    def workers(self) -> list[int]:
+        """The process ids of the workers that `arbstr serve` has started, oldest first."""
+        return [int(pid) for pid in re.findall(r"worker (\d+) started", self.said())]
+
+    async def until_said(self, what: str, times: int = 1) -> None:
+        """Return once it has printed this so many times."""
+        await eventually(lambda: self.said().count(what) >= times)
+
+    async def until_refused(self) -> None:
+        """Return once nobody listens any more."""
+        at = httpx.URL(self.url)
+        async with asyncio.timeout(SECONDS):
+            while True:
+                try:
+                    _, writer = await asyncio.open_connection(at.host, at.port)
+                    writer.close()
+                except ConnectionRefusedError:
+                    return
+                except ConnectionResetError:  # it was closing at this moment
+                    pass
+                await asyncio.sleep(0.02)
+
     async def until_up(self) -> None:
         """Return once it answers."""
         async with httpx.AsyncClient(trust_env=False) as client, asyncio.timeout(SECONDS):
@@ -171,6 +194,17 @@ class Spawned:
         return await self.ended(seconds)
 
 
+def running(pid: int) -> bool:
+    """Whether there is such a process; one that has ended and that nobody has asked for is none."""
+    try:
+        os.kill(pid, 0)
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+    except ProcessLookupError:
+        return False
+    except FileNotFoundError:  # no Linux, or gone since
+        return not Path("/proc/self").exists()
+
+
 def command(kind: str, port: int, workers: int, app: str, options: Sequence[str]) -> list[str]:
     """What one types to start a server, after `python -m`."""
     match kind:
@@ -194,18 +228,26 @@ async def spawned(
     workers: int = 1,
     app: str = "arbstr_asgi.asgi:app",
     grace: float = 1.0,
+    listen: int = 0,
+    files: int = 0,
 ) -> AsyncIterator[Spawned]:
-    """A server (hypercorn, uvicorn, granian, arbstr) in front of the provider at `url`; it is gone afterwards."""
-    port = free_port()
-    config = write_toml(folder, url, port, workers=workers, grace=grace)
+    """A server (hypercorn, uvicorn, granian, arbstr) in front of the provider at `url`; it is gone afterwards.
+
+    `listen` is the port that the options of `arbstr` name, instead of that of its file; `files` is the soft limit of
+    its open files.
+    """
+    port = listen or free_port()
+    config = write_toml(folder, url, free_port() if listen else port, workers=workers, grace=grace)
     arguments = command(kind, port, workers, app, options)
     if kind == "arbstr":
-        start = ["-c", "from arbstr_asgi.cli import main; main()", "serve", "-c", str(config)]
+        start = ["-c", "from arbstr_asgi.cli import main; main()", "serve", "-c", str(config), *options]
     else:
         start = ["-m", *arguments]
+    limited = ["sh", "-c", f'ulimit -Sn {files} && exec "$0" "$@"'] if files else []
     log = folder / "server.log"
     with log.open("wb") as out:
         process = await asyncio.create_subprocess_exec(
+            *limited,
             sys.executable,
             *start,
             cwd=folder,

@@ -167,7 +167,7 @@ def test_sigterm_with_streams(kind: Kind, tmp_path: Path) -> None:
     assert status == kind.status
     assert seconds > 0.8  # the streams had their grace
     assert not any(b"[DONE]" in wire.body for wire in wires)
-    if kind == ARBSTR:
+    if kind in (ARBSTR, ARBSTR_3):
         assert all(wire.clean and b'"code": "shutdown"' in wire.body for wire in wires)
     rows = ledger_rows(tmp_path)
     assert [row["end_reason"] for row in rows] == [kind.end] * 2
@@ -238,6 +238,7 @@ def test_three_workers_share_the_work(tmp_path: Path) -> None:
 
     async def main() -> None:
         async with running(tmp_path, ARBSTR_3) as (_, server):
+            await server.until_said("Running on", 3)
             replies = await asyncio.gather(*(ask(server.url, asked("slow")) for _ in range(60)))
             assert all(reply.clean and b"[DONE]" in reply.body for reply in replies)
             assert await server.terminate(STOP_SECONDS) == 0

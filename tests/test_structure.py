@@ -22,7 +22,7 @@ LEVELS = """
 errors spans entry usage interrupt lifespan drains workers mock metering.sse ledger.quiet
 ledger.columns ledger.faults ledger.losses ledger.snapshot ledger.slots
 checks replies section metering.reading metering.stripping ledger.values ledger.statements ledger.location
-provider settings chat metering.meter ledger.driver ledger.backlog ledger.trouble ledger.degrading
+provider settings chat metering.meter ledger.driver ledger.backlog ledger.trouble ledger.degrading supervisor
 headers body config routing pricing upstream metering.plain metering.events ledger.sessions ledger.hand
 ledger.migrations
 callers watching ledger.sqlite ledger.postgresql ledger.mysql ledger.schema ledger.reader
@@ -39,7 +39,7 @@ gateway
 app middleware
 arbstr_asgi
 asgi serve
-demo
+demo worker
 mock_server
 cli
 """
