@@ -236,27 +236,31 @@ def test_second_signal(tmp_path: Path) -> None:
     assert re.search(r"SIGINT again: [123] worker\(s\) ended at once", said)
 
 
+def process_of(row: Row) -> int:
+    """The process that wrote a row."""
+    return int(row["worker_id"].split(":")[1])
+
+
 def test_killed_worker(tmp_path: Path) -> None:
-    """When one of three workers is killed, the streams of the others go on, it is replaced, and new calls succeed."""
+    """When one of three workers is killed, the others' streams go on, and who replaces it closes its calls."""
 
     async def main() -> tuple[int, list[Wire], str]:
         async with provider() as upstream, spawned(tmp_path, "arbstr", upstream.url, workers=3) as server:
             await server.until_said("Running on", 3)
             wires = await opened(server, *["drips"] * 60)
             await until_rows(tmp_path, *["in_flight"] * 60)
-            victim = Counter(int(row["worker_id"].partition(":")[2]) for row in ledger_rows(tmp_path)).most_common()[0][
-                0
-            ]
+            victim = Counter(map(process_of, ledger_rows(tmp_path))).most_common()[0][0]
             assert victim in server.workers()
             os.kill(victim, signal.SIGKILL)
             await server.until_said("started", 4)
             replies = await asyncio.gather(*(ask(server.url, asked("good")) for _ in range(20)))
             assert all(reply.clean and reply.status == 200 for reply in replies)
             await server.until_said("Running on", 4)
+            await server.until_said("closed as abandoned", 1)
             sizes = {wire: len(wire.body) for wire in wires}
             rows = by_call(tmp_path)
             for wire in wires:
-                if row_of(wire, rows)["worker_id"].partition(":")[2] != str(victim):
+                if process_of(row_of(wire, rows)) != victim:
                     await wire.until(sizes[wire] + 1)
                     assert wire.clean is None
             reading = [asyncio.ensure_future(wire.until()) for wire in wires]
@@ -271,8 +275,8 @@ def test_killed_worker(tmp_path: Path) -> None:
     assert len(rows) == 80
     for wire in wires:
         row = row_of(wire, rows)
-        if row["worker_id"].partition(":")[2] == str(victim):
-            assert (wire.clean, row["end_reason"]) == (False, "in_flight")
+        if process_of(row) == victim:
+            assert (wire.clean, row["end_reason"]) == (False, "abandoned")
         else:
             assert told(wire)
             check_partial(wire, row)
