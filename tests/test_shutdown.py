@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -236,7 +236,7 @@ def test_second_signal(tmp_path: Path) -> None:
     assert re.search(r"SIGINT again: [123] worker\(s\) ended at once", said)
 
 
-def process_of(row: Row) -> int:
+def process_of(row: Mapping[str, Any]) -> int:
     """The process that wrote a row."""
     return int(row["worker_id"].split(":")[1])
 
