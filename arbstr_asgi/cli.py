@@ -111,18 +111,19 @@ def migrate(path: Path, url: str | None, table_prefix: str | None, *, sql: bool)
 @config_option
 def check(path: Path) -> None:
     """Read the config, say what it means, and warn of what is probably not meant."""
-    from arbstr_asgi import ledger
+    from arbstr_asgi.app import Arbstr
 
     config = Config.load(path)
     server = config.server
     check_listen(server.listen)
-    ledger.Ledger(config.database.resolved_url, table_prefix=config.database.table_prefix)  # checks, opens nothing
+    ledger = Arbstr(config).ledger  # checks, opens nothing
     guard = (
         "anyone (server.public)" if server.public else "bearer token" if server.auth_token or server.tokens else None
     )
     click.echo(f"listen     {server.listen}, {server.workers} worker(s)")
     click.echo(f"callers    {guard or 'anyone'}")
     click.echo(f"metering   {config.metering}")
+    click.echo(f"spill      {ledger.spill_folder}")
     for provider in config.providers:
         models = ", ".join(provider.models) or "every model"
         key = "key set" if provider.api_key else "no key"

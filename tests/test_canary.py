@@ -182,15 +182,17 @@ class Finds:
             self.add(f"repr of {type(item).__name__}", repr(item))
 
     def add_database(self, path: Path) -> None:
-        """All columns of all rows, and the bytes of the files."""
+        """All columns of all rows, and the bytes of the files, the spill's among them."""
         with sqlite3.connect(path) as connection:
             tables = [name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")]
             for table in tables:
                 for row in connection.execute(f"SELECT * FROM {table}"):
                     self.add(f"row of {table}", row)
         connection.close()
-        for file in path.parent.glob(f"{path.name}*"):
-            self.add(f"file {file.name}", file.read_bytes().decode("latin-1"))
+        for place in path.parent.glob(f"{path.name}*"):
+            for file in [place, *place.rglob("*")]:
+                if file.is_file():
+                    self.add(f"file {file.name}", file.read_bytes().decode("latin-1"))
 
 
 @pytest.fixture
@@ -391,19 +393,25 @@ def test_ledger_failures(tmp_path: Path, finds: Finds) -> None:
 
 
 def test_unreachable_database(tmp_path: Path, finds: Finds) -> None:
-    """A password of the database is in no log, no reply and no repr when it can't be opened."""
+    """A password of the database is in no log, reply, repr or spill when it can't be reached, nor is a prompt."""
     url = f"postgresql+asyncpg://someone:{KEY}@127.0.0.1:1/nowhere"
 
     async def main() -> None:
         config = configured(tmp_path, PROVIDER, server=SERVER, database=DatabaseConfig(url=url))
-        app = built("middleware", config, Provided())
+        app = built("sub-app", config, Provided())
         reply = await finds.attempt("no database", Call(app, PLAIN_REQUEST, headers=HEADERS))
-        assert (reply.status, reply.error["code"]) == (503, "ledger_unavailable")
+        assert reply.status == 200
+        ready = await finds.attempt("readyz", Call(app, path="/readyz", method="GET", headers=HEADERS))
+        assert b'"spilling"' in ready.body
         finds.add_objects(config, app.ledger)
+        await app._gateway.close()
+        (spill,) = Path("arbstr-spill").rglob("1.db")
+        finds.add_database(spill)
+        assert any("row of requests" in where for where, _ in finds.seen)
 
     asyncio.run(main())
     assert finds.marked() == []
-    assert any("the ledger can't be opened" in what for _, what in finds.seen)
+    assert any("can't open the ledger" in what for _, what in finds.seen)
 
 
 @pytest.mark.parametrize("where", ["log", "log argument", "traceback", "repr", "row", "reply"])

@@ -4,6 +4,7 @@ import asyncio
 import logging
 from datetime import UTC, datetime
 from decimal import Decimal
+from pathlib import Path
 from typing import Any
 
 from databases import Database
@@ -85,6 +86,11 @@ class Ledger:
         """Who writes: host, process and, where there is a spill, its folder; different for each opening."""
         return self._worker_id
 
+    @property
+    def spill_folder(self) -> Path:
+        """Where rows wait on disk while the database can't take them."""
+        return self._target.spill_folder(self._spill_below)
+
     def snapshot(self) -> Snapshot:
         """What waits, and what went wrong."""
         writer = self._writer
@@ -120,8 +126,7 @@ class Ledger:
         self._target.check()
         self._opening = True
         try:
-            folder = self._target.spill_folder(self._spill_below)
-            found = await shelter(folder, durable=self._durable)
+            found = await shelter(self.spill_folder, durable=self._durable)
             self._worker_id = new_worker_id(found.slots.id if found else "")
             if found is not None:
                 found.spill.slot.sign(self._worker_id)

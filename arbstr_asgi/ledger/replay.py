@@ -67,14 +67,23 @@ class Replay:
         if self._spill is not None and self._spill.rows:
             await self._batch(raw, self._spill)
         elif self._orphans is None:
-            self._orphans = [] if self._slots is None else await self._claim(self._slots)
+            try:
+                self._orphans = [] if self._slots is None else await self._claim(self._slots)
+            except OSError as error:
+                self._trouble(error)
         elif self._orphans:
             if self._orphans[0].rows:
                 await self._batch(raw, self._orphans[0])
             else:
                 await self._orphans.pop(0).close()
         else:
-            await self._abandon(raw)
+            before = datetime.now(UTC)  # a process that starts now has no call yet
+            try:
+                living = set() if self._slots is None else self._slots.living()
+            except OSError as error:
+                self._trouble(error)
+                return
+            await self._abandon(raw, living, before)
             self._open_calls = False
 
     async def own(self, raw: Any) -> None:
@@ -103,6 +112,7 @@ class Replay:
             self._trouble(error)
 
     async def _claim(self, slots: Slots) -> list[Spill]:
+        """The spills of dead processes; one that can't be read is told and left."""
         found: list[Spill] = []
         for slot in slots.orphans():
             spill = Spill(slot)
@@ -115,10 +125,8 @@ class Replay:
                 found.append(spill)
         return found
 
-    async def _abandon(self, raw: Any) -> None:
+    async def _abandon(self, raw: Any, living: set[str], before: datetime) -> None:
         """Close the calls of dead processes: those of this folder that nobody living holds, others after a day."""
-        before = datetime.now(UTC)  # a process that starts now has no call yet
-        living = set() if self._slots is None else self._slots.living()
         after = 0
         while True:
             parameters = (self._driver.moment(values.moment(before)), after, BATCH)
