@@ -71,6 +71,7 @@ class Account:
             service_tier=reading.service_tier,
             usage_source=usage_source(reading),
             end_reason=end_reason,
+            disconnect=outcome.disconnect(reading),
             ttft_ms=self.ttft_ms,
             **self._counts(),
         )

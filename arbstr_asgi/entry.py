@@ -16,6 +16,7 @@ EndReason = Literal[
     "shutdown",
     "abandoned",
 ]
+Disconnect = Literal["drained", "drain_cut", "cancelled"]
 UsageSource = Literal["provider", "provider_partial", "estimated", "none"]
 
 
@@ -58,6 +59,7 @@ class Entry(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     usage_json: str | None = None
     usage_source: UsageSource = "none"
     end_reason: EndReason = "in_flight"
+    disconnect: Disconnect | None = None
     provider_cost_usd: Decimal | None = None
     ttft_ms: int | None = None
     attempts: int = 0

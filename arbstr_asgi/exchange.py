@@ -18,6 +18,7 @@ from arbstr_asgi.drains import Drains
 from arbstr_asgi.entry import Entry
 from arbstr_asgi.errors import ArbstrError, ProviderAuthenticationError, ServerError, UpstreamError, UpstreamTimeout
 from arbstr_asgi.interrupt import Interrupt
+from arbstr_asgi.leaving import Leaving, on_leaving
 from arbstr_asgi.metering import Meter, Reading, open_meter
 from arbstr_asgi.metering.plain import MAX_PLAIN_BYTES
 from arbstr_asgi.provider import Provider
@@ -58,7 +59,6 @@ class Exchange:
         self._caller = caller
         self._streaming = request.stream
         self._meter: Meter | None = None
-        self.draining = False  # whether the provider is read on for a client that has left
         self._complete = False
         self._headers: RawHeaders = []
         self._clock = asyncio.get_running_loop().time
@@ -93,7 +93,8 @@ class Exchange:
             raise
         finally:
             if self.draining:
-                self._desk.drains.end(self._caller.end_user)
+                assert self._account.provider is not None
+                self._desk.drains.end(self._account.provider.name, self._caller.end_user)
             self._desk.record(self._account.finished(self._elapsed_ms()))
 
     async def _relay(self, client_headers: h.Headers, send: Send, sent: Callable[[], None]) -> None:
@@ -168,6 +169,7 @@ class Exchange:
                 await self._send(send, {"type": "http.response.body", "body": out, "more_body": True})
             touch(clock() + idle_timeout)
         last = meter.finish()
+        self._outcome.whole = True
         if held is not None:
             last = b"".join((*held, last))
             self._headers += self._cost_headers()
@@ -216,27 +218,37 @@ class Exchange:
         else:
             raise error  # an app that raises is all that makes a server abort the connection
 
+    @property
+    def draining(self) -> bool:
+        """Whether the provider is read on for a client that has left."""
+        return self._outcome.drains
+
     def _client_left(self) -> None:
         """The client hung up: read on to the usage if the policy, the caps and the moment allow."""
-        outcome = self._outcome
-        if outcome.left or self._complete:
+        outcome, provider, drains = self._outcome, self._account.provider, self._desk.drains
+        if outcome.left:
             return
-        if self._account.reading.done:  # SDKs close here; a provider that does not end soon is not waited for
+        drain = None if provider is None else provider.drain
+        action = on_leaving(
+            complete=self._complete,
+            done=self._account.reading.done,
+            held=False,
+            answered=self._account.latency_ms is not None,
+            streaming=self._streaming,
+            drain=drain,
+            room=provider is not None
+            and drain is not None
+            and drains.has_room(provider.name, self._caller.end_user, drain),
+        )
+        if action is Leaving.END_SOON:
             self._interrupt.at_most(SECONDS_BEHIND_DONE, "done")
-            return
-        outcome.left = True
-        before_answer = self._account.latency_ms is None
-        limits = self._desk.config.limits
-        if (
-            self._account.provider is None
-            or self._account.provider.disconnect == "cancel"
-            or (before_answer and self._streaming)
-            or not self._desk.drains.begin(self._caller.end_user)
-        ):
+        outcome.left = action in (Leaving.DRAIN, Leaving.CANCEL)
+        if action is Leaving.DRAIN and provider is not None and drain is not None:
+            outcome.drains = True
+            drains.begin(provider.name, self._caller.end_user)
+            self._interrupt.at_most(drain.drain, "client_disconnected")
+        elif action is Leaving.CANCEL:
             self._interrupt.fire("client_disconnected")
-            return
-        self.draining = True
-        self._interrupt.at_most(limits.drain_timeout, "client_disconnected")
 
     def stop(self) -> None:
         """End the call now, because the server does."""

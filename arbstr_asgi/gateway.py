@@ -53,7 +53,7 @@ class Gateway:
         prefix = config.database.table_prefix if table_prefix is None else table_prefix
         url = None if database is not None else config.database.resolved_url
         self.ledger = Ledger(url, database=database, table_prefix=prefix, migrate=migrate)
-        self.drains = Drains(config.limits.max_drains, config.limits.max_drains_per_user)
+        self.drains = Drains()
         self._callers = Callers(config.server, identify)
         self._bodies = BodyReader(config.limits)
         self._upstream = HttpxUpstream(transport=transport, client=client)

@@ -2,7 +2,7 @@
 
 import msgspec
 
-from arbstr_asgi.entry import EndReason, UsageSource
+from arbstr_asgi.entry import Disconnect, EndReason, UsageSource
 from arbstr_asgi.errors import ArbstrError, ServerError, UpstreamError, UpstreamTimeout
 from arbstr_asgi.metering import Reading
 
@@ -11,12 +11,15 @@ class Outcome(msgspec.Struct):
     """What happened to one call, as far as it is known.
 
     `status` is what the client got (None: nothing yet), `upstream_status` what the provider said. `left` means that
-    the client hung up before the reply was complete, `stopped` that the server ended the call.
+    the client hung up before the reply was complete, `drains` that the provider was read on all the same, `whole` that
+    its reply was read to its end, `stopped` that the server ended the call.
     """
 
     status: int | None = None
     upstream_status: int | None = None
     left: bool = False
+    drains: bool = False
+    whole: bool = False
     stopped: bool = False
     error: ArbstrError | None = None
 
@@ -41,6 +44,14 @@ class Outcome(msgspec.Struct):
         if isinstance(self.error, UpstreamError):
             return "upstream_error"
         return "incomplete" if isinstance(self.error, ServerError) else "completed"  # our refusal is whole
+
+    def disconnect(self, reading: Reading) -> Disconnect | None:
+        """What became of the provider's reply after the client had left; None: it did not leave early."""
+        if not self.left:
+            return None
+        if self.whole or reading.done:
+            return "drained"
+        return "drain_cut" if self.drains else "cancelled"
 
     @property
     def answered_well(self) -> bool:
