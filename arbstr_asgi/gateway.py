@@ -7,6 +7,7 @@ import os
 import socket
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime
+from time import monotonic
 from uuid import uuid4
 
 import databases
@@ -21,6 +22,7 @@ from arbstr_asgi.config import Config
 from arbstr_asgi.drains import Drains
 from arbstr_asgi.errors import ArbstrError, ConfigError, LedgerError, RequestError, ServerError
 from arbstr_asgi.exchange import Desk, Exchange
+from arbstr_asgi.learning import Learning
 from arbstr_asgi.ledger import Ledger
 from arbstr_asgi.replies import our_headers, send_error
 from arbstr_asgi.upstream import HttpxUpstream
@@ -54,6 +56,7 @@ class Gateway:
         url = None if database is not None else config.database.resolved_url
         self.ledger = Ledger(url, database=database, table_prefix=prefix, migrate=migrate)
         self.drains = Drains()
+        self._learning = Learning()
         self._callers = Callers(config.server, identify)
         self._bodies = BodyReader(config.limits)
         self._upstream = HttpxUpstream(transport=transport, client=client)
@@ -72,6 +75,7 @@ class Gateway:
             config=self.config,
             upstream=self._upstream,
             drains=self.drains,
+            learning=self._learning,
             record=self.ledger.record,
             worker_id=f"{socket.gethostname()[:40]}:{os.getpid()}",
         )
@@ -102,6 +106,10 @@ class Gateway:
             if exchange.draining:
                 exchange.stop()
         asyncio.get_running_loop().call_later(grace, self._stop_all)
+
+    def uninjected(self) -> list[dict[str, str]]:
+        """The pairs of provider and model that refuse `stream_options`, so that somebody's streams have no usage."""
+        return self._learning.uninjected(monotonic())
 
     def _stop_all(self) -> None:
         for exchange in list(self._running):

@@ -19,8 +19,8 @@ MAX_FUNCTION_LINES = 60
 
 # A module may import what is on the lines above its own, never what is beside or below it.
 LEVELS = """
-errors spans entry usage interrupt lifespan workers mock metering.sse ledger.columns ledger.faults ledger.losses
-checks replies section metering.reading metering.stripping ledger.values ledger.statements ledger.location
+errors spans entry usage interrupt learning lifespan workers mock metering.sse ledger.columns ledger.faults
+ledger.losses checks replies section metering.reading metering.stripping ledger.values ledger.statements ledger.location
 provider settings chat metering.meter ledger.driver ledger.backlog ledger.trouble
 headers body config drains leaving routing pricing upstream metering.plain metering.events ledger.sessions ledger.hand
 ledger.migrations
@@ -30,6 +30,7 @@ ledger.ledger ledger.migrate metering.opening
 ledger metering
 outcome
 account
+asking relay
 exchange
 gateway
 app middleware
@@ -41,7 +42,7 @@ cli
 """
 
 PURE = """
-errors spans entry usage drains leaving replies chat headers routing pricing outcome metering metering.sse
+errors spans entry usage drains learning leaving replies chat headers routing pricing outcome metering metering.sse
 metering.reading metering.stripping metering.meter metering.plain metering.events metering.decoding
 metering.sniffing metering.opening ledger.columns ledger.values ledger.statements
 """
@@ -57,7 +58,7 @@ FOREIGN = {
     "alembic": "ledger.migrations",
     "asyncpg": "ledger.postgresql",
     "pymysql": "ledger.mysql",
-    "starlette": "app asgi body exchange gateway lifespan middleware mock watching",
+    "starlette": "app asgi body exchange gateway lifespan middleware mock relay watching",
     "hypercorn": "serve",
     "uvloop": "serve",
     "click": "cli mock_server",
