@@ -22,6 +22,7 @@ _COUNTS = (
     "cache_write_tokens",
     "reasoning_tokens",
 )
+_DURATIONS = ("latency_ms", "ttft_ms", "stream_duration_ms")
 
 
 class Account:
@@ -46,6 +47,7 @@ class Account:
         self.reading = Reading()
         self.provider: Provider | None = None
         self.attempts = 0
+        self.committed: Entry | None = None
         self.latency_ms: int | None = None
         self.ttft_ms: int | None = None
         self._entry = Entry(
@@ -68,9 +70,21 @@ class Account:
         """The first state of the row: the provider has answered."""
         return self._row(0)
 
-    def finished(self) -> Entry:
-        """The last state of the row."""
-        reading, outcome = self.reading, self.outcome
+    def commit(self, status: int | None) -> Entry:
+        """The last state of the row if the client, whose status is `status`, gets what it is about to be sent."""
+        self.committed = self._finished(msgspec.structs.replace(self.outcome, status=status, whole=True, held=False))
+        return self.committed
+
+    def last(self) -> Entry | None:
+        """The last state of the row; None where the committed one, but for its durations, says the same."""
+        entry, committed = self._finished(self.outcome), self.committed
+        if committed is None:
+            return entry
+        timeless = {name: getattr(committed, name) for name in (*_DURATIONS, "revision")}
+        return None if msgspec.structs.replace(entry, **timeless) == committed else _corrected(entry)
+
+    def _finished(self, outcome: Outcome) -> Entry:
+        reading = self.reading
         end_reason = outcome.end_reason(reading)
         return self._row(
             1,
@@ -108,3 +122,7 @@ class Account:
             attempts=self.attempts,
             **facts,
         )
+
+
+def _corrected(entry: Entry) -> Entry:
+    return msgspec.structs.replace(entry, revision=2)

@@ -23,8 +23,8 @@ UsageSource = Literal["provider", "provider_partial", "estimated", "none"]
 class Entry(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """What is known of one call. The field names are the columns; see the README for their meanings.
 
-    `revision` orders the states of one call: 0 in flight, 1 finished. Milliseconds are integers from the monotonic
-    clock, money is Decimal, None is unknown.
+    `revision` orders the states of one call: 0 in flight, 1 finished, 2 corrected. Milliseconds are integers from the
+    monotonic clock, money is Decimal, None is unknown.
     """
 
     correlation_id: str

@@ -1,9 +1,10 @@
 """One call, from the parsed request to its row."""
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack, suppress
 from datetime import datetime
+from math import inf
 
 import msgspec
 from starlette.types import Receive, Send
@@ -17,6 +18,7 @@ from arbstr_asgi.config import Config
 from arbstr_asgi.drains import Drains
 from arbstr_asgi.entry import Entry
 from arbstr_asgi.errors import ArbstrError, ProviderAuthenticationError, ServerError, UpstreamError, UpstreamTimeout
+from arbstr_asgi.holding import Holding
 from arbstr_asgi.interrupt import Interrupt
 from arbstr_asgi.learning import Learning
 from arbstr_asgi.leaving import Leaving, on_leaving
@@ -41,6 +43,8 @@ class Desk(msgspec.Struct, frozen=True, kw_only=True):
     learning: Learning
     record: Callable[[Entry], None]
     worker_id: str
+    commit: Callable[[Entry], Awaitable[None]] | None = None
+    """Records, and returns once the row is durable or has been waited for long enough; None: nobody waits."""
 
 
 class Exchange:
@@ -74,6 +78,8 @@ class Exchange:
         )
         self._outcome = self._account.outcome
         self._interrupt = Interrupt()
+        self._waiting = False  # for the row
+        self._stopping = False
 
     async def run(self, client_headers: h.Headers, receive: Receive, send: Send, sent: Callable[[], None]) -> None:
         """Answer the client. `sent` is called once the provider has the request and its body may go."""
@@ -86,9 +92,9 @@ class Exchange:
             if self._interrupt.reason == "shutdown":  # a client that doesn't read is not waited for
                 with suppress(TimeoutError):
                     async with asyncio.timeout(SECONDS_TO_TELL):
-                        await self._settle(send)
+                        await self._settle(receive, send)
             else:
-                await self._settle(send)
+                await self._settle(receive, send)
         except asyncio.CancelledError:
             self._outcome.stopped = True
             raise
@@ -100,7 +106,9 @@ class Exchange:
             if self.draining:
                 assert self._account.provider is not None
                 self._desk.drains.end(self._account.provider.name, self._account.end_user)
-            self._desk.record(self._account.finished())
+            last = self._account.last()
+            if last is not None:
+                self._desk.record(last)
 
     async def _answer(self, client_headers: h.Headers, send: Send, sent: Callable[[], None]) -> None:
         desk, account, request = self._desk, self._account, self._request
@@ -108,7 +116,9 @@ class Exchange:
         provider = candidates(desk.config.providers, request.model)[0]
         asking = Asking(desk.upstream, desk.learning, account, require=desk.config.metering == "require")
         authorized = h.first(client_headers, b"authorization") is not None
-        relay = self._relay = Relay(send, account, self._interrupt, head=self._head, left=self._client_left)
+        relay = self._relay = Relay(
+            send, account, self._interrupt, head=self._head, left=self._client_left, commit=self._commit
+        )
         self._interrupt.deadline(provider.first_byte_timeout)
         async with AsyncExitStack() as stack:
             answer = await asking.ask(stack, request, provider, client_headers)
@@ -119,7 +129,8 @@ class Exchange:
             await relay.pass_on(
                 answer.chunks,
                 meter,
-                hold_all=desk.config.response_headers == "full" and not account.streaming,
+                hold_all=self._says_cost() or (desk.commit is not None and self._is_empty()),
+                holding=None if desk.commit is None else self._holding(),
                 idle_timeout=provider.idle_timeout,
             )
         await relay.end()
@@ -152,7 +163,7 @@ class Exchange:
         self._desk.record(account.in_flight())
         return meter
 
-    async def _settle(self, send: Send) -> None:
+    async def _settle(self, receive: Receive, send: Send) -> None:
         """Tell the client of what went wrong, as far as that is still possible."""
         outcome = self._outcome
         if self._account.reading.done and outcome.status is not None:  # whatever broke off did so behind the end
@@ -169,10 +180,15 @@ class Exchange:
         if error is None or outcome.left:
             return
         if outcome.status is None:
+            await self._commit_watched(receive, error.status_code)
+            if outcome.left:
+                return
             outcome.status = error.status_code
             await send_error(send, error, self._our_headers())
         elif self._meter is not None and self._meter.abandon():
-            await send({"type": "http.response.body", "body": error_event(error), "more_body": False})
+            await self._commit_watched(receive, outcome.status)
+            if not outcome.left:
+                await send({"type": "http.response.body", "body": error_event(error), "more_body": False})
         else:
             raise error  # an app that raises is all that makes a server abort the connection
 
@@ -185,8 +201,31 @@ class Exchange:
         """Whether the provider is read on for a client that has left."""
         return self._outcome.drains
 
-    def _client_left(self) -> None:
-        """The client hung up: read on to the usage if the policy, the caps and the moment allow."""
+    async def _commit_watched(self, receive: Receive, status: int) -> None:
+        """The same as `_commit` outside of the relay, where nobody else would notice a hang-up."""
+        if self._desk.commit is not None:
+            self._interrupt = Interrupt()
+            with self._interrupt, watching(receive, self._client_left):
+                await self._commit(status)
+
+    async def _commit(self, status: int | None = None) -> None:
+        """Have the row made durable that the client's reply will have if what is kept back is sent well."""
+        if self._desk.commit is None or self._account.committed is not None:
+            return
+        self._interrupt.touch(inf)
+        self._waiting = True
+        try:
+            await self._desk.commit(self._account.commit(status or self._outcome.upstream_status))
+        finally:
+            self._waiting = False
+        if self._stopping:
+            self._interrupt.at_most(SECONDS_TO_TELL, "shutdown")
+
+    def _client_left(self, lost: bool = False) -> None:
+        """The client hung up: read on to the usage if the policy, the caps and the moment allow.
+
+        `lost`: bytes that were sent have not arrived.
+        """
         outcome, provider, drains = self._outcome, self._account.provider, self._desk.drains
         if outcome.left:
             return
@@ -194,7 +233,7 @@ class Exchange:
         action = on_leaving(
             complete=self._complete,
             done=self._account.reading.done,
-            held=False,
+            held=self._waiting or (lost and outcome.held and self._desk.commit is not None),
             answered=self._account.latency_ms is not None,
             streaming=self._account.streaming,
             drain=drain,
@@ -213,17 +252,30 @@ class Exchange:
             self._interrupt.fire("client_disconnected")
 
     def stop(self) -> None:
-        """End the call now, because the server does."""
-        self._interrupt.fire("shutdown")
+        """End the call now, because the server does; one that waits for its row does so soon anyway."""
+        self._stopping = True
+        if not self._waiting:
+            self._interrupt.fire("shutdown")
 
     def _head(self) -> RawHeaders:
         headers = self._headers + self._our_headers()
-        if self._outcome.whole:  # and only then held so far
+        if self._says_cost() and self._outcome.whole:  # else the head went first
             headers.append((b"x-arbstr-latency-ms", str(self._elapsed_ms()).encode()))
             sats = self._account.cost_sats
             if sats is not None:
                 headers.append((b"x-arbstr-cost-sats", f"{sats:f}".encode()))
         return headers
+
+    def _says_cost(self) -> bool:
+        return self._desk.config.response_headers == "full" and not self._account.streaming
+
+    def _is_empty(self) -> bool:
+        """Whether the client has all of the reply with its head."""
+        return self._outcome.upstream_status == 204 or h.first(self._headers, b"content-length") == "0"
+
+    def _holding(self) -> Holding:
+        events = h.media_type(self._headers) == "text/event-stream"
+        return Holding(has_length=h.first(self._headers, b"content-length") is not None, is_events=events)
 
     def _cost_comment(self, reading: Reading) -> bytes:
         sats = self._account.cost_sats

@@ -22,10 +22,10 @@ def on_leaving(
     `complete`: the end of the reply has been handed to the server. `done`: `[DONE]` has come. `held`: all has come,
     but its end waits for its row. `answered`: the provider has answered. `room`: there is a place left to drain.
     """
-    if complete:
-        return Leaving.NOTHING
     if held:
         return Leaving.CANCEL
+    if complete:
+        return Leaving.NOTHING
     if done:  # SDKs close here
         return Leaving.END_SOON
     worth_reading = answered or not streaming  # a plain call is worked on, and paid, in any case

@@ -12,7 +12,8 @@ class Outcome(msgspec.Struct):
 
     `status` is what the client got (None: nothing yet), `upstream_status` what the provider said. `left` means that
     the client hung up before the reply was complete, `drains` that the provider was read on all the same, `whole` that
-    its reply was read to its end, `stopped` that the server ended the call.
+    its reply was read to its end, `held` that the client has not been sent the end, which waits for its row, `stopped`
+    that the server ended the call.
     """
 
     status: int | None = None
@@ -20,6 +21,7 @@ class Outcome(msgspec.Struct):
     left: bool = False
     drains: bool = False
     whole: bool = False
+    held: bool = False
     stopped: bool = False
     error: ArbstrError | None = None
 
@@ -28,7 +30,7 @@ class Outcome(msgspec.Struct):
         if self.left:
             return "client_disconnected"
         said: EndReason = "completed" if reading.error is None else "upstream_error"
-        if reading.done and self.answered_well:  # whatever came behind [DONE]
+        if reading.done and self.answered_well and not self.held:  # whatever came behind [DONE]
             return said
         if self.stopped or self.error is not None:
             return self._broken_off()

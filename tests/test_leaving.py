@@ -19,6 +19,7 @@ CASES = [
     ({"done": True, "drain": None}, Leaving.END_SOON),
     ({"done": True, "held": True}, Leaving.CANCEL),
     ({"streaming": False, "held": True}, Leaving.CANCEL),
+    ({"complete": True, "held": True}, Leaving.CANCEL),
     ({"complete": True}, Leaving.NOTHING),
     ({"complete": True, "done": True}, Leaving.NOTHING),
 ]

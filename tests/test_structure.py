@@ -20,10 +20,11 @@ MAX_FUNCTION_LINES = 60
 # A module may import what is on the lines above its own, never what is beside or below it.
 LEVELS = """
 errors spans entry usage interrupt learning lifespan workers mock metering.sse ledger.columns ledger.faults
-ledger.losses checks replies section metering.reading metering.stripping ledger.values ledger.statements ledger.location
+ledger.losses
+checks replies section metering.reading metering.stripping ledger.values ledger.statements ledger.location
 provider settings chat metering.meter ledger.driver ledger.backlog ledger.trouble
-headers body config drains leaving routing pricing upstream metering.plain metering.events ledger.sessions ledger.hand
-ledger.migrations
+headers body config drains holding leaving routing pricing upstream metering.plain metering.events
+ledger.sessions ledger.hand ledger.migrations
 callers watching ledger.sqlite ledger.postgresql ledger.mysql ledger.schema ledger.reader ledger.writer
 ledger.target metering.decoding metering.sniffing
 ledger.ledger ledger.migrate metering.opening
@@ -42,8 +43,8 @@ cli
 """
 
 PURE = """
-errors spans entry usage drains learning leaving replies chat headers routing pricing outcome metering metering.sse
-metering.reading metering.stripping metering.meter metering.plain metering.events metering.decoding
+errors spans entry usage drains holding learning leaving replies chat headers routing pricing outcome metering
+metering.sse metering.reading metering.stripping metering.meter metering.plain metering.events metering.decoding
 metering.sniffing metering.opening ledger.columns ledger.values ledger.statements
 """
 OUTSIDE = "asyncio concurrent http io os pathlib random selectors socket ssl subprocess tempfile threading time urllib"
