@@ -9,6 +9,9 @@ from typing import Any
 
 import msgspec
 import pytest
+from asgi_client import PLAIN_REQUEST, STREAM_REQUEST, Call, Message, Provided, rows
+from asgi_client import configured as in_process
+from asgi_client import running as in_lifespan
 from provider import Provider, chunk, hello, plain, provider, stream
 from servers import Gateway, Row, gateway, no_task_left
 from wire import Wire
@@ -260,3 +263,40 @@ def test_any_cut() -> None:
                 out += holding.take(text[at:end], reading)
             assert DONE.encode()[:12] not in out
             assert out + holding.rest() == text
+
+
+@pytest.mark.parametrize("body", [PLAIN_REQUEST, STREAM_REQUEST], ids=["plain", "stream"])
+@pytest.mark.parametrize("how", ["cancelled", "send fails"])
+def test_not_sent_after_all(body: bytes, how: str, tmp_path: Path) -> None:
+    """A committed row is corrected where the server cancels the call first, or the last bytes can't be sent."""
+
+    async def main() -> Row:
+        gate = Gate()
+        async with in_lifespan("middleware", in_process(tmp_path), Provided()) as app:
+            inner = app._gateway
+            gate.record = inner.ledger.record  # type: ignore[method-assign]
+            inner._desk = msgspec.structs.replace(inner._desk, commit=gate)
+            one = Call(app, body)
+
+            async def send(message: Message) -> None:
+                if gate.opened.is_set():
+                    raise OSError("gone")
+                await kept(message)
+
+            kept, one.send = one.send, send  # type: ignore[method-assign]
+
+            task = asyncio.create_task(one.run())
+            await gate.reached.wait()
+            if how == "cancelled":
+                task.cancel()
+            else:
+                gate.opened.set()
+            await asyncio.wait({task})
+            [row] = await rows(app)
+            assert b"[DONE]" not in one.body
+            assert one.body != PLAIN.encode()
+            return dict(row)
+
+    row = asyncio.run(main())
+    expected = ("shutdown", False) if how == "cancelled" else ("client_disconnected", True)
+    assert (row["revision"], row["end_reason"], row["success"]) == (2, *expected)
