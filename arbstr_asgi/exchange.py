@@ -213,7 +213,7 @@ class Exchange:
         if self._desk.commit is None or self._account.committed is not None:
             return
         self._interrupt.touch(inf)
-        self._waiting = True
+        self._waiting = self._outcome.held = True
         try:
             await self._desk.commit(self._account.commit(status or self._outcome.upstream_status))
         finally:
@@ -233,7 +233,7 @@ class Exchange:
         action = on_leaving(
             complete=self._complete,
             done=self._account.reading.done,
-            held=self._waiting or (lost and outcome.held and self._desk.commit is not None),
+            held=self._waiting or (lost and outcome.held),
             answered=self._account.latency_ms is not None,
             streaming=self._account.streaming,
             drain=drain,

@@ -76,7 +76,7 @@ class Relay:
             if held is None and out and not outcome.left:
                 touch(inf)  # what a slow client takes is not the provider's idleness
                 await self._body(out)
-            if holding is not None and meter.reading.done:
+            if holding is not None and held is None and meter.reading.done:
                 await self._release(holding.rest())
                 holding = None
             touch(clock() + idle_timeout)
@@ -93,7 +93,6 @@ class Relay:
         """Send what makes the reply whole, once its row is durable."""
         outcome = self._outcome
         if not outcome.left:
-            outcome.held = True
             await self._commit()
         if not self._started:
             await self._start()
