@@ -5,7 +5,7 @@ from arbstr_asgi.callers import Caller
 from arbstr_asgi.config import Config
 from arbstr_asgi.errors import ArbstrError, ConfigError, LedgerError
 from arbstr_asgi.middleware import ArbstrMiddleware
-from arbstr_asgi.provider import Provider
+from arbstr_asgi.provider import Drain, Provider
 from arbstr_asgi.settings import DatabaseConfig, Limits, Server, Token
 
 __version__ = "0.1.0"
@@ -18,6 +18,7 @@ __all__ = [
     "Config",
     "ConfigError",
     "DatabaseConfig",
+    "Drain",
     "LedgerError",
     "Limits",
     "Provider",

@@ -1,5 +1,6 @@
 """What is known of one call, and the ledger's entries made of it."""
 
+from collections.abc import Callable
 from datetime import datetime
 from decimal import Decimal
 from typing import Any
@@ -21,17 +22,32 @@ _COUNTS = (
     "cache_write_tokens",
     "reasoning_tokens",
 )
+_DURATIONS = ("latency_ms", "ttft_ms", "stream_duration_ms")
 
 
 class Account:
-    """Collects the facts of a call while it goes on. Milliseconds count from its arrival."""
+    """Collects the facts of a call while it goes on. Milliseconds count from its arrival, as `elapsed_ms` says them."""
 
     def __init__(
-        self, correlation_id: str, arrival: datetime, model: str, caller: Caller, worker_id: str, *, streaming: bool
+        self,
+        correlation_id: str,
+        arrival: datetime,
+        model: str,
+        caller: Caller,
+        worker_id: str,
+        *,
+        streaming: bool,
+        elapsed_ms: Callable[[], int],
     ) -> None:
+        self.correlation_id = correlation_id
+        self.end_user = caller.end_user
+        self.streaming = streaming
+        self.elapsed_ms = elapsed_ms
         self.outcome = Outcome()
         self.reading = Reading()
         self.provider: Provider | None = None
+        self.attempts = 0
+        self.committed: Entry | None = None
         self.latency_ms: int | None = None
         self.ttft_ms: int | None = None
         self._entry = Entry(
@@ -54,13 +70,25 @@ class Account:
         """The first state of the row: the provider has answered."""
         return self._row(0)
 
-    def finished(self, elapsed_ms: int) -> Entry:
-        """The last state of the row."""
-        reading, outcome = self.reading, self.outcome
+    def commit(self, status: int | None) -> Entry:
+        """The last state of the row if the client, whose status is `status`, gets what it is about to be sent."""
+        self.committed = self._finished(msgspec.structs.replace(self.outcome, status=status, whole=True, held=False))
+        return self.committed
+
+    def last(self) -> Entry | None:
+        """The last state of the row; None where the committed one, but for its durations, says the same."""
+        entry, committed = self._finished(self.outcome), self.committed
+        if committed is None:
+            return entry
+        timeless = {name: getattr(committed, name) for name in (*_DURATIONS, "revision")}
+        return None if msgspec.structs.replace(entry, **timeless) == committed else _corrected(entry)
+
+    def _finished(self, outcome: Outcome) -> Entry:
+        reading = self.reading
         end_reason = outcome.end_reason(reading)
         return self._row(
             1,
-            stream_duration_ms=elapsed_ms if self._entry.streaming and self.latency_ms is not None else None,
+            stream_duration_ms=self.elapsed_ms() if self.streaming and self.latency_ms is not None else None,
             success=outcome.answered_well and end_reason in ("completed", "client_disconnected"),
             error_status=outcome.error_status,
             error_message=outcome.error_message(reading),
@@ -71,6 +99,7 @@ class Account:
             service_tier=reading.service_tier,
             usage_source=usage_source(reading),
             end_reason=end_reason,
+            disconnect=outcome.disconnect(reading),
             ttft_ms=self.ttft_ms,
             **self._counts(),
         )
@@ -90,6 +119,10 @@ class Account:
             revision=revision,
             provider=self.provider.name if self.provider else None,
             latency_ms=self.latency_ms,
-            attempts=1 if self.provider else 0,
+            attempts=self.attempts,
             **facts,
         )
+
+
+def _corrected(entry: Entry) -> Entry:
+    return msgspec.structs.replace(entry, revision=2)

@@ -100,9 +100,18 @@ class Arbstr:
         return JSONResponse({"status": "ok"})
 
     def snapshot(self) -> dict[str, Any]:
-        """What waits to be written, what went wrong, and what is read on for clients that have left; see `Snapshot`."""
+        """What waits to be written, what went wrong, what is read on for clients that have left; see `Snapshot`.
+
+        `uninjected` lists the models of providers that are asked without `stream_options`, since they refused it.
+        """
         gateway = self._gateway
-        return {**msgspec.structs.asdict(gateway.ledger.snapshot()), "drains": gateway.drains.active}
+        facts = msgspec.structs.asdict(gateway.ledger.snapshot())
+        return {
+            **facts,
+            "drains": gateway.drains.active,
+            "drains_by_provider": dict(gateway.drains.by_provider),
+            "uninjected": gateway.uninjected(),
+        }
 
     async def _readyz(self, request: Request) -> Response:
         """Ready while rows are safe: a database that is down is none of the clients' business."""

@@ -1,30 +1,53 @@
 """How many provider streams are read on for clients that have left."""
 
 from collections import Counter
+from typing import Any
+
+from arbstr_asgi.provider import Drain
 
 
 class Drains:
-    """Counts drains at once, over all and per end user, against their caps."""
+    """Counts drains at once, per provider and of each per end user, against the provider's caps."""
 
-    def __init__(self, limit: int, limit_per_user: int) -> None:
-        self._limit = limit
-        self._limit_per_user = limit_per_user
-        self._users: Counter[str] = Counter()
-        self.active = 0
+    def __init__(self) -> None:
+        self._providers: Counter[str] = Counter()
+        self._users: Counter[tuple[str, str]] = Counter()
+        self._closed = False
 
-    def begin(self, end_user: str | None) -> bool:
-        """Take a place; False where none is left. Callers without a name share the overall cap only."""
-        if self.active >= self._limit or (end_user and self._users[end_user] >= self._limit_per_user):
+    def close(self) -> None:
+        """Have room for no more: the server ends."""
+        self._closed = True
+
+    @property
+    def active(self) -> int:
+        """How many there are over all."""
+        return self._providers.total()
+
+    @property
+    def by_provider(self) -> dict[str, int]:
+        """How many there are of each provider that has any."""
+        return dict(self._providers)
+
+    def has_room(self, provider: str, end_user: str | None, caps: Drain) -> bool:
+        """Whether one more is within the caps. Callers without a name share the overall cap only."""
+        if self._closed or self._providers[provider] >= caps.at_once:
             return False
-        self.active += 1
-        if end_user:
-            self._users[end_user] += 1
-        return True
+        return not end_user or self._users[provider, end_user] < caps.per_end_user
 
-    def end(self, end_user: str | None) -> None:
-        """Give the place back."""
-        self.active -= 1
+    def begin(self, provider: str, end_user: str | None) -> None:
+        """Take a place."""
+        self._providers[provider] += 1
         if end_user:
-            self._users[end_user] -= 1
-            if not self._users[end_user]:
-                del self._users[end_user]
+            self._users[provider, end_user] += 1
+
+    def end(self, provider: str, end_user: str | None) -> None:
+        """Give the place back."""
+        _less(self._providers, provider)
+        if end_user:
+            _less(self._users, (provider, end_user))
+
+
+def _less(counts: Counter[Any], key: object) -> None:
+    counts[key] -= 1
+    if not counts[key]:
+        del counts[key]

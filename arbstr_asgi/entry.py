@@ -17,14 +17,15 @@ EndReason = Literal[
     "abandoned",
 ]
 OPEN = ("in_flight", "abandoned")  # a finished state replaces any of these, whatever its revision
+Disconnect = Literal["drained", "drain_cut", "cancelled"]
 UsageSource = Literal["provider", "provider_partial", "estimated", "none"]
 
 
 class Entry(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """What is known of one call. The field names are the columns; see the README for their meanings.
 
-    `revision` orders the states of one call: 0 in flight, 1 finished. Milliseconds are integers from the monotonic
-    clock, money is Decimal, None is unknown.
+    `revision` orders the states of one call: 0 in flight, 1 finished, 2 corrected. Milliseconds are integers from the
+    monotonic clock, money is Decimal, None is unknown.
     """
 
     correlation_id: str
@@ -59,6 +60,7 @@ class Entry(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     usage_json: str | None = None
     usage_source: UsageSource = "none"
     end_reason: EndReason = "in_flight"
+    disconnect: Disconnect | None = None
     provider_cost_usd: Decimal | None = None
     ttft_ms: int | None = None
     attempts: int = 0

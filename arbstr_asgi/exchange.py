@@ -1,29 +1,33 @@
 """One call, from the parsed request to its row."""
 
 import asyncio
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Awaitable, Callable
+from contextlib import AsyncExitStack, suppress
 from datetime import datetime
 from math import inf
 
 import msgspec
-from starlette.types import Message, Receive, Send
+from starlette.types import Receive, Send
 
 from arbstr_asgi import headers as h
 from arbstr_asgi.account import Account
+from arbstr_asgi.asking import Answer, Asking
 from arbstr_asgi.callers import Caller
-from arbstr_asgi.chat import ChatRequest, ensure_stream_options
+from arbstr_asgi.chat import ChatRequest
 from arbstr_asgi.config import Config
 from arbstr_asgi.drains import Drains
 from arbstr_asgi.entry import Entry
 from arbstr_asgi.errors import ArbstrError, ProviderAuthenticationError, ServerError, UpstreamError, UpstreamTimeout
+from arbstr_asgi.holding import Holding
 from arbstr_asgi.interrupt import Interrupt
+from arbstr_asgi.learning import Learning
+from arbstr_asgi.leaving import Leaving, on_leaving
 from arbstr_asgi.metering import Meter, Reading, open_meter
-from arbstr_asgi.metering.plain import MAX_PLAIN_BYTES
 from arbstr_asgi.provider import Provider
+from arbstr_asgi.relay import Relay
 from arbstr_asgi.replies import RawHeaders, error_event, our_headers, send_error
 from arbstr_asgi.routing import candidates
-from arbstr_asgi.upstream import Reply, Upstream
+from arbstr_asgi.upstream import Upstream
 from arbstr_asgi.watching import watching
 
 SECONDS_BEHIND_DONE = 1.0  # for a provider to end a stream whose client has gone after [DONE]
@@ -36,8 +40,11 @@ class Desk(msgspec.Struct, frozen=True, kw_only=True):
     config: Config
     upstream: Upstream
     drains: Drains
+    learning: Learning
     record: Callable[[Entry], None]
     worker_id: str
+    commit: Callable[[Entry], Awaitable[None]] | None = None
+    """Records, and returns once the row is durable or has been waited for long enough; None: nobody waits."""
 
 
 class Exchange:
@@ -55,35 +62,39 @@ class Exchange:
         """`arrival` is the time of day when the request came, `arrived` the same on the loop's clock."""
         self._desk = desk
         self._request: ChatRequest | None = request
-        self._caller = caller
-        self._streaming = request.stream
         self._meter: Meter | None = None
-        self.draining = False  # whether the provider is read on for a client that has left
-        self._complete = False
+        self._relay: Relay | None = None
         self._headers: RawHeaders = []
         self._clock = asyncio.get_running_loop().time
         self._arrived = arrived
         self._account = Account(
-            correlation_id, arrival, request.model, caller, desk.worker_id, streaming=request.stream
+            correlation_id,
+            arrival,
+            request.model,
+            caller,
+            desk.worker_id,
+            streaming=request.stream,
+            elapsed_ms=self._elapsed_ms,
         )
         self._outcome = self._account.outcome
-        self._correlation_id = correlation_id
         self._interrupt = Interrupt()
+        self._waiting = False  # for the row
+        self._stopping = False
 
     async def run(self, client_headers: h.Headers, receive: Receive, send: Send, sent: Callable[[], None]) -> None:
         """Answer the client. `sent` is called once the provider has the request and its body may go."""
         try:
             with self._interrupt, watching(receive, self._client_left):
                 try:
-                    await self._relay(client_headers, send, sent)
+                    await self._answer(client_headers, send, sent)
                 except ArbstrError as error:
                     self._outcome.error = error
             if self._interrupt.reason == "shutdown":  # a client that doesn't read is not waited for
                 with suppress(TimeoutError):
                     async with asyncio.timeout(SECONDS_TO_TELL):
-                        await self._settle(send)
+                        await self._settle(receive, send)
             else:
-                await self._settle(send)
+                await self._settle(receive, send)
         except asyncio.CancelledError:
             self._outcome.stopped = True
             raise
@@ -93,33 +104,41 @@ class Exchange:
             raise
         finally:
             if self.draining:
-                self._desk.drains.end(self._caller.end_user)
-            self._desk.record(self._account.finished(self._elapsed_ms()))
+                assert self._account.provider is not None
+                self._desk.drains.end(self._account.provider.name, self._account.end_user)
+            last = self._account.last()
+            if last is not None:
+                self._desk.record(last)
 
-    async def _relay(self, client_headers: h.Headers, send: Send, sent: Callable[[], None]) -> None:
-        config, request = self._desk.config, self._request
+    async def _answer(self, client_headers: h.Headers, send: Send, sent: Callable[[], None]) -> None:
+        desk, account, request = self._desk, self._account, self._request
         assert request is not None
-        provider = candidates(config.providers, request.model)[0]
-        body = request.body
-        if provider.inject:
-            body = ensure_stream_options(request, require=config.metering == "require")
-        self._account.provider = provider
+        provider = candidates(desk.config.providers, request.model)[0]
+        asking = Asking(desk.upstream, desk.learning, account, require=desk.config.metering == "require")
         authorized = h.first(client_headers, b"authorization") is not None
-        outgoing = h.to_provider(client_headers, provider, self._correlation_id)
+        relay = self._relay = Relay(
+            send, account, self._interrupt, head=self._head, left=self._client_left, commit=self._commit
+        )
         self._interrupt.deadline(provider.first_byte_timeout)
-        async with self._desk.upstream.open(provider, body, outgoing) as reply:
-            injected = body is not request.body
+        async with AsyncExitStack() as stack:
+            answer = await asking.ask(stack, request, provider, client_headers)
             self._request = request = None  # a long stream need not hold the body that began it
-            del body
             sent()
-            self._answered(reply, provider, injected=injected, authorized=authorized)
+            meter = self._answered(answer, provider, authorized=authorized)
             self._interrupt.deadline(provider.idle_timeout)
-            await self._pump(reply, provider.idle_timeout, send)
+            await relay.pass_on(
+                answer.chunks,
+                meter,
+                hold_all=self._says_cost() or (desk.commit is not None and self._is_empty()),
+                holding=None if desk.commit is None else self._holding(),
+                idle_timeout=provider.idle_timeout,
+            )
+        await relay.end()
 
-    def _answered(self, reply: Reply, provider: Provider, *, injected: bool, authorized: bool) -> None:
+    def _answered(self, answer: Answer, provider: Provider, *, authorized: bool) -> Meter:
         """The provider has spoken: note when, choose the meter, and let the row exist from now on."""
-        self._account.latency_ms = self._elapsed_ms()
-        outcome = self._outcome
+        account, outcome, reply = self._account, self._outcome, answer.reply
+        account.latency_ms = answer.latency_ms
         outcome.upstream_status = reply.status
         if not 200 <= reply.status < 600:
             raise UpstreamError("The provider's answer has no valid status.", code="upstream_protocol_error")
@@ -129,70 +148,22 @@ class Exchange:
             )
         if reply.status in (401, 403) and provider.sends_own_credentials(client_authorizes=authorized):
             raise ProviderAuthenticationError(reply.status)
-        streaming = self._streaming and outcome.answered_well
-        self._meter = open_meter(
+        streaming = account.streaming and outcome.answered_well
+        meter = self._meter = open_meter(
             content_type=h.first(reply.headers, b"content-type"),
             content_encoding=h.first(reply.headers, b"content-encoding"),
             streaming=streaming,
-            strip=injected and streaming,
+            strip=answer.injected and streaming,
             before_done=self._cost_comment if self._desk.config.cost_comment and streaming else None,
         )
-        self._account.reading = self._meter.reading
-        self._headers = h.to_client(reply.headers, provider, changed=self._meter.edits)
+        account.reading = meter.reading
+        self._headers = h.to_client(reply.headers, provider, changed=meter.edits)
         if h.media_type(reply.headers) == "text/event-stream":
             self._headers.append((b"x-accel-buffering", b"no"))
-        self._desk.record(self._account.in_flight())
+        self._desk.record(account.in_flight())
+        return meter
 
-    async def _pump(self, reply: Reply, idle_timeout: float, send: Send) -> None:
-        """Pass the body on, chunk by chunk, through the meter."""
-        assert self._meter is not None
-        meter, account, touch, clock = self._meter, self._account, self._interrupt.touch, self._clock
-        held: list[bytes] | None = None
-        size = 0
-        if self._desk.config.response_headers == "full" and not self._streaming:
-            held = []  # the headers say what the whole body cost
-        else:
-            await self._start(send)
-        async for chunk in reply:
-            out = meter.feed(chunk)
-            if account.ttft_ms is None and meter.reading.started:
-                account.ttft_ms = self._elapsed_ms()
-            if held is not None:
-                held.append(out)
-                size += len(out)
-                if size > MAX_PLAIN_BYTES:  # too large to be held, or to be read for its cost
-                    out, held = b"".join(held), None
-                    await self._start(send)
-            if held is None and out and not self._outcome.left:
-                touch(inf)  # what a slow client takes is not the provider's idleness
-                await self._send(send, {"type": "http.response.body", "body": out, "more_body": True})
-            touch(clock() + idle_timeout)
-        last = meter.finish()
-        if held is not None:
-            last = b"".join((*held, last))
-            self._headers += self._cost_headers()
-            await self._start(send)
-        self._complete = True
-        self._interrupt.touch(inf)
-        await self._send(send, {"type": "http.response.body", "body": last, "more_body": False})
-
-    async def _start(self, send: Send) -> None:
-        status = self._outcome.upstream_status
-        ours = self._our_headers()
-        await self._send(send, {"type": "http.response.start", "status": status, "headers": self._headers + ours})
-        if not self._outcome.left:
-            self._outcome.status = status
-
-    async def _send(self, send: Send, message: Message) -> None:
-        if self._outcome.left:
-            return
-        try:
-            await send(message)
-        except OSError:  # what servers of ASGI spec 2.4 raise after a hang-up
-            asyncio.get_running_loop().call_soon(self._client_left)
-            await asyncio.sleep(0)  # a task that cancelled itself would notice too late, outside of the interrupt
-
-    async def _settle(self, send: Send) -> None:
+    async def _settle(self, receive: Receive, send: Send) -> None:
         """Tell the client of what went wrong, as far as that is still possible."""
         outcome = self._outcome
         if self._account.reading.done and outcome.status is not None:  # whatever broke off did so behind the end
@@ -209,51 +180,111 @@ class Exchange:
         if error is None or outcome.left:
             return
         if outcome.status is None:
+            await self._commit_watched(receive, error.status_code)
+            if outcome.left:
+                return
             outcome.status = error.status_code
             await send_error(send, error, self._our_headers())
         elif self._meter is not None and self._meter.abandon():
-            await send({"type": "http.response.body", "body": error_event(error), "more_body": False})
+            await self._commit_watched(receive, outcome.status)
+            if not outcome.left:
+                await send({"type": "http.response.body", "body": error_event(error), "more_body": False})
         else:
             raise error  # an app that raises is all that makes a server abort the connection
 
-    def _client_left(self) -> None:
-        """The client hung up: read on to the usage if the policy, the caps and the moment allow."""
-        outcome = self._outcome
-        if outcome.left or self._complete:
+    @property
+    def _complete(self) -> bool:
+        return self._relay is not None and self._relay.complete
+
+    @property
+    def draining(self) -> bool:
+        """Whether the provider is read on for a client that has left."""
+        return self._outcome.drains
+
+    async def _commit_watched(self, receive: Receive, status: int) -> None:
+        """The same as `_commit` outside of the relay, where nobody else would notice a hang-up."""
+        if self._desk.commit is not None:
+            self._interrupt = Interrupt()
+            with self._interrupt, watching(receive, self._client_left):
+                await self._commit(status)
+
+    async def _commit(self, status: int | None = None) -> None:
+        """Have the row made durable that the client's reply will have if what is kept back is sent well."""
+        if self._desk.commit is None or self._account.committed is not None:
             return
-        if self._account.reading.done:  # SDKs close here; a provider that does not end soon is not waited for
+        self._interrupt.touch(inf)
+        self._waiting = self._outcome.held = True
+        try:
+            await self._desk.commit(self._account.commit(status or self._outcome.upstream_status))
+        finally:
+            self._waiting = False
+        if self._stopping:
+            self._interrupt.at_most(SECONDS_TO_TELL, "shutdown")
+
+    def _client_left(self, lost: bool = False) -> None:
+        """The client hung up: read on to the usage if the policy, the caps and the moment allow.
+
+        `lost`: bytes that were sent have not arrived.
+        """
+        outcome, provider, drains = self._outcome, self._account.provider, self._desk.drains
+        if outcome.left:
+            return
+        drain = None if provider is None else provider.drain
+        action = on_leaving(
+            complete=self._complete,
+            done=self._account.reading.done,
+            held=self._waiting or (lost and outcome.held),
+            answered=self._account.latency_ms is not None,
+            streaming=self._account.streaming,
+            drain=drain,
+            room=provider is not None
+            and drain is not None
+            and drains.has_room(provider.name, self._account.end_user, drain),
+        )
+        if action is Leaving.END_SOON:
             self._interrupt.at_most(SECONDS_BEHIND_DONE, "done")
-            return
-        outcome.left = True
-        before_answer = self._account.latency_ms is None
-        limits = self._desk.config.limits
-        if (
-            self._account.provider is None
-            or self._account.provider.disconnect == "cancel"
-            or (before_answer and self._streaming)
-            or not self._desk.drains.begin(self._caller.end_user)
-        ):
+        outcome.left = action in (Leaving.DRAIN, Leaving.CANCEL)
+        if action is Leaving.DRAIN and provider is not None and drain is not None:
+            outcome.drains = True
+            drains.begin(provider.name, self._account.end_user)
+            self._interrupt.at_most(drain.drain, "client_disconnected")
+        elif action is Leaving.CANCEL:
             self._interrupt.fire("client_disconnected")
-            return
-        self.draining = True
-        self._interrupt.at_most(limits.drain_timeout, "client_disconnected")
 
     def stop(self) -> None:
-        """End the call now, because the server does."""
-        self._interrupt.fire("shutdown")
+        """End the call now, because the server does; one that waits for its row does so soon anyway."""
+        self._stopping = True
+        if not self._waiting:
+            self._interrupt.fire("shutdown")
 
-    def _cost_headers(self) -> RawHeaders:
-        found = [(b"x-arbstr-latency-ms", str(self._elapsed_ms()).encode())]
-        sats = self._account.cost_sats
-        return found if sats is None else [*found, (b"x-arbstr-cost-sats", f"{sats:f}".encode())]
+    def _head(self) -> RawHeaders:
+        headers = self._headers + self._our_headers()
+        if self._says_cost() and self._outcome.whole:  # else the head went first
+            headers.append((b"x-arbstr-latency-ms", str(self._elapsed_ms()).encode()))
+            sats = self._account.cost_sats
+            if sats is not None:
+                headers.append((b"x-arbstr-cost-sats", f"{sats:f}".encode()))
+        return headers
+
+    def _says_cost(self) -> bool:
+        return self._desk.config.response_headers == "full" and not self._account.streaming
+
+    def _is_empty(self) -> bool:
+        """Whether the client has all of the reply with its head."""
+        return self._outcome.upstream_status == 204 or h.first(self._headers, b"content-length") == "0"
+
+    def _holding(self) -> Holding:
+        events = h.media_type(self._headers) == "text/event-stream"
+        return Holding(has_length=h.first(self._headers, b"content-length") is not None, is_events=events)
 
     def _cost_comment(self, reading: Reading) -> bytes:
         sats = self._account.cost_sats
         return b": arbstr cost_sats=" + ("unknown" if sats is None else f"{sats:f}").encode() + b"\n\n"
 
     def _our_headers(self) -> RawHeaders:
-        provider = self._account.provider.name if self._account.provider else None
-        return our_headers(self._correlation_id, provider, streaming=self._streaming)
+        account = self._account
+        provider = account.provider.name if account.provider else None
+        return our_headers(account.correlation_id, provider, streaming=account.streaming)
 
     def _elapsed_ms(self) -> int:
         return round((self._clock() - self._arrived) * 1000)

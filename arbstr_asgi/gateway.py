@@ -5,6 +5,7 @@ import contextvars
 import logging
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime
+from time import monotonic
 from uuid import uuid4
 
 import databases
@@ -19,6 +20,7 @@ from arbstr_asgi.config import Config
 from arbstr_asgi.drains import Drains
 from arbstr_asgi.errors import ArbstrError, ConfigError, LedgerError, RequestError, ServerError
 from arbstr_asgi.exchange import Desk, Exchange
+from arbstr_asgi.learning import Learning
 from arbstr_asgi.ledger import Bounds, Ledger
 from arbstr_asgi.replies import our_headers, send_error
 from arbstr_asgi.upstream import HttpxUpstream
@@ -60,7 +62,8 @@ class Gateway:
             durable=settings.durability == "strict",
             bounds=Bounds(settings.max_queued, settings.max_queued_bytes, settings.on_full == "refuse"),
         )
-        self.drains = Drains(config.limits.max_drains, config.limits.max_drains_per_user)
+        self.drains = Drains()
+        self._learning = Learning()
         self._refuses = settings.on_full == "refuse"
         self._callers = Callers(config.server, identify)
         self._bodies = BodyReader(config.limits)
@@ -83,7 +86,9 @@ class Gateway:
             config=self.config,
             upstream=self._upstream,
             drains=self.drains,
+            learning=self._learning,
             record=self.ledger.record,
+            commit=self.ledger.commit if self.config.database.durability == "strict" else None,
             worker_id=self.ledger.worker_id,
         )
         if not self._callers.guarded:
@@ -109,10 +114,15 @@ class Gateway:
 
         Servers don't tell an app, but who starts one may know.
         """
+        self.drains.close()
         for exchange in list(self._running):
             if exchange.draining:
                 exchange.stop()
         asyncio.get_running_loop().call_later(grace, self._stop_all)
+
+    def uninjected(self) -> list[dict[str, str]]:
+        """The pairs of provider and model that refuse `stream_options`, so that somebody's streams have no usage."""
+        return self._learning.uninjected(monotonic())
 
     def _stop_all(self) -> None:
         for exchange in list(self._running):

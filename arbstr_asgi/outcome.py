@@ -2,7 +2,7 @@
 
 import msgspec
 
-from arbstr_asgi.entry import EndReason, UsageSource
+from arbstr_asgi.entry import Disconnect, EndReason, UsageSource
 from arbstr_asgi.errors import ArbstrError, ServerError, UpstreamError, UpstreamTimeout
 from arbstr_asgi.metering import Reading
 
@@ -11,12 +11,17 @@ class Outcome(msgspec.Struct):
     """What happened to one call, as far as it is known.
 
     `status` is what the client got (None: nothing yet), `upstream_status` what the provider said. `left` means that
-    the client hung up before the reply was complete, `stopped` that the server ended the call.
+    the client hung up before the reply was complete, `drains` that the provider was read on all the same, `whole` that
+    its reply was read to its end, `held` that the client has not been sent the end, which waits for its row, `stopped`
+    that the server ended the call.
     """
 
     status: int | None = None
     upstream_status: int | None = None
     left: bool = False
+    drains: bool = False
+    whole: bool = False
+    held: bool = False
     stopped: bool = False
     error: ArbstrError | None = None
 
@@ -25,7 +30,7 @@ class Outcome(msgspec.Struct):
         if self.left:
             return "client_disconnected"
         said: EndReason = "completed" if reading.error is None else "upstream_error"
-        if reading.done and self.answered_well:  # whatever came behind [DONE]
+        if reading.done and self.answered_well and not self.held:  # whatever came behind [DONE]
             return said
         if self.stopped or self.error is not None:
             return self._broken_off()
@@ -41,6 +46,14 @@ class Outcome(msgspec.Struct):
         if isinstance(self.error, UpstreamError):
             return "upstream_error"
         return "incomplete" if isinstance(self.error, ServerError) else "completed"  # our refusal is whole
+
+    def disconnect(self, reading: Reading) -> Disconnect | None:
+        """What became of the provider's reply after the client had left; None: it did not leave early."""
+        if not self.left:
+            return None
+        if self.whole or reading.done:
+            return "drained"
+        return "drain_cut" if self.drains else "cancelled"
 
     @property
     def answered_well(self) -> bool:

@@ -15,12 +15,33 @@ RATES = ("input_rate", "output_rate", "base_fee", "cached_input_rate", "reasonin
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9 _.-]{0,63}")
 
 
+class Drain(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How far a provider's replies are read on, to their usage, for clients that have left.
+
+    At most `drain` seconds each, `at_once` at a time, `per_end_user` of them for one end user; beyond that they are
+    cancelled.
+    """
+
+    drain: float = 30.0
+    at_once: int = 64
+    per_end_user: int = 4
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._require_positive("drain")
+        self._require_not_negative("at_once", "per_end_user")
+
+
+Disconnect = Drain | Literal["drain", "cancel"]
+
+
 class Provider(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Somebody who answers chat completions below `url`, and what they charge.
 
     Rates are sats per 1,000,000 tokens, `base_fee` is sats per request; a rate of None makes the cost unknown, 0 is
     free. `cached_input_rate` and `reasoning_rate` replace the rate for their share of the tokens. An empty `models`
-    serves every model. Time-outs are seconds. `inject=False` leaves `stream_options` to the client.
+    serves every model. Time-outs are seconds. `inject=False` leaves `stream_options` to the client. `disconnect` says
+    what becomes of a reply whose client has left: "drain" is `Drain()`, "cancel" closes it at once.
     """
 
     name: str
@@ -33,7 +54,7 @@ class Provider(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
     cached_input_rate: Decimal | int | None = None
     reasoning_rate: Decimal | int | None = None
     inject: bool = True
-    disconnect: Literal["drain", "cancel"] = "drain"
+    disconnect: Disconnect = "drain"
     connect_timeout: float = 10.0
     first_byte_timeout: float = 600.0
     idle_timeout: float = 300.0
@@ -53,12 +74,20 @@ class Provider(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
             self._set(name, rate(name, getattr(self, name)))
         for name in ("forward_headers", "return_headers"):
             self._set(name, header_names(name, getattr(self, name)))
+        self._set("disconnect", msgspec.convert(self.disconnect, Disconnect))  # a mapping passes the check, too
         for name, value in self.headers.items():
             if not HEADER.fullmatch(name) or not printable(value) or name.lower() in OURS:
                 raise ConfigError(f"headers.{name if printable(name) else '?'}: not a header that can be set")
         if self.api_key is not None and not (self.api_key and printable(self.api_key)):
             raise ConfigError("api_key: must be a non-empty string of printable ASCII characters")
         self._require_positive("connect_timeout", "first_byte_timeout", "idle_timeout")
+
+    @property
+    def drain(self) -> Drain | None:
+        """How far replies are read on for clients that have left; None: not at all."""
+        if isinstance(self.disconnect, Drain):
+            return self.disconnect
+        return Drain() if self.disconnect == "drain" else None
 
     def sends_own_credentials(self, *, client_authorizes: bool) -> bool:
         """Whether a 401 from this provider is about something of ours rather than of the client's."""

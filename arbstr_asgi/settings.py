@@ -78,16 +78,12 @@ class DatabaseConfig(Section, frozen=True, kw_only=True, forbid_unknown_fields=T
 
 
 class Limits(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Bounds on what clients can make us hold: bytes, seconds, and provider streams read on after a hang-up."""
+    """Bounds on what clients can make us hold: bytes and seconds."""
 
     max_body_bytes: int = 32 * 1024 * 1024
     max_body_bytes_in_flight: int = 256 * 1024 * 1024
     body_timeout: float = 30.0
-    drain_timeout: float = 30.0
-    max_drains: int = 64
-    max_drains_per_user: int = 4
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self._require_positive("max_body_bytes", "max_body_bytes_in_flight", "body_timeout", "drain_timeout")
-        self._require_not_negative("max_drains", "max_drains_per_user")
+        self._require_positive("max_body_bytes", "max_body_bytes_in_flight", "body_timeout")

@@ -163,6 +163,19 @@ async def good(line: Line) -> None:
 
 
 @script
+async def says(line: Line) -> None:
+    """What the request's own `say` describes: a type, a status, and chunks, each on its own; with a length or not."""
+    say = line.asked["say"]
+    chunks = [text.encode() for text in say["chunks"]]
+    await line.head({"content-type": say["type"]}, say["status"], sum(map(len, chunks)) if say["length"] else -1)
+    for data in chunks:
+        await (line.send(data) if say["length"] else line.chunk(data))
+        await line.delivered()
+    if not say["length"]:
+        await line.send(b"0\r\n\r\n")
+
+
+@script
 async def gated(line: Line) -> None:
     """The beginning, and the rest once the test opens the gate."""
     if line.stream:

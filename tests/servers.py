@@ -17,7 +17,7 @@ from typing import Any
 import httpx
 from wire import eventually
 
-from arbstr_asgi import Arbstr, Caller, Config, DatabaseConfig, Limits, Provider, Server
+from arbstr_asgi import Arbstr, Caller, Config, DatabaseConfig, Provider, Server
 from arbstr_asgi.serve import serving
 
 SECONDS = 20.0  # more than anything here takes, on a busy machine too
@@ -70,11 +70,10 @@ async def gateway(
     folder: Path,
     url: str,
     provider: Mapping[str, Any] | None = None,
-    limits: Mapping[str, Any] | None = None,
     **facts: Any,
 ) -> AsyncIterator[Gateway]:
     """A gateway in front of the provider at `url`, on hypercorn in this process."""
-    arbstr = Arbstr(configured(folder, url, provider, limits=Limits(**(limits or {})), **facts), identify=who)
+    arbstr = Arbstr(configured(folder, url, provider, **facts), identify=who)
     async with serving(arbstr) as at:
         yield Gateway(arbstr, at)
 

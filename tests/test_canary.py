@@ -405,8 +405,7 @@ def test_unreachable_database(tmp_path: Path, finds: Finds) -> None:
         assert b'"spilling"' in ready.body
         finds.add_objects(config, app.ledger)
         await app._gateway.close()
-        (spill,) = Path("arbstr-spill").rglob("1.db")
-        finds.add_database(spill)
+        finds.add_database(app.ledger.spill_folder / "1.db")
         assert any("row of requests" in where for where, _ in finds.seen)
 
     asyncio.run(main())

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from arbstr_asgi import Config, ConfigError, Provider, Server, Token
+from arbstr_asgi import Config, ConfigError, Drain, Provider, Server, Token
 from arbstr_asgi.settings import DatabaseConfig, Limits
 
 MINIMAL: dict[str, Any] = {"providers": [{"name": "alpha", "url": "https://api.example.com/v1"}]}
@@ -32,7 +32,7 @@ def test_toml(tmp_path: Path) -> None:
         [database]
         path = "./arbstr.db"
         [limits]
-        max_drains = 3
+        body_timeout = 3
         [[providers]]
         name = "alpha"
         url = "https://${HOST}/v1/"
@@ -41,6 +41,7 @@ def test_toml(tmp_path: Path) -> None:
         input_rate = 10000
         output_rate = 0.1
         base_fee = 1
+        disconnect = { drain = 2.5, at_once = 3 }
         """
     )
     environ = {"ARBSTR_TOKEN": "t", "ALICE": "a", "HOST": "api.example.com", "ALPHA_KEY": "k"}
@@ -48,10 +49,11 @@ def test_toml(tmp_path: Path) -> None:
     assert config.server.auth_token == "t"
     assert config.server.tokens == (Token(name="alice", token="a"),)
     assert config.database.resolved_url == "sqlite+aiosqlite:///./arbstr.db"
-    assert config.limits.max_drains == 3
+    assert config.limits.body_timeout == 3
     [alpha] = config.providers
     assert alpha.url == "https://api.example.com/v1"
     assert alpha.api_key == "k"
+    assert alpha.drain == Drain(drain=2.5, at_once=3, per_end_user=4)
     assert (alpha.input_rate, alpha.output_rate, alpha.base_fee) == (10000, Decimal("0.1"), 1)
     assert alpha.serves("gpt-4o")
     assert not alpha.serves("gpt-4")
@@ -83,7 +85,7 @@ def test_key_by_convention() -> None:
         ({**MINIMAL, "metering": "sometimes"}, "metering: "),
         ({**MINIMAL, "database": {"url": "sqlite:///a", "path": "a"}}, "database.path: "),
         ({**MINIMAL, "limits": {"max_body_bytes": 0}}, "limits.max_body_bytes: "),
-        ({**MINIMAL, "limits": {"max_drains": -1}}, "limits.max_drains: "),
+        ({**MINIMAL, "limits": {"max_drains": 1}}, "limits: Object contains unknown field `max_drains`"),
         (provider(input_rate=-1), "providers[0].input_rate: "),
         (provider(output_rate=float("nan")), "providers[0].output_rate: "),
         (provider(base_fee=float("inf")), "providers[0].base_fee: "),
@@ -98,6 +100,13 @@ def test_key_by_convention() -> None:
         (provider(api_key=""), "providers[0].api_key: "),
         (provider(api_key="k\n"), "providers[0].api_key: "),
         (provider(models="gpt-4o"), "providers[0].models: "),
+        (provider(disconnect="maybe"), "providers[0].disconnect: "),
+        (provider(disconnect=True), "providers[0].disconnect: "),
+        (provider(disconnect={"drain": 0}), "providers[0].disconnect.drain: must be"),
+        (provider(disconnect={"drain": "1"}), "providers[0].disconnect.drain: "),
+        (provider(disconnect={"at_once": -1}), "providers[0].disconnect.at_once: must not be negative"),
+        (provider(disconnect={"per_end_user": 1.5}), "providers[0].disconnect.per_end_user: "),
+        (provider(disconnect={"drian": 1}), "providers[0].disconnect: Object contains unknown field `drian`"),
         (provider(idle_timeout=0), "providers[0].idle_timeout: "),
         (provider(headers={"x": "a\r\nb: c"}), "providers[0].headers.x: "),
         (provider(forward_headers=["Cookie"]), "providers[0].forward_headers: cookie"),

@@ -60,6 +60,7 @@ ALWAYS: Row = {
     "complexity_score": None,
     "tier": None,
     "service_tier": None,
+    "disconnect": None,
 }
 BEGUN: Row = {"response_model": RESPONSE_MODEL, "response_id": RESPONSE_ID}
 UNKNOWN: Row = {"response_model": None, "response_id": None, "finish_reason": None}

@@ -11,6 +11,8 @@ from provider import Line, Provider, provider, stream
 from servers import Gateway, Row, gateway, ledger_rows, no_task_left
 from wire import Wire, eventually
 
+from arbstr_asgi import Drain
+
 SOON = 3.0  # seconds, for what takes milliseconds
 FULL: Row = {
     "end_reason": "client_disconnected",
@@ -21,9 +23,15 @@ FULL: Row = {
     "output_tokens": 2,
     "cost_sats": Decimal("1.13"),
     "usage_source": "provider",
+    "disconnect": "drained",
 }
-EMPTY: Row = {**FULL, "input_tokens": None, "output_tokens": None, "cost_sats": None, "usage_source": "none"}
+WHOLE: Row = {**FULL, "end_reason": "completed", "disconnect": None}
+UNKNOWN: Row = {"input_tokens": None, "output_tokens": None, "cost_sats": None, "usage_source": "none"}
+EMPTY: Row = {**FULL, **UNKNOWN, "disconnect": "cancelled"}
 NEVER_ANSWERED: Row = {**EMPTY, "success": False}
+
+
+NEVER = Drain(at_once=0)
 
 
 def asked(model: str, *, streaming: bool = True) -> dict[str, Any]:
@@ -113,17 +121,17 @@ def test_stream_left_before_its_answer_is_cancelled(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("model", ["endless", "stalls"])
 def test_drain_has_an_end(model: str, tmp_path: Path) -> None:
-    """A stream that doesn't end is read on for drain_timeout only, whether it says something or nothing."""
+    """A stream that doesn't end is read on for its `drain` seconds only, whether it says something or nothing."""
 
     async def main() -> tuple[Row, float]:
-        limits = {"drain_timeout": 0.3}
-        async with provider() as upstream, gateway(tmp_path, upstream.url, limits=limits) as gate:
+        short = {"disconnect": Drain(drain=0.3)}
+        async with provider() as upstream, gateway(tmp_path, upstream.url, short) as gate:
             line = await left(gate, upstream, model)
             seconds = await closed(line)
             return await gate.row(), seconds
 
     row, seconds = asyncio.run(main())
-    check(row, {**EMPTY, "finish_reason": None})
+    check(row, {**EMPTY, "finish_reason": None, "disconnect": "drain_cut"})
     assert seconds > 0.15
 
 
@@ -131,13 +139,13 @@ def test_cut_drain_keeps_what_was_counted(tmp_path: Path) -> None:
     """Of a stream that counts as it goes, a drain that was cut knows the last count, and that it is not the end."""
 
     async def main() -> Row:
-        limits = {"drain_timeout": 0.2}
-        async with provider() as upstream, gateway(tmp_path, upstream.url, limits=limits) as gate:
+        short = {"disconnect": Drain(drain=0.2)}
+        async with provider() as upstream, gateway(tmp_path, upstream.url, short) as gate:
             await closed(await left(gate, upstream, "cumulative"))
             return await gate.row()
 
     row = asyncio.run(main())
-    check(row, {"end_reason": "client_disconnected", "usage_source": "provider_partial", "input_tokens": 7})
+    check(row, {"end_reason": "client_disconnected", "usage_source": "provider_partial", "disconnect": "drain_cut"})
     assert row["output_tokens"] > 1
     assert row["cost_sats"] > 1
 
@@ -152,7 +160,7 @@ def test_drained_reply_breaks_off(tmp_path: Path) -> None:
 
     row = asyncio.run(main())
     assert (row["end_reason"], row["usage_source"]) == ("client_disconnected", "none")
-    assert row["error_message"] == "upstream_error: upstream_timeout"
+    assert (row["error_message"], row["disconnect"]) == ("upstream_error: upstream_timeout", "drain_cut")
 
 
 @pytest.mark.parametrize("model", ["endless", "stalls"])
@@ -167,16 +175,16 @@ def test_cancel_policy(model: str, tmp_path: Path) -> None:
     check(asyncio.run(main()), EMPTY)
 
 
-@pytest.mark.parametrize(("limits", "kept"), [({"max_drains": 2}, 2), ({"max_drains_per_user": 1}, 2)])
-def test_caps(limits: dict[str, int], kept: int, tmp_path: Path) -> None:
+@pytest.mark.parametrize("caps", [Drain(at_once=2), Drain(per_end_user=1)], ids=["at_once", "per_end_user"])
+def test_caps(caps: Drain, tmp_path: Path) -> None:
     """Over the cap of all drains, or of one user's, a call is cancelled at once; the others are read on."""
 
     async def main() -> list[Row]:
-        async with provider() as upstream, gateway(tmp_path, upstream.url, limits=limits) as gate:
+        async with provider() as upstream, gateway(tmp_path, upstream.url, {"disconnect": caps}) as gate:
             users = ["alice", "bob", "alice"]
             for number, user in enumerate(users):
                 await left(gate, upstream, "gated", number, headers={"x-user": user})
-                await gate.until_drains(min(number + 1, kept))
+                await gate.until_drains(min(number + 1, 2))
             await closed(upstream.lines[2])
             assert [line.closed.is_set() for line in upstream.lines] == [False, False, True]
             upstream.gate.set()
@@ -200,7 +208,7 @@ def test_no_drains_at_all(tmp_path: Path) -> None:
     """A cap of 0 cancels whatever is left."""
 
     async def main() -> Row:
-        async with provider() as upstream, gateway(tmp_path, upstream.url, limits={"max_drains": 0}) as gate:
+        async with provider() as upstream, gateway(tmp_path, upstream.url, {"disconnect": NEVER}) as gate:
             await closed(await left(gate, upstream, "stalls"))
             return await gate.row()
 
@@ -211,7 +219,7 @@ def test_left_after_done(tmp_path: Path) -> None:
     """Whoever leaves after [DONE], as SDKs do, has had everything: the call is completed, and not a drain."""
 
     async def main() -> Row:
-        async with provider() as upstream, gateway(tmp_path, upstream.url, limits={"max_drains": 0}) as gate:
+        async with provider() as upstream, gateway(tmp_path, upstream.url, {"disconnect": NEVER}) as gate:
             wire = await Wire.open(gate.url, asked("done_and_open"))
             await wire.until(len(stream()))
             assert wire.body == stream()
@@ -224,7 +232,7 @@ def test_left_after_done(tmp_path: Path) -> None:
             upstream.gate.set()
             return await gate.row()
 
-    check(asyncio.run(main()), {**FULL, "end_reason": "completed"})
+    check(asyncio.run(main()), WHOLE)
 
 
 def test_left_after_everything(tmp_path: Path) -> None:
@@ -239,7 +247,7 @@ def test_left_after_everything(tmp_path: Path) -> None:
             assert await gate.row() == row
             return row
 
-    check(asyncio.run(main()), {**FULL, "end_reason": "completed"})
+    check(asyncio.run(main()), WHOLE)
 
 
 def test_left_within_the_request(tmp_path: Path) -> None:
@@ -271,7 +279,7 @@ def test_many_leave_at_once(tmp_path: Path) -> None:
     """Forty clients leave together: each has its row, no place is lost, and no task is left over."""
 
     async def main() -> list[Row]:
-        async with provider() as upstream, gateway(tmp_path, upstream.url, limits={"max_drains": 10}) as gate:
+        async with provider() as upstream, gateway(tmp_path, upstream.url, {"disconnect": Drain(at_once=10)}) as gate:
             wires = [await Wire.open(gate.url, asked("gated")) for _ in range(40)]
             await asyncio.gather(*(wire.until(1) for wire in wires))
             for number, wire in enumerate(wires):
@@ -287,6 +295,7 @@ def test_many_leave_at_once(tmp_path: Path) -> None:
     rows = asyncio.run(main())
     assert {row["end_reason"] for row in rows} == {"client_disconnected"}
     assert sorted(row["usage_source"] for row in rows) == ["none"] * 30 + ["provider"] * 10
+    assert sorted(row["disconnect"] for row in rows) == ["cancelled"] * 30 + ["drained"] * 10
 
 
 def test_drains_end_at_shutdown(tmp_path: Path) -> None:
@@ -303,7 +312,7 @@ def test_drains_end_at_shutdown(tmp_path: Path) -> None:
         return ledger_rows(tmp_path), seconds
 
     rows, seconds = asyncio.run(main())
-    assert [row["end_reason"] for row in rows] == ["client_disconnected"]
+    assert [(row["end_reason"], row["disconnect"]) for row in rows] == [("client_disconnected", "drain_cut")]
     assert seconds < 10
 
 

@@ -23,7 +23,7 @@ from asgi_client import (
 )
 from asgi_client import rows as rows_of
 
-from arbstr_asgi import Limits, Provider
+from arbstr_asgi import Drain, Provider
 from arbstr_asgi.entry import Entry
 from arbstr_asgi.ledger import Ledger
 from arbstr_asgi.upstream import HttpxUpstream
@@ -41,9 +41,9 @@ def stalling() -> Provided:
     return Provided(answer)
 
 
-async def hung_up(folder: Path, provider: dict[str, Any], limits: Limits) -> str:
+async def hung_up(folder: Path, provider: dict[str, Any]) -> str:
     """How a call ends whose client leaves after the first word; the provider would never end it."""
-    async with running("sub-app", configured(folder, provider, limits=limits), stalling()) as app:
+    async with running("sub-app", configured(folder, provider), stalling()) as app:
         one = Call(app, STREAM_REQUEST)
         task = asyncio.create_task(one.run())
         await one.begun.wait()
@@ -56,17 +56,17 @@ async def hung_up(folder: Path, provider: dict[str, Any], limits: Limits) -> str
 
 def test_hang_up_is_noticed(tmp_path: Path) -> None:
     """With `cancel` a hang-up ends the call at once, although nothing is sent that could fail."""
-    assert asyncio.run(hung_up(tmp_path, {"disconnect": "cancel"}, Limits())) == "client_disconnected"
+    assert asyncio.run(hung_up(tmp_path, {"disconnect": "cancel"})) == "client_disconnected"
 
 
 def test_drains_are_capped(tmp_path: Path) -> None:
     """With no place left to drain, the provider's stream is closed at once."""
-    assert asyncio.run(hung_up(tmp_path, {}, Limits(max_drains=0))) == "client_disconnected"
+    assert asyncio.run(hung_up(tmp_path, {"disconnect": Drain(at_once=0)})) == "client_disconnected"
 
 
 def test_drain_time_is_capped(tmp_path: Path) -> None:
     """A drain ends at its time-out, whatever the provider does."""
-    assert asyncio.run(hung_up(tmp_path, {}, Limits(drain_timeout=0.1))) == "client_disconnected"
+    assert asyncio.run(hung_up(tmp_path, {"disconnect": Drain(drain=0.1)})) == "client_disconnected"
 
 
 def test_cancelled_call_has_its_row(tmp_path: Path) -> None:

@@ -19,12 +19,12 @@ MAX_FUNCTION_LINES = 60
 
 # A module may import what is on the lines above its own, never what is beside or below it.
 LEVELS = """
-errors spans entry usage interrupt lifespan drains workers mock metering.sse ledger.quiet
+errors spans entry usage interrupt learning lifespan workers mock metering.sse ledger.quiet
 ledger.columns ledger.faults ledger.losses ledger.snapshot ledger.slots
 checks replies section metering.reading metering.stripping ledger.values ledger.statements ledger.location
 provider settings chat metering.meter ledger.driver ledger.backlog ledger.trouble ledger.degrading supervisor
-headers body config routing pricing upstream metering.plain metering.events ledger.sessions ledger.hand
-ledger.migrations
+headers body config drains holding leaving routing pricing upstream metering.plain metering.events
+ledger.sessions ledger.hand ledger.migrations
 callers watching ledger.sqlite ledger.postgresql ledger.mysql ledger.schema ledger.reader
 ledger.target metering.decoding metering.sniffing
 ledger.spill ledger.migrate metering.opening
@@ -34,6 +34,7 @@ ledger.ledger
 ledger metering
 outcome
 account
+asking relay
 exchange
 gateway
 app middleware
@@ -45,9 +46,9 @@ cli
 """
 
 PURE = """
-errors spans entry usage drains replies chat headers routing pricing outcome metering metering.sse metering.reading
-metering.stripping metering.meter metering.plain metering.events metering.decoding metering.sniffing metering.opening
-ledger.columns ledger.values ledger.statements ledger.snapshot ledger.degrading
+errors spans entry usage drains holding learning leaving replies chat headers routing pricing outcome metering
+metering.sse metering.reading metering.stripping metering.meter metering.plain metering.events metering.decoding
+metering.sniffing metering.opening ledger.columns ledger.values ledger.statements ledger.snapshot ledger.degrading
 """
 OUTSIDE = "asyncio concurrent http io os pathlib random selectors socket ssl subprocess tempfile threading time urllib"
 
@@ -61,7 +62,7 @@ FOREIGN = {
     "alembic": "ledger.migrations",
     "asyncpg": "ledger.postgresql",
     "pymysql": "ledger.mysql",
-    "starlette": "app asgi body exchange gateway lifespan middleware mock watching",
+    "starlette": "app asgi body exchange gateway lifespan middleware mock relay watching",
     "hypercorn": "serve",
     "uvloop": "serve",
     "click": "cli mock_server",

@@ -58,6 +58,7 @@ COLUMNS: tuple[Column, ...] = (
     Column("usage_json", Kind.DOCUMENT, 4096),
     Column("usage_source", Kind.TEXT, 32, required=True),
     Column("end_reason", Kind.TEXT, 32, required=True),
+    Column("disconnect", Kind.TEXT, 32),
     Column("provider_cost_usd", Kind.MONEY),
     Column("ttft_ms", Kind.INTEGER),
     Column("attempts", Kind.INTEGER, required=True),

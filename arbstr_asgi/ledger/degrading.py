@@ -13,7 +13,7 @@ _NAMES = tuple(column.name for column in COLUMNS)
 _LAST = {"correlation_id", "timestamp", "streaming", "success", "end_reason", "attempts", "worker_id", "revision"}
 _KEPT = _LAST | {
     *("model", "provider", "policy", "end_user", "tenant"),
-    *("latency_ms", "ttft_ms", "stream_duration_ms", "error_status"),
+    *("latency_ms", "ttft_ms", "stream_duration_ms", "error_status", "disconnect"),
 }
 _REFUSED = "(refused)"
 

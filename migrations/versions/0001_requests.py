@@ -91,6 +91,7 @@ def _columns() -> list[sa.Column[Any]]:
         sa.Column("usage_json", _DOCUMENT),
         sa.Column("usage_source", sa.String(32), nullable=False),
         sa.Column("end_reason", sa.String(32), nullable=False),
+        sa.Column("disconnect", sa.String(32)),
         sa.Column("provider_cost_usd", _MONEY),
         sa.Column("ttft_ms", sa.BigInteger()),
         sa.Column("attempts", sa.BigInteger(), nullable=False),
