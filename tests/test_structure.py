@@ -19,8 +19,10 @@ MAX_FUNCTION_LINES = 60
 
 # A module may import what is on the lines above its own, never what is beside or below it.
 LEVELS = """
-errors spans entry usage interrupt lifespan drains workers mock metering.sse ledger.columns ledger.faults ledger.losses
-checks replies section metering.reading metering.stripping ledger.values ledger.statements ledger.location
+errors spans entry usage interrupt lifespan drains workers mock metering.sse metering.grammar metering.excerpt
+ledger.columns ledger.faults ledger.losses
+checks replies section metering.reading metering.stripping metering.pruning ledger.values ledger.statements
+ledger.location
 provider settings chat metering.meter ledger.driver ledger.backlog ledger.trouble
 headers body config routing pricing upstream metering.plain metering.events ledger.sessions ledger.hand
 ledger.migrations
@@ -42,7 +44,8 @@ cli
 
 PURE = """
 errors spans entry usage drains replies chat headers routing pricing outcome metering metering.sse metering.reading
-metering.stripping metering.meter metering.plain metering.events metering.decoding metering.sniffing metering.opening
+metering.stripping metering.meter metering.grammar metering.excerpt metering.pruning metering.plain
+metering.events metering.decoding metering.sniffing metering.opening
 ledger.columns ledger.values ledger.statements
 """
 OUTSIDE = "asyncio concurrent http io os pathlib random selectors socket ssl subprocess tempfile threading time urllib"
