@@ -78,7 +78,6 @@ class Excerpt:
     def member(self, parent: Kind, name: bytes, byte: bytes, at: int, depth: int) -> Kind | None:
         """The value of a member of ours begins at `at` with `byte`; how to read it, if it is to be looked into."""
         found = self._found if parent == Kind.ROOT else self._inner
-        found.pop(name, None)
         into = _FOLLOWED.get((name, byte))
         if into is not None:
             self._inner = {}

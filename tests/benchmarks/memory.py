@@ -292,15 +292,14 @@ def main() -> int:
     resource.setrlimit(
         resource.RLIMIT_NOFILE, (hard if hard != resource.RLIM_INFINITY and hard < FILES else FILES, hard)
     )
-    results = [
-        measure(server, given.loop, given.streams, slow_client=slow_client)
-        for server in (SERVERS if given.server == "all" else (given.server,))
-        for slow_client in ((False, True) if given.case == "both" else (given.case == "client",))
-    ]
     print(f"{given.streams} streams at once; KB of resident memory")
-    print(f"{'server':26}{'':36}{'idle':>10}{'a stream':>10}")
-    for found in results:
-        print(f"{found.server:26}{found.case:36}{found.idle_kb:10,.0f}{found.each_kb:10.1f}")
+    print(f"{'server':26}{'':36}{'idle':>10}{'a stream':>10}", flush=True)
+    results: list[Found] = []
+    for server in SERVERS if given.server == "all" else (given.server,):
+        for slow_client in (False, True) if given.case == "both" else (given.case == "client",):
+            found = measure(server, given.loop, given.streams, slow_client=slow_client)
+            print(f"{found.server:26}{found.case:36}{found.idle_kb:10,.0f}{found.each_kb:10.1f}", flush=True)
+            results.append(found)
     return int(any(found.each_kb > TARGET_KB for found in results))
 
 
