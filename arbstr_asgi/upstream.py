@@ -26,6 +26,9 @@ Headers = Sequence[tuple[bytes, bytes]]
 
 KEEPALIVE_SECONDS = 5.0  # a POST on a connection that the provider has just closed can't be repeated safely
 MAX_HEADER_BYTES = 65536
+# What a stream holds of a reply while its client reads nothing; event loops would read 256 KiB at once.
+READ_BYTES = 16 * 1024
+READ_BUFFER_BYTES = 8 * 1024  # aiohttp stops reading when it has twice that
 
 # Nothing of the request has reached the provider; anything else may have been worked on and billed.
 _NEVER_SENT = (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError)
@@ -136,8 +139,37 @@ class Reply:
             raise UpstreamError("The provider's reply broke off.", code="upstream_disconnected") from None
 
 
+class _Reader(asyncio.BufferedProtocol):
+    """Reads little at a time for a protocol that would be handed as much as there is."""
+
+    def __init__(self, protocol: ResponseHandler, buffer: memoryview) -> None:
+        self._protocol = protocol
+        self._buffer = buffer
+        self.eof_received = protocol.eof_received  # type: ignore[method-assign]
+        self.connection_lost = protocol.connection_lost  # type: ignore[method-assign]
+        self.pause_writing = protocol.pause_writing  # type: ignore[method-assign]
+        self.resume_writing = protocol.resume_writing  # type: ignore[method-assign]
+
+    def get_buffer(self, sizehint: int) -> memoryview:
+        """Where the next bytes go."""
+        return self._buffer
+
+    def buffer_updated(self, nbytes: int) -> None:
+        """So many have come."""
+        self._protocol.data_received(bytes(self._buffer[:nbytes]))
+
+
 class _Protocol(ResponseHandler):
     """aiohttp's, but a malformed chunk ends the body at once; its own leaves the reader waiting for ever."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, buffer: memoryview) -> None:
+        super().__init__(loop)
+        self._buffer = buffer
+
+    def connection_made(self, transport: Any) -> None:
+        """Read little at a time from now on."""
+        super().connection_made(transport)
+        transport.set_protocol(_Reader(self, self._buffer))
 
     def set_exception(self, exc: Any, *cause: BaseException) -> None:
         super().set_exception(exc, *cause)
@@ -148,8 +180,10 @@ class _Protocol(ResponseHandler):
 
 def _session() -> aiohttp.ClientSession:
     connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=KEEPALIVE_SECONDS, ssl=httpx.create_ssl_context())
+    # One buffer for all connections of a loop: what has come is taken out before anything else is read.
+    buffer = memoryview(bytearray(READ_BYTES))
     # There is no public way to choose the protocol.
-    factory: Any = functools.partial(_Protocol, loop=asyncio.get_running_loop())
+    factory: Any = functools.partial(_Protocol, asyncio.get_running_loop(), buffer)
     connector._factory = factory
     return aiohttp.ClientSession(
         connector=connector,
@@ -157,6 +191,7 @@ def _session() -> aiohttp.ClientSession:
         cookie_jar=aiohttp.DummyCookieJar(),
         max_line_size=MAX_HEADER_BYTES,
         max_field_size=MAX_HEADER_BYTES,
+        read_bufsize=READ_BUFFER_BYTES,
     )
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from replies import BYE, DONE, HELLO, ONLY, STREAMS, USAGE, Stream, chunk, event
 
-from arbstr_asgi.metering import Meter, Reading, events, open_meter, plain
+from arbstr_asgi.metering import Meter, Reading, decoding, events, open_meter, plain
 
 SSE = "text/event-stream; charset=utf-8"
 
@@ -172,15 +172,6 @@ def test_not_a_completion(body: bytes) -> None:
     assert not reading.complete
 
 
-def test_too_large_to_read(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A body beyond the limit passes unread."""
-    monkeypatch.setattr(plain, "MAX_PLAIN_BYTES", 100)
-    body = json.dumps({"x": "y" * 100, "usage": USAGE}).encode()
-    out, reading = run(body, 30, "application/json", streaming=False)
-    assert out == body
-    assert reading.usage is None
-
-
 @pytest.mark.parametrize("size", [None, 1, 3])
 @pytest.mark.parametrize("start", [b"", b"\n\n", b"\xef\xbb\xbf", b": hi\n\n", b"event: x\n\n"])
 def test_stream_under_another_name(start: bytes, size: int | None) -> None:
@@ -229,7 +220,7 @@ def test_encoded(encoding: str, content_type: str) -> None:
 )
 def test_encoding_that_cannot_be_read(body: bytes, encoding: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """An unknown, wrong or exploding encoding passes untouched, and nothing is known."""
-    monkeypatch.setattr("arbstr_asgi.metering.decoding.MAX_PLAIN_BYTES", 1000)
+    monkeypatch.setattr(decoding, "MAX_DECODED", 1000)
     out, reading = run(body, 3, content_encoding=encoding)
     assert out == body
     assert reading.usage is None

@@ -19,9 +19,11 @@ MAX_FUNCTION_LINES = 60
 
 # A module may import what is on the lines above its own, never what is beside or below it.
 LEVELS = """
-errors spans entry usage interrupt learning lifespan workers mock metering.sse ledger.quiet
+errors spans entry usage interrupt learning lifespan workers mock metering.sse metering.grammar metering.excerpt
+ledger.quiet
 ledger.columns ledger.faults ledger.losses ledger.snapshot ledger.slots
-checks replies section metering.reading metering.stripping ledger.values ledger.statements ledger.location
+checks replies section metering.reading metering.stripping metering.pruning
+ledger.values ledger.statements ledger.location
 provider settings chat metering.meter ledger.driver ledger.backlog ledger.trouble ledger.degrading supervisor
 headers body config drains holding leaving routing pricing upstream metering.plain metering.events
 ledger.sessions ledger.hand ledger.migrations
@@ -47,8 +49,9 @@ cli
 
 PURE = """
 errors spans entry usage drains holding learning leaving replies chat headers routing pricing outcome metering
-metering.sse metering.reading metering.stripping metering.meter metering.plain metering.events metering.decoding
-metering.sniffing metering.opening ledger.columns ledger.values ledger.statements ledger.snapshot ledger.degrading
+metering.sse metering.reading metering.stripping metering.meter metering.grammar metering.excerpt metering.pruning
+metering.plain metering.events metering.decoding metering.sniffing metering.opening
+ledger.columns ledger.values ledger.statements ledger.snapshot ledger.degrading
 """
 OUTSIDE = "asyncio concurrent http io os pathlib random selectors socket ssl subprocess tempfile threading time urllib"
 

@@ -4,14 +4,20 @@ import zlib
 from typing import Any
 
 from arbstr_asgi.metering.meter import Meter
-from arbstr_asgi.metering.plain import MAX_PLAIN_BYTES
 
 GZIP = 0x1F
 GZIP_OR_ZLIB = 32 + zlib.MAX_WBITS
+PIECE = 64 * 1024  # read at a time
+SLICE = 256 * 1024  # decoded at a time
+# A piece that decodes to more than this is a bomb, whose decoding would hold other streams up: JSON seldom shrinks to
+# a twentieth.
+SPARE_BYTES = 1024 * 1024
+MAX_RATIO = 64
+MAX_DECODED = 1024 * 1024 * 1024  # a minute of CPU or so, for one reply
 
 
 class DecodingMeter:
-    """Passes an encoded body untouched, and has a decoded copy of it metered."""
+    """Passes an encoded body untouched, and has it metered as it is decoded."""
 
     edits = False
 
@@ -20,29 +26,40 @@ class DecodingMeter:
         self._inner = inner
         self._known = known
         self._decoder: Any = None
-        self._room = MAX_PLAIN_BYTES
+        self._room = MAX_DECODED
 
     def feed(self, chunk: bytes) -> bytes:
         """Everything passes."""
-        data = chunk
-        while self._known and data:
-            try:
-                if self._decoder is None:
-                    self._decoder = _decoder(data)
-                decoded = self._decoder.decompress(data, self._room)
-            except zlib.error:
-                self._known = False
-                break
-            self._room -= len(decoded)
-            self._inner.feed(decoded)
-            self._known = self._room > 0
-            data = self._decoder.unused_data  # of gzip, another member may follow
-            if self._decoder.eof:
-                self._decoder = None
+        for at in range(0, len(chunk), PIECE):
+            if self._known:
+                try:
+                    self._read(chunk[at : at + PIECE])
+                except zlib.error:
+                    self._known = False
         return chunk
 
+    def _read(self, data: bytes) -> None:
+        room = min(self._room, SPARE_BYTES + MAX_RATIO * len(data))
+        self._room -= room
+        full = False
+        while data or full:
+            if self._decoder is None:
+                self._decoder = _decoder(data)
+            decoded = self._decoder.decompress(data, SLICE)
+            room -= len(decoded)
+            if room < 0:
+                self._known = False
+                return
+            self._inner.feed(decoded)
+            full = len(decoded) == SLICE
+            data = self._decoder.unconsumed_tail
+            if self._decoder.eof:  # of gzip, another member may follow
+                data, full = self._decoder.unused_data, False
+                self._decoder = None
+        self._room += room
+
     def finish(self) -> bytes:
-        """Read the decoded copy's end."""
+        """Read the decoded body's end."""
         self._inner.finish()
         self.reading.complete = self.reading.complete or not self._known  # as far as can be told
         return b""

@@ -1,42 +1,68 @@
 """Meters a body that is one JSON document."""
 
 from arbstr_asgi.metering.meter import report_failure
+from arbstr_asgi.metering.pruning import Pruner
 from arbstr_asgi.metering.reading import Reading, decode
 from arbstr_asgi.spans import BOM
 
-MAX_PLAIN_BYTES = 32 * 1024 * 1024  # of a body, kept to be read at its end
+MAX_PLAIN_BYTES = 32 * 1024 * 1024  # of a body that is held back to be sent behind what it cost
+PIECE = 64 * 1024
+MAX_COPY_BYTES = 64 * 1024  # of a body that is read at its end; a larger one is read as it comes
 
 
 class PlainMeter:
-    """Passes a body and keeps a copy, which is read at its end."""
+    """Passes a body. Reads a copy at its end, or prunes the body as it comes if that is large."""
 
     edits = False
 
     def __init__(self, reading: Reading) -> None:
         self.reading = reading
         self._copy = bytearray()
-        self._whole = True
+        self._pruner: Pruner | None = None
+        self._failed = False
 
     def feed(self, chunk: bytes) -> bytes:
         """Everything passes."""
-        if self._whole:
-            self._copy += chunk
-            if len(self._copy) > MAX_PLAIN_BYTES:
-                self._whole = False
-                self._copy.clear()
+        if self._failed:
+            return chunk
+        try:
+            if self._pruner is not None:
+                self._pruner.feed(chunk)
+            elif len(self._copy) + len(chunk) <= MAX_COPY_BYTES:
+                self._copy += chunk
+            else:
+                self._prune(chunk)
+        except Exception as error:  # noqa: BLE001 - a bug of ours is not the client's business
+            self._fail(error)
         return chunk
+
+    def _prune(self, chunk: bytes) -> None:
+        """The body has become too large to be kept."""
+        self._pruner = Pruner()
+        start = bytes(self._copy) + chunk[: len(BOM)]
+        self._copy.clear()
+        self._pruner.feed(start.removeprefix(BOM))
+        for at in range(len(BOM), len(chunk), PIECE):  # a chunk of a host's transport may be the whole body
+            self._pruner.feed(chunk[at : at + PIECE])
 
     def finish(self) -> bytes:
         """Read the body."""
         try:
-            self.reading.complete = not self._whole  # as far as can be told
-            body = decode(bytes(self._copy).removeprefix(BOM)) if self._whole else None
+            self.reading.complete = self._failed or (self._pruner is not None and self._pruner.gave_up)  # who knows
+            document = bytes(self._copy).removeprefix(BOM) if self._pruner is None else self._pruner.finish()
+            body = None if document is None else decode(document)
             if body is not None:
                 self.reading.learn_body(body)
-        except Exception as error:  # noqa: BLE001 - a bug of ours is not the client's business
-            report_failure(error)
+        except Exception as error:  # noqa: BLE001
+            self._fail(error)
         self._copy.clear()
         return b""
+
+    def _fail(self, error: Exception) -> None:
+        report_failure(error)
+        self._failed = True
+        self._pruner = None
+        self._copy.clear()
 
     def abandon(self) -> bool:
         """Part of a body is out, and nothing can follow it."""
