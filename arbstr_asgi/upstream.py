@@ -164,12 +164,12 @@ class _Protocol(ResponseHandler):
 
     def __init__(self, loop: asyncio.AbstractEventLoop, buffer: memoryview) -> None:
         super().__init__(loop)
-        self._buffer = buffer
+        self._read_into = buffer
 
     def connection_made(self, transport: Any) -> None:
         """Read little at a time from now on."""
         super().connection_made(transport)
-        transport.set_protocol(_Reader(self, self._buffer))
+        transport.set_protocol(_Reader(self, self._read_into))
 
     def set_exception(self, exc: Any, *cause: BaseException) -> None:
         super().set_exception(exc, *cause)
