@@ -185,14 +185,14 @@ class Host:
 
 
 def application(kind: str, upstream: str, database: Path) -> Any:
-    """The bare relay or ours."""
+    """The bare relay or ours; `strict` is ours with answers that wait for their rows."""
     if kind == "bare":
         return Host(BareRelay(upstream))
     rates = {"input_rate": Decimal(10_000), "output_rate": Decimal(30_000)}
     config = Config(
         providers=(Provider(name="p", url=upstream, **rates),),
         server=Server(public=True),
-        database=DatabaseConfig(path=str(database)),
+        database=DatabaseConfig(path=str(database), durability="strict" if kind == "strict" else "relaxed"),
     )
     host = Host(None)
     ours = ArbstrMiddleware(host, config)  # type: ignore[arg-type]
