@@ -13,6 +13,9 @@ from typing import Any, Protocol, cast
 from arbstr_asgi.ledger.columns import Kind, places
 from arbstr_asgi.ledger.values import Row
 
+# What a database that is out of reach raises, whatever its driver.
+OUTAGES = (OSError, TimeoutError)
+
 MONEY = places(Kind.MONEY)
 MOMENTS = places(Kind.MOMENT)
 
@@ -89,8 +92,8 @@ class Driver(Protocol):
         """A name without values if this row is to blame; None: the database is in trouble."""
         ...
 
-    def is_hopeless(self, error: BaseException) -> bool:
-        """Whether opening a database that answered like this will not work later either, unless somebody mends it."""
+    def may_pass(self, error: BaseException) -> bool:
+        """Whether opening a database that failed like this may work later without anybody mending something."""
         ...
 
     def moment(self, value: datetime) -> Any:

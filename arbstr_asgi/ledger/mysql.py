@@ -8,7 +8,7 @@ from typing import Any
 
 from pymysql import err
 
-from arbstr_asgi.ledger.driver import CONVERSION_ERRORS, Driver, encoded
+from arbstr_asgi.ledger.driver import CONVERSION_ERRORS, OUTAGES, Driver, encoded
 from arbstr_asgi.ledger.values import Row
 
 # NULL, no default, out of range, cut, not a date, not this charset, too long, a trigger's SIGNAL, CHECK, CHECK
@@ -81,8 +81,10 @@ class Mysql:
             return None
         return type(error).__name__ if isinstance(error, CONVERSION_ERRORS) else None
 
-    def is_hopeless(self, error: BaseException) -> bool:
-        return isinstance(error, err.MySQLError) and error.args[:1] == (_NO_SUCH_DATABASE,)
+    def may_pass(self, error: BaseException) -> bool:
+        if isinstance(error, err.MySQLError):
+            return bool(error.args[:1] != (_NO_SUCH_DATABASE,))
+        return isinstance(error, OUTAGES)
 
     def moment(self, value: datetime) -> datetime:
         return _naive(value)

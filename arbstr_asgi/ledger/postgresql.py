@@ -8,7 +8,7 @@ from typing import Any
 
 import asyncpg
 
-from arbstr_asgi.ledger.driver import CONVERSION_ERRORS, Driver
+from arbstr_asgi.ledger.driver import CONVERSION_ERRORS, OUTAGES, Driver
 from arbstr_asgi.ledger.values import Row
 
 _LOCK = 0x6172627374720001  # any number that nobody else uses: "arbstr", 1
@@ -72,8 +72,10 @@ class Postgresql:
             return f"{type(error).__name__} {state}" if state[:2] in _ROW_STATES else None
         return type(error).__name__ if isinstance(error, CONVERSION_ERRORS) else None
 
-    def is_hopeless(self, error: BaseException) -> bool:
-        return isinstance(error, asyncpg.InvalidCatalogNameError)
+    def may_pass(self, error: BaseException) -> bool:
+        if isinstance(error, asyncpg.InvalidCatalogNameError):
+            return False
+        return isinstance(error, (asyncpg.PostgresError, asyncpg.InterfaceError, *OUTAGES))
 
     def moment(self, value: datetime) -> datetime:
         return value

@@ -34,17 +34,17 @@ async def ensure(sessions: Sessions, prefix: str, *, migrate: bool) -> str:
         what = "is missing" if found.version is None else f"is at revision {found.version}, {HEAD} is needed"
         raise LedgerError(f"the ledger's table {sql.table} {what}: run `arbstr migrate`, or set migrate=True")
 
-    async def upgrade(raw: Any) -> Found:
+    async def upgrade(raw: Any) -> Found | None:
         async def behind() -> Found | None:  # asked under the lock: another process may have been quicker
             now = await look(sessions.driver, raw, sql)
             return now if now.version is None or now.version < HEAD else None
 
         from arbstr_asgi.ledger import migrations  # noqa: PLC0415 - Alembic takes 0.2 s, and only a first start needs it
 
-        return await migrations.upgrade(sessions.driver, raw, prefix, behind) or found
+        return await migrations.upgrade(sessions.driver, raw, prefix, behind)
 
     before = await sessions.run(upgrade, timeout=_MIGRATION_TIMEOUT)
-    return f"{before.version or 'nothing'} -> {HEAD}"
+    return f"{HEAD} (up to date)" if before is None else f"{before.version or 'nothing'} -> {HEAD}"
 
 
 async def look(driver: Driver, raw: Any, sql: Statements) -> Found:

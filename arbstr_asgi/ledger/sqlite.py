@@ -12,7 +12,7 @@ from datetime import datetime
 from decimal import Decimal
 from typing import Any
 
-from arbstr_asgi.ledger.driver import CONVERSION_ERRORS, Driver, encoded, iso
+from arbstr_asgi.ledger.driver import CONVERSION_ERRORS, OUTAGES, Driver, encoded, iso
 from arbstr_asgi.ledger.values import Row
 
 _PATIENCE = 5.0  # seconds to wait for another writer's lock
@@ -91,8 +91,10 @@ class Sqlite:
             return None
         return getattr(error, "sqlite_errorname", None) or type(error).__name__
 
-    def is_hopeless(self, error: BaseException) -> bool:
-        return getattr(error, "sqlite_errorname", None) in ("SQLITE_NOTADB", "SQLITE_CANTOPEN", "SQLITE_CANTOPEN_ISDIR")
+    def may_pass(self, error: BaseException) -> bool:
+        if getattr(error, "sqlite_errorname", "").startswith(("SQLITE_NOTADB", "SQLITE_CANTOPEN")):
+            return False
+        return isinstance(error, (sqlite3.Error, *OUTAGES))
 
     def moment(self, value: datetime) -> str:
         return iso(value)

@@ -79,7 +79,7 @@ class Target:
             raise
         except Exception as error:
             await self.close()
-            kind = LedgerError if self.driver.is_hopeless(error) else LedgerUnavailable
+            kind = LedgerUnavailable if self.driver.may_pass(_cause(error)) else LedgerError
             raise kind(f"can't open the ledger at {self}: {described(error, self._database)}") from error
         except asyncio.CancelledError:
             await self.close()
@@ -104,6 +104,12 @@ class Target:
             self._database = self._place.connectable()
             await self._database.connect()
         return self._database
+
+
+def _cause(error: Exception) -> BaseException:
+    """What the driver raised, below what SQLAlchemy makes of it during a migration."""
+    below = getattr(error, "orig", None) or error
+    return below.__cause__ or below
 
 
 def _check_handed_over(database: Database, dialect: str) -> None:
