@@ -51,6 +51,7 @@ ALL: dict[str, Any] = {
     "provider_cost_usd": Decimal("-0.000000001"),
     "ttft_ms": 7,
     "attempts": 2,
+    "disconnect": "drained",
     "worker_id": "host-1",
     "revision": 1,
 }

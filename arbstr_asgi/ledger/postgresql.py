@@ -52,7 +52,9 @@ class Postgresql:
         return list(await raw.fetch(sql, *parameters))
 
     async def has_table(self, raw: Any, table: str) -> bool:
-        return bool(await raw.fetchval("SELECT to_regclass($1) IS NOT NULL", f'"{table}"'))
+        # Not to_regclass: it may remember from before a lock was waited for that there is none.
+        sql = "SELECT count(*) > 0 FROM pg_class WHERE relname = $1 AND pg_table_is_visible(oid)"
+        return bool(await raw.fetchval(sql, table))
 
     async def lock(self, raw: Any, prefix: str) -> None:
         await raw.execute("SELECT pg_advisory_xact_lock($1)", _LOCK)
