@@ -96,6 +96,7 @@ def test_check(tmp_path: Path) -> None:
         "listen     127.0.0.1:8080, 1 worker(s)",
         "callers    bearer token",
         "metering   respect",
+        f"spill      {tmp_path / 'arbstr.db-spill'}",
         "provider   alpha: https://api.example.com/v1 (gpt-4o, gpt-4o-mini; key set)",
         "provider   beta: http://127.0.0.1:1/v1 (every model; no key)",
         "ok",
