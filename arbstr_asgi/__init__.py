@@ -5,8 +5,10 @@ from arbstr_asgi.callers import Caller
 from arbstr_asgi.config import Config
 from arbstr_asgi.errors import ArbstrError, ConfigError, LedgerError
 from arbstr_asgi.middleware import ArbstrMiddleware
+from arbstr_asgi.policies import Policies, Rule
 from arbstr_asgi.provider import Drain, Provider
-from arbstr_asgi.settings import DatabaseConfig, Limits, Server, Token
+from arbstr_asgi.rates import Rates
+from arbstr_asgi.settings import DatabaseConfig, Failover, Limits, Server, Token
 
 __version__ = "0.1.0"
 
@@ -19,9 +21,13 @@ __all__ = [
     "ConfigError",
     "DatabaseConfig",
     "Drain",
+    "Failover",
     "LedgerError",
     "Limits",
+    "Policies",
     "Provider",
+    "Rates",
+    "Rule",
     "Server",
     "Token",
 ]

@@ -15,9 +15,10 @@ from typing import Any, Literal, Self
 import msgspec
 
 from arbstr_asgi.errors import ConfigError
+from arbstr_asgi.policies import Policies
 from arbstr_asgi.provider import Provider
 from arbstr_asgi.section import Section
-from arbstr_asgi.settings import DatabaseConfig, Limits, Server
+from arbstr_asgi.settings import DatabaseConfig, Failover, Limits, Server
 
 _VARIABLE = re.compile(r"\$\{([^}]*)\}")
 
@@ -34,6 +35,8 @@ class Config(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
     server: Server = Server()
     database: DatabaseConfig = DatabaseConfig()
     limits: Limits = Limits()
+    policies: Policies = Policies()
+    failover: Failover = Failover()
     metering: Literal["respect", "require"] = "respect"
     response_headers: Literal["basic", "full"] = "basic"
     cost_comment: bool = False

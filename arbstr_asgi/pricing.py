@@ -3,13 +3,14 @@
 from decimal import Context, Decimal, localcontext
 
 from arbstr_asgi.provider import Provider
+from arbstr_asgi.rates import Rates
 from arbstr_asgi.usage import Usage
 
 PER = Decimal(1_000_000)
 _EXACT = Context(prec=60)
 
 
-def cost(usage: Usage | None, rates: Provider) -> Decimal | None:
+def cost(usage: Usage | None, rates: Rates | Provider) -> Decimal | None:
     """The cost in sats, or None where a count or a rate is unknown.
 
     (input x input_rate + output x output_rate) / 1,000,000 + base_fee. The cached share of the input and the
@@ -24,13 +25,18 @@ def cost(usage: Usage | None, rates: Provider) -> Decimal | None:
 
 
 def _cost(
-    usage: Usage, given: int, answered: int, rates: Provider, input_rate: Decimal | int, output_rate: Decimal | int
+    usage: Usage,
+    given: int,
+    answered: int,
+    rates: Rates | Provider,
+    input_rate: Decimal | int,
+    output_rate: Decimal | int,
 ) -> Decimal:
     reasoning = usage.reasoning_tokens or 0
     output = answered + (reasoning if usage.reasoning_is_additive else 0)
     total = _share(given, input_rate, usage.cached_tokens or 0, rates.cached_input_rate)
     total += _share(output, output_rate, reasoning, rates.reasoning_rate)
-    return total / PER + rates.base_fee
+    return total / PER + (rates.base_fee or 0)
 
 
 def _share(tokens: int, rate: Decimal | int, special: int, special_rate: Decimal | int | None) -> Decimal | int:

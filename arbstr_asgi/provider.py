@@ -9,9 +9,9 @@ import msgspec
 
 from arbstr_asgi.checks import HEADER, OURS, header_names, http_url, printable, rate, strings
 from arbstr_asgi.errors import ConfigError
+from arbstr_asgi.rates import RATES, Rates
 from arbstr_asgi.section import Section
 
-RATES = ("input_rate", "output_rate", "base_fee", "cached_input_rate", "reasoning_rate")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9 _.-]{0,63}")
 
 
@@ -39,9 +39,12 @@ class Provider(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Somebody who answers chat completions below `url`, and what they charge.
 
     Rates are sats per 1,000,000 tokens, `base_fee` is sats per request; a rate of None makes the cost unknown, 0 is
-    free. `cached_input_rate` and `reasoning_rate` replace the rate for their share of the tokens. An empty `models`
-    serves every model. Time-outs are seconds. `inject=False` leaves `stream_options` to the client. `disconnect` says
-    what becomes of a reply whose client has left: "drain" is `Drain()`, "cancel" closes it at once.
+    free. `cached_input_rate` and `reasoning_rate` replace the rate for their share of the tokens; `model_rates` has the
+    rates of single models. An empty `models` serves every model; `aliases` are models that the provider knows by
+    another name, which is what it is asked for. Time-outs are seconds. `inject=False` leaves `stream_options` to the
+    client. `disconnect` says what becomes of a reply whose client has left: "drain" is `Drain()`, "cancel" closes it at
+    once. With `retry_sent` a request that was sent and not answered may go to another provider, although this one may
+    bill it. `tier` is a label for the row.
     """
 
     name: str
@@ -53,8 +56,12 @@ class Provider(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
     base_fee: Decimal | int = 0
     cached_input_rate: Decimal | int | None = None
     reasoning_rate: Decimal | int | None = None
+    model_rates: dict[str, Rates] = msgspec.field(default_factory=dict)
+    aliases: dict[str, str] = msgspec.field(default_factory=dict)
+    tier: Literal["local", "standard", "frontier"] | None = None
     inject: bool = True
     disconnect: Disconnect = "drain"
+    retry_sent: bool = False
     connect_timeout: float = 10.0
     first_byte_timeout: float = 600.0
     idle_timeout: float = 300.0
@@ -72,6 +79,7 @@ class Provider(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
         self._set("models", strings("models", self.models))
         for name in RATES:
             self._set(name, rate(name, getattr(self, name)))
+        self._set("model_rates", {model: self._completed(rates) for model, rates in self.model_rates.items()})
         for name in ("forward_headers", "return_headers"):
             self._set(name, header_names(name, getattr(self, name)))
         self._set("disconnect", msgspec.convert(self.disconnect, Disconnect))  # a mapping passes the check, too
@@ -97,4 +105,14 @@ class Provider(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
     def serves(self, model: str) -> bool:
         """Whether `model` may be asked of this provider."""
-        return not self.models or model in self.models
+        return not self.models or model in self.models or model in self.aliases
+
+    def rates(self, *models: str | None) -> "Rates | Provider":
+        """The rates of the first of these models that has its own, else those of the provider."""
+        for model in models:
+            if model in self.model_rates:
+                return self.model_rates[model]
+        return self
+
+    def _completed(self, rates: Rates) -> Rates:
+        return Rates(**{n: getattr(self if getattr(rates, n) is None else rates, n) for n in RATES})

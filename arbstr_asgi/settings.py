@@ -87,3 +87,18 @@ class Limits(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
     def __post_init__(self) -> None:
         super().__post_init__()
         self._require_positive("max_body_bytes", "max_body_bytes_in_flight", "body_timeout")
+
+
+class Failover(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Where a request may go to several providers: how long, and how often the last one is asked again.
+
+    Within `deadline` seconds of the request's arrival another attempt may begin; `retries` are those of the last
+    candidate, after its `retry-after` or a growing, jittered pause.
+    """
+
+    deadline: float = 30.0
+    retries: int = 2
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._require_not_negative("deadline", "retries")

@@ -24,7 +24,8 @@ ledger.quiet
 ledger.columns ledger.faults ledger.losses ledger.snapshot ledger.slots
 checks replies section metering.reading metering.stripping metering.pruning
 ledger.values ledger.statements ledger.location
-provider settings chat metering.meter ledger.driver ledger.backlog ledger.trouble ledger.degrading supervisor
+rates settings chat policies metering.meter ledger.driver ledger.backlog ledger.trouble ledger.degrading supervisor
+provider
 headers body config drains holding leaving routing pricing upstream metering.plain metering.events
 ledger.sessions ledger.hand ledger.migrations
 callers watching ledger.sqlite ledger.postgresql ledger.mysql ledger.schema ledger.reader

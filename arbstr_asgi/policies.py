@@ -1,0 +1,48 @@
+"""Policies: which models and providers a kind of request may use, and how dear they may be."""
+
+from collections.abc import Sequence
+from decimal import Decimal
+from typing import Literal
+
+from arbstr_asgi.checks import rate, strings
+from arbstr_asgi.errors import ConfigError
+from arbstr_asgi.section import Section
+
+
+class Rule(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One policy, chosen by the header `X-Arbstr-Policy` or by one of its `keywords`, which are whole words.
+
+    Empty lists allow every model and every provider. The caps are sats per 1,000,000 tokens; a provider whose rate is
+    unknown is within no cap.
+    """
+
+    name: str
+    allowed_models: Sequence[str] = ()
+    allowed_providers: Sequence[str] = ()
+    max_sats_per_1m_input: Decimal | int | None = None
+    max_sats_per_1m_output: Decimal | int | None = None
+    keywords: Sequence[str] = ()
+    strategy: Literal["cheapest"] = "cheapest"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.name or not self.name.isprintable() or len(self.name) > 255:
+            raise ConfigError("name: must be 1 to 255 printable characters")
+        for name in ("allowed_models", "allowed_providers", "keywords"):
+            self._set(name, strings(name, getattr(self, name)))
+        for name in ("max_sats_per_1m_input", "max_sats_per_1m_output"):
+            self._set(name, rate(name, getattr(self, name)))
+
+
+class Policies(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The rules, of which the first that matches applies."""
+
+    rules: Sequence[Rule] = ()
+    default_strategy: Literal["cheapest"] = "cheapest"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._set("rules", tuple(self.rules))
+        names = [rule.name for rule in self.rules]
+        if len(set(names)) < len(names):
+            raise ConfigError("rules: two have the same name")
