@@ -21,8 +21,30 @@ Disconnect = Literal["drained", "drain_cut", "cancelled"]
 UsageSource = Literal["provider", "provider_partial", "estimated", "none"]
 
 
+class Attempt(msgspec.Struct, frozen=True, kw_only=True, gc=False):
+    """One request to a provider, of which a call may take several. The field names are the columns of `attempts`.
+
+    `timestamp` is when it was sent, `model` what the provider was asked for, `status` its answer's, `latency_ms` from
+    the sending to the answer or to its failing. `maybe_billed`: it was sent, and the provider has neither refused it
+    nor said what it used. `revision` is 0 while it goes on, then 1, and 2 if that had to be corrected.
+    """
+
+    number: int
+    provider: str
+    timestamp: datetime
+    model: str
+    status: int | None = None
+    latency_ms: int | None = None
+    input_tokens: int | None = None
+    output_tokens: int | None = None
+    cost_sats: Decimal | None = None
+    maybe_billed: bool = False
+    error_message: str | None = None
+    revision: int = 0
+
+
 class Entry(msgspec.Struct, frozen=True, kw_only=True, gc=False):
-    """What is known of one call. The field names are the columns; see the README for their meanings.
+    """What is known of one call. The field names are the columns of `requests`; see the README for their meanings.
 
     `revision` orders the states of one call: 0 in flight, 1 finished, 2 corrected. Milliseconds are integers from the
     monotonic clock, money is Decimal, None is unknown.
@@ -65,3 +87,5 @@ class Entry(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     ttft_ms: int | None = None
     attempts: int = 0
     worker_id: str | None = None
+    tries: tuple[Attempt, ...] = ()
+    """The attempts so far, of which each is a row of its own."""

@@ -24,7 +24,7 @@ from databases_under_test import DIALECTS, an_entry, dialect_of, fresh_database,
 
 from arbstr_asgi.errors import ConfigError, LedgerError
 from arbstr_asgi.ledger import Ledger, migrate, migration_sql, migrations, schema
-from arbstr_asgi.ledger.columns import COLUMNS
+from arbstr_asgi.ledger.columns import ATTEMPT_COLUMNS, COLUMNS
 
 PROCESSES = 8
 ROUNDS = 10
@@ -49,7 +49,7 @@ async def _open_and_record(url: str, correlation_id: str) -> bool:
     ledger.record(an_entry(correlation_id))
     await ledger.close()
     assert ledger.lost == 0
-    return ledger._target.schema == "nothing -> 0001"
+    return ledger._target.schema == "nothing -> 0002"
 
 
 @pytest.mark.parametrize("dialect", DIALECTS)
@@ -76,7 +76,7 @@ def test_eight_processes_migrate_an_empty_database_once(dialect: str, tmp_path: 
         assert migrated == [1] * ROUNDS
         for url in urls:
             assert run_sql(url, "SELECT count(*) FROM requests") == [(PROCESSES,)]
-            assert run_sql(url, "SELECT version_num FROM arbstr_version") == [("0001",)]
+            assert run_sql(url, "SELECT version_num FROM arbstr_version") == [("0002",)]
 
 
 def columns_of(url: str, table: str = "requests") -> dict[str, str]:
@@ -118,10 +118,11 @@ def test_head_is_the_newest_script() -> None:
 
 def test_the_table_has_the_columns_of_the_code(database_url: str) -> None:
     """In their order, with the types that keep money exact, time in milliseconds and case apart."""
-    assert asyncio.run(migrate(database_url)) == "nothing -> 0001"
-    assert asyncio.run(migrate(database_url)) == "0001 (up to date)"
+    assert asyncio.run(migrate(database_url)) == "nothing -> 0002"
+    assert asyncio.run(migrate(database_url)) == "0002 (up to date)"
     columns = columns_of(database_url)
     assert list(columns) == ["id", *(column.name for column in COLUMNS)]
+    assert list(columns_of(database_url, "attempts")) == ["id", *(column.name for column in ATTEMPT_COLUMNS)]
     expected = {
         "sqlite": ("integer", "text", "text", "boolean"),
         "postgresql": ("bigint", "timestamp with time zone", "numeric", "boolean"),
@@ -151,7 +152,7 @@ def test_the_sql_script_makes_the_same_tables(database_url: str) -> None:
         lines = "\n".join(line for line in script.splitlines() if not line.startswith("--"))
         with warnings.catch_warnings(action="ignore"):  # MariaDB: "Name … ignored for PRIMARY key"
             run_sql(database_url, *(part for part in lines.split(";") if part.strip()))
-    assert asyncio.run(migrate(database_url, table_prefix="by_hand_")) == "0001 (up to date)"
+    assert asyncio.run(migrate(database_url, table_prefix="by_hand_")) == "0002 (up to date)"
     assert len(opened(database_url, table_prefix="by_hand_", migrate=False)) == 1
     asyncio.run(migrate(database_url))
     assert columns_of(database_url) == columns_of(database_url, "by_hand_requests")
@@ -167,22 +168,25 @@ def test_a_missing_schema_is_told(database_url: str) -> None:
 def test_a_schema_that_is_behind_or_ahead(database_url: str) -> None:
     """An older revision needs migrating; a newer one of the same major version is used as it is."""
     asyncio.run(migrate(database_url))
-    run_sql(database_url, "UPDATE arbstr_version SET version_num = '0000'")
-    with pytest.raises(LedgerError, match="revision 0000, 0001 is needed"):
+    run_sql(database_url, "DROP TABLE attempts", "UPDATE arbstr_version SET version_num = '0001'")
+    with pytest.raises(LedgerError, match="revision 0001, 0002 is needed"):
         opened(database_url, migrate=False)
+    assert asyncio.run(migrate(database_url)) == "0001 -> 0002"
     run_sql(database_url, "UPDATE arbstr_version SET version_num = '0007'")
     run_sql(database_url, "ALTER TABLE requests ADD COLUMN colour VARCHAR(10)")
     assert len(opened(database_url)) == 1
-    run_sql(database_url, "DROP TABLE requests")
-    with pytest.raises(LedgerError, match="is missing"):
-        opened(database_url)
+    for table in ("attempts", "requests"):
+        run_sql(database_url, f"DROP TABLE {table}")
+        with pytest.raises(LedgerError, match=f"table {table} is missing"):
+            opened(database_url)
 
 
+@pytest.mark.parametrize("table", ["requests", "attempts"])
 @pytest.mark.parametrize("versioned", [False, True])
-def test_a_foreign_table_is_never_touched(database_url: str, versioned: bool) -> None:
+def test_a_foreign_table_is_never_touched(database_url: str, versioned: bool, table: str) -> None:
     """A table of our name without our version, also beside an empty version table, is an error and stays as it is."""
     run_sql(
-        database_url, "CREATE TABLE requests (id INTEGER, secret VARCHAR(10))", "INSERT INTO requests VALUES (1, 'x')"
+        database_url, f"CREATE TABLE {table} (id INTEGER, secret VARCHAR(10))", f"INSERT INTO {table} VALUES (1, 'x')"
     )
     if versioned:
         run_sql(database_url, "CREATE TABLE arbstr_version (version_num VARCHAR(32) NOT NULL)")
@@ -191,12 +195,12 @@ def test_a_foreign_table_is_never_touched(database_url: str, versioned: bool) ->
             opened(database_url, **options)
     with pytest.raises(LedgerError, match="not the ledger's"):
         asyncio.run(migrate(database_url))
-    assert run_sql(database_url, "SELECT * FROM requests") == [(1, "x")]
-    assert list(columns_of(database_url)) == ["id", "secret"]
+    assert run_sql(database_url, f"SELECT * FROM {table}") == [(1, "x")]
+    assert list(columns_of(database_url, table)) == ["id", "secret"]
     assert len(opened(database_url, table_prefix="ours_")) == 1
 
 
-@pytest.mark.parametrize("statement", ["CREATE TABLE", "CREATE INDEX"])
+@pytest.mark.parametrize("statement", ["CREATE TABLE.*requests", "CREATE INDEX.*requests", "CREATE TABLE.*attempts"])
 def test_a_crash_half_way_is_repaired(database_url: str, statement: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """A process that dies behind CREATE TABLE or CREATE INDEX leaves a database that the next start finishes."""
     from alembic.ddl.impl import DefaultImpl
@@ -205,7 +209,7 @@ def test_a_crash_half_way_is_repaired(database_url: str, statement: str, monkeyp
 
     def dying(self: Any, construct: Any, *arguments: Any, **keywords: Any) -> Any:
         result = execute(self, construct, *arguments, **keywords)
-        if re.search(rf"{statement}.*requests", str(construct)):
+        if re.search(statement, str(construct)):
             raise RuntimeError("killed")
         return result
 
@@ -218,7 +222,7 @@ def test_a_crash_half_way_is_repaired(database_url: str, statement: str, monkeyp
     with pytest.raises(LedgerError, match="arbstr migrate"):
         opened(database_url, migrate=False)
     assert len(opened(database_url)) == 1
-    assert run_sql(database_url, "SELECT version_num FROM arbstr_version") == [("0001",)]
+    assert run_sql(database_url, "SELECT version_num FROM arbstr_version") == [("0002",)]
 
 
 @contextmanager
@@ -264,7 +268,7 @@ def test_a_busy_hosts_database_is_shared(database_url: str, tmp_path: Path) -> N
         ledger = Ledger(database=database)
         with pytest.raises(LedgerError, match="arbstr_requests is missing: run `arbstr migrate`"):
             await ledger.open()
-        assert await migrate(database) == "nothing -> 0001"
+        assert await migrate(database) == "nothing -> 0002"
         await ledger.open()
         for number in range(300):
             ledger.record(an_entry(f"call-{number}"))
@@ -384,7 +388,7 @@ def test_two_ledgers_migrate_in_one_loop(tmp_path: Path) -> None:
 
     asyncio.run(main())
     for name in "abc":
-        assert run_sql(f"sqlite:///{tmp_path}/{name}.db", "SELECT version_num FROM arbstr_version") == [("0001",)]
+        assert run_sql(f"sqlite:///{tmp_path}/{name}.db", "SELECT version_num FROM arbstr_version") == [("0002",)]
 
 
 def test_the_wheel_carries_the_migrations(tmp_path: Path) -> None:
@@ -411,7 +415,10 @@ def test_the_wheel_carries_the_migrations(tmp_path: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         names = set(archive.namelist())
         archive.extractall(tmp_path / "installed")
-    shipped = {f"arbstr_asgi/migrations/{name}" for name in ("env.py", "script.py.mako", "versions/0001_requests.py")}
+    shipped = {
+        f"arbstr_asgi/migrations/{name}"
+        for name in ("env.py", "script.py.mako", "versions/0001_requests.py", "versions/0002_attempts.py")
+    }
     assert shipped <= names
     program = (
         "import importlib.util, sys, pathlib\n"

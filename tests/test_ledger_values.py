@@ -12,11 +12,11 @@ from databases_under_test import an_entry
 from hypothesis import given
 from hypothesis import strategies as st
 
-from arbstr_asgi.entry import Entry
+from arbstr_asgi.entry import Attempt, Entry
 from arbstr_asgi.errors import LedgerError
 from arbstr_asgi.ledger import values
 from arbstr_asgi.ledger.backlog import Backlog, Mark, Update, newer
-from arbstr_asgi.ledger.columns import COLUMNS, Kind
+from arbstr_asgi.ledger.columns import ATTEMPT_COLUMNS, COLUMNS, Kind
 from arbstr_asgi.ledger.driver import load
 from arbstr_asgi.ledger.faults import described
 from arbstr_asgi.ledger.losses import Losses
@@ -36,7 +36,8 @@ ANYTHING = st.one_of(
 
 def test_the_columns_are_the_fields_of_an_entry() -> None:
     """Nothing that is known of a call is left out of its row."""
-    assert {column.name for column in COLUMNS} == set(Entry.__struct_fields__)
+    assert {column.name for column in COLUMNS} == set(Entry.__struct_fields__) - {"tries"}
+    assert {column.name for column in ATTEMPT_COLUMNS[1:]} == set(Attempt.__struct_fields__)
 
 
 @given(st.text(alphabet=st.characters(exclude_categories=())), st.integers(1, 20))

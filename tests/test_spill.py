@@ -540,16 +540,16 @@ def test_a_spill_keeps_the_newest_state(tmp_path: Path) -> None:
     """States of one call are one row; what has changed since it was read is not removed."""
 
     async def main() -> None:
-        from arbstr_asgi.ledger.values import normalise
+        from arbstr_asgi.ledger.values import record
 
         spill = Spill(Slots(tmp_path / "spill").claim())
         await spill.open()
-        await spill.write([normalise(an_entry("a")), normalise(an_entry("b"))])
+        await spill.write([record(an_entry("a")), record(an_entry("b"))])
         kept = await spill.read(10)
-        await spill.write([normalise(an_entry("a", **DONE))])
+        await spill.write([record(an_entry("a", **DONE))])
         await spill.remove(kept)
         (left,) = await spill.read(10)
-        assert left.row[0] == "a"
+        assert left.record.correlation_id == "a"
         assert (spill.rows, spill.oldest is not None) == (1, True)
         await spill.remove([left])
         assert (spill.rows, spill.oldest) == (0, None)

@@ -121,7 +121,7 @@ def weight(item: Item) -> int:
     """About how many bytes an item keeps in memory."""
     if not isinstance(item, Entry):
         return 500
-    return 1000 + len(item.model) + len(item.tags or "") + len(item.usage_json or "")
+    return 1000 + 500 * len(item.tries) + len(item.model) + len(item.tags or "") + len(item.usage_json or "")
 
 
 def _sort(waiting: Sequence[Waiting], limit: int) -> tuple[Taken, int]:

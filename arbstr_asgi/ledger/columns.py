@@ -1,4 +1,4 @@
-"""The columns of the table `requests`, in their order; the table itself is made in `migrations/`."""
+"""The columns of the tables, in their order; the tables themselves are made in `migrations/`."""
 
 from enum import Enum
 from typing import NamedTuple
@@ -18,7 +18,7 @@ class Kind(Enum):
 
 
 class Column(NamedTuple):
-    """One column; its name is also the attribute of `Entry`."""
+    """One column; its name is also the attribute of `Entry` or `Attempt`."""
 
     name: str
     kind: Kind
@@ -26,7 +26,9 @@ class Column(NamedTuple):
     required: bool = False
 
 
-COLUMNS: tuple[Column, ...] = (
+Columns = tuple[Column, ...]
+
+COLUMNS: Columns = (
     Column("correlation_id", Kind.IDENTIFIER, 36, required=True),
     Column("timestamp", Kind.MOMENT, required=True),
     Column("model", Kind.TEXT, 255, required=True),
@@ -67,6 +69,23 @@ COLUMNS: tuple[Column, ...] = (
 )
 
 
-def places(*kinds: Kind) -> tuple[int, ...]:
+ATTEMPT_COLUMNS: Columns = (
+    Column("correlation_id", Kind.IDENTIFIER, 36, required=True),
+    Column("number", Kind.INTEGER, required=True),
+    Column("provider", Kind.TEXT, 255, required=True),
+    Column("timestamp", Kind.MOMENT, required=True),
+    Column("model", Kind.TEXT, 255, required=True),
+    Column("status", Kind.INTEGER),
+    Column("latency_ms", Kind.INTEGER),
+    Column("input_tokens", Kind.INTEGER),
+    Column("output_tokens", Kind.INTEGER),
+    Column("cost_sats", Kind.MONEY),
+    Column("maybe_billed", Kind.FLAG, required=True),
+    Column("error_message", Kind.TEXT, 500),
+    Column("revision", Kind.INTEGER, required=True),
+)
+
+
+def places(columns: Columns, *kinds: Kind) -> tuple[int, ...]:
     """Where in a row the columns of these kinds are."""
-    return tuple(place for place, column in enumerate(COLUMNS) if column.kind in kinds)
+    return tuple(place for place, column in enumerate(columns) if column.kind in kinds)

@@ -5,7 +5,7 @@ Nothing is dropped in silence: a row without its counts still says that there wa
 
 from arbstr_asgi.ledger import values
 from arbstr_asgi.ledger.columns import COLUMNS
-from arbstr_asgi.ledger.values import Row
+from arbstr_asgi.ledger.values import Record
 
 LEVELS = 2  # how often a row can be refused and cut down again
 
@@ -18,11 +18,14 @@ _KEPT = _LAST | {
 _REFUSED = "(refused)"
 
 
-def degraded(row: Row, level: int, reason: str) -> Row:
-    """The row cut down: at level 1 to identity, model and timing; at level 2 to what no client had a word in."""
+def degraded(record: Record, level: int, reason: str) -> Record:
+    """The record cut down: at level 1 to identity, model and timing; at level 2 to what no client had a word in.
+
+    The attempts, of which nothing is anybody's text but the model, stay at level 1.
+    """
     keep = _KEPT if level == 1 else _LAST
-    known = {name: value if name in keep else None for name, value in zip(_NAMES, row, strict=True)}
+    known = {name: value if name in keep else None for name, value in zip(_NAMES, record.row, strict=True)}
     known["usage_source"] = "none"
     known["model"] = _REFUSED if known["model"] is None else known["model"]
     known["error_message"] = values.text(f"degraded: {reason}", 500)
-    return tuple(known.values())
+    return Record(tuple(known.values()), record.attempts if level == 1 else ())

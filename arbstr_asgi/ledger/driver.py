@@ -8,16 +8,29 @@ from collections.abc import Sequence
 from contextlib import AbstractAsyncContextManager
 from datetime import datetime
 from decimal import Decimal
-from typing import Any, Protocol, cast
+from typing import Any, NamedTuple, Protocol, cast
 
-from arbstr_asgi.ledger.columns import Kind, places
+from arbstr_asgi.ledger.columns import ATTEMPT_COLUMNS, COLUMNS, Columns, Kind, places
 from arbstr_asgi.ledger.values import Row
 
 # What a database that is out of reach raises, whatever its driver.
 OUTAGES = (OSError, TimeoutError)
 
-MONEY = places(Kind.MONEY)
-MOMENTS = places(Kind.MOMENT)
+
+class Special(NamedTuple):
+    """Where in a row of a table the values are that drivers take in different forms."""
+
+    moments: tuple[int, ...]
+    money: tuple[int, ...]
+
+    @classmethod
+    def of(cls, columns: Columns) -> "Special":
+        """Of a table with these columns."""
+        return cls(places(columns, Kind.MOMENT), places(columns, Kind.MONEY))
+
+
+IN_REQUESTS = Special.of(COLUMNS)
+IN_ATTEMPTS = Special.of(ATTEMPT_COLUMNS)
 
 # What a driver raises while it converts a value, before the database has seen it.
 CONVERSION_ERRORS = (TypeError, ValueError, OverflowError, UnicodeError)
@@ -80,7 +93,7 @@ class Driver(Protocol):
         """Undo `lock`, where the end of the transaction doesn't."""
         ...
 
-    def encode(self, row: Row) -> Row:
+    def encode(self, row: Row, special: Special = IN_REQUESTS) -> Row:
         """A normalised row as the driver takes it."""
         ...
 
@@ -110,12 +123,12 @@ def load(dialect: str) -> Driver:
     return cast("Driver", importlib.import_module(f"arbstr_asgi.ledger.{dialect}").DRIVER)
 
 
-def encoded(row: Row, moment: Any, money: Any) -> Row:
+def encoded(row: Row, special: Special, moment: Any, money: Any) -> Row:
     """A row with its moments and amounts converted."""
     values = list(row)
-    for place in MOMENTS:
+    for place in special.moments:
         values[place] = moment(values[place])
-    for place in MONEY:
+    for place in special.money:
         values[place] = money(values[place])
     return tuple(values)
 

@@ -12,14 +12,14 @@ from arbstr_asgi.errors import LedgerError
 from arbstr_asgi.ledger import values
 from arbstr_asgi.ledger.backlog import Backlog, Mark, Update
 from arbstr_asgi.ledger.degrading import LEVELS, degraded
-from arbstr_asgi.ledger.driver import Driver
+from arbstr_asgi.ledger.driver import IN_ATTEMPTS, Driver
 from arbstr_asgi.ledger.losses import Losses
 from arbstr_asgi.ledger.statements import Statements
-from arbstr_asgi.ledger.values import Row
+from arbstr_asgi.ledger.values import Record
 
 logger = logging.getLogger("arbstr_asgi.ledger")
 
-Operation = Row | Update | Mark
+Operation = Record | Update | Mark
 
 
 @dataclass(slots=True, eq=False)
@@ -34,9 +34,9 @@ class Chunk:
     reason: str = ""  # for that
 
     @property
-    def rows(self) -> list[Row]:
-        """The rows among the operations."""
-        return [item for item in self.operations if isinstance(item, tuple)]
+    def records(self) -> list[Record]:
+        """The records among the operations."""
+        return [item for item in self.operations if isinstance(item, Record)]
 
     def settle_spilled(self) -> None:
         """The rows are on disk: tell whoever waits for no more than that."""
@@ -71,12 +71,12 @@ class Hand:
     @property
     def unspilled(self) -> list[Chunk]:
         """The chunks that are in memory alone and have rows."""
-        return [chunk for chunk in self.chunks if not chunk.spilled and chunk.rows]
+        return [chunk for chunk in self.chunks if not chunk.spilled and chunk.records]
 
     @property
     def asks_for_order(self) -> bool:
         """Whether something waits here that must stay behind what was recorded before it."""
-        return any(not isinstance(item, tuple) for chunk in self.chunks for item in chunk.operations)
+        return any(not isinstance(item, Record) for chunk in self.chunks for item in chunk.operations)
 
     @property
     def can_wait(self) -> bool:
@@ -94,13 +94,13 @@ class Hand:
         """Its rows are on disk, so they need not be kept here, but for those that may be on their way just now."""
         chunk.settle_spilled()
         if any(chunk is other for other in list(self.chunks)[1:]):
-            chunk.operations = [i for i in chunk.operations if not isinstance(i, tuple) and not _is_settled(i)]
+            chunk.operations = [i for i in chunk.operations if not isinstance(i, Record) and not _is_settled(i)]
             chunk.size = 0
             self.chunks = deque(other for other in self.chunks if other.operations)
 
-    def put(self, rows: Sequence[Row]) -> None:
-        """Add one chunk of rows that are on disk."""
-        self.chunks.append(Chunk([*rows], spilled=True))
+    def put(self, records: Sequence[Record]) -> None:
+        """Add one chunk of records that are on disk."""
+        self.chunks.append(Chunk([*records], spilled=True))
 
     async def write(self, raw: Any) -> None:
         """Commit the first chunk; instead of a chunk with a bad row its halves come next, until the row is alone.
@@ -120,30 +120,29 @@ class Hand:
             self.chunks.extendleft(reversed(self._without_blame(chunk, reason)))
         else:
             self.chunks.popleft()
-            for row in chunk.rows if chunk.level else ():
-                self._losses.degrade(row[0], chunk.reason)
+            for record in chunk.records if chunk.level else ():
+                self._losses.degrade(record.correlation_id, chunk.reason)
             _settle(chunk.operations, counts)
 
     def clear(self) -> list[Operation]:
         """Everything that is left and not on disk."""
         left = [item for chunk in self.chunks for item in chunk.operations]
-        spilled = {id(row) for chunk in self.chunks if chunk.spilled for row in chunk.rows}
+        spilled = {id(record) for chunk in self.chunks if chunk.spilled for record in chunk.records}
         self.chunks.clear()
         return [item for item in left if id(item) not in spilled]
 
     async def _commit(self, raw: Any, operations: list[Operation]) -> list[int]:
         driver, sql = self._driver, self._statements
-        rows = [driver.encode(item) for item in operations if isinstance(item, tuple)]
+        records = [item for item in operations if isinstance(item, Record)]
         updates = [
             (item.input_tokens, item.output_tokens, driver.money(item.cost_sats), item.correlation_id)
             for item in operations
             if isinstance(item, Update)
         ]
-        if not rows and not updates:
+        if not records and not updates:
             return []
         async with driver.begin(raw):
-            if rows:
-                await driver.execute_many(raw, sql.upsert, rows)
+            await keep(driver, raw, sql, records)
             return [await driver.execute(raw, sql.update_usage, update) for update in updates]
 
     def _without_blame(self, chunk: Chunk, reason: str) -> list[Chunk]:
@@ -153,28 +152,37 @@ class Hand:
             parts = chunk.operations[:half], chunk.operations[half:]
             return [replace(chunk, operations=part, size=chunk.size // 2) for part in parts]
         (item,) = chunk.operations
-        if not isinstance(item, tuple):
+        if not isinstance(item, Record):
             item.settle(LedgerError(f"refused by the database: {reason}"))
             return []
         if chunk.level == LEVELS:
-            logger.error("ledger: the row of %s was refused in every form and is lost: %s", item[0], reason)
+            logger.error("ledger: the row of %s was refused in every form and is lost: %s", item.correlation_id, reason)
             self._losses.add(1, "refused by the database")
             return []
         level = chunk.level + 1
         return [replace(chunk, operations=[degraded(item, level, reason)], level=level, reason=reason)]
 
 
-def normalised(entries: Sequence[Entry], losses: Losses) -> list[Row]:
-    """The rows of entries; what can't be one loses what is wrong with it, and is counted as degraded."""
-    rows: list[Row] = []
+async def keep(driver: Driver, raw: Any, sql: Statements, records: Sequence[Record]) -> None:
+    """Write records, inside of a transaction; a newer state that is there stays."""
+    if records:
+        await driver.execute_many(raw, sql.upsert, [driver.encode(record.row) for record in records])
+    attempts = [driver.encode(row, IN_ATTEMPTS) for record in records for row in record.attempts]
+    if attempts:
+        await driver.execute_many(raw, sql.upsert_attempt, attempts)
+
+
+def normalised(entries: Sequence[Entry], losses: Losses) -> list[Record]:
+    """The records of entries; what can't be one loses what is wrong with it, and is counted as degraded."""
+    records: list[Record] = []
     for entry in entries:
         try:
-            rows.append(values.normalise(entry))
+            records.append(values.record(entry))
         except Exception as error:  # noqa: BLE001 - one odd entry must not stop the others
             reason = type(error).__name__
-            rows.append(degraded(values.salvage(entry, datetime.now(UTC)), 1, reason))
-            losses.degrade(rows[-1][0], reason)
-    return rows
+            records.append(degraded(Record(values.salvage(entry, datetime.now(UTC))), 1, reason))
+            losses.degrade(records[-1].correlation_id, reason)
+    return records
 
 
 def _is_settled(item: Update | Mark) -> bool:

@@ -217,6 +217,10 @@ class Ledger:
         """
         return await self._open_reader().rows(limit, correlation_id)
 
+    async def attempts(self, correlation_id: str) -> list[dict[str, Any]]:
+        """The committed attempts of one call, in their order; values as in `rows`. Raises LedgerError."""
+        return await self._open_reader().attempts(correlation_id)
+
     async def check(self) -> None:
         """Raise LedgerError unless the database answers a cheap query in two seconds."""
         await self._open_reader().check()

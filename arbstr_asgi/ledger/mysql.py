@@ -8,7 +8,7 @@ from typing import Any
 
 from pymysql import err
 
-from arbstr_asgi.ledger.driver import CONVERSION_ERRORS, OUTAGES, Driver, encoded
+from arbstr_asgi.ledger.driver import CONVERSION_ERRORS, IN_REQUESTS, OUTAGES, Driver, Special, encoded
 from arbstr_asgi.ledger.values import Row
 
 # NULL, no default, out of range, cut, not a date, not this charset, too long, a trigger's SIGNAL, CHECK, CHECK
@@ -66,8 +66,8 @@ class Mysql:
     async def unlock(self, raw: Any, prefix: str) -> None:
         await self.fetch(raw, f"SELECT RELEASE_LOCK({_LOCK_NAME})", (prefix,))
 
-    def encode(self, row: Row) -> Row:
-        return encoded(row, _naive, self.money)
+    def encode(self, row: Row, special: Special = IN_REQUESTS) -> Row:
+        return encoded(row, special, _naive, self.money)
 
     def money(self, value: Decimal | None) -> Decimal | None:
         return value

@@ -8,7 +8,7 @@ from typing import Any
 
 import asyncpg
 
-from arbstr_asgi.ledger.driver import CONVERSION_ERRORS, OUTAGES, Driver
+from arbstr_asgi.ledger.driver import CONVERSION_ERRORS, IN_REQUESTS, OUTAGES, Driver, Special
 from arbstr_asgi.ledger.values import Row
 
 _LOCK = 0x6172627374720001  # any number that nobody else uses: "arbstr", 1
@@ -62,7 +62,7 @@ class Postgresql:
     async def unlock(self, raw: Any, prefix: str) -> None:
         pass
 
-    def encode(self, row: Row) -> Row:
+    def encode(self, row: Row, special: Special = IN_REQUESTS) -> Row:
         return row
 
     def money(self, value: Decimal | None) -> Decimal | None:

@@ -7,6 +7,7 @@ from typing import Any
 
 from arbstr_asgi.errors import LedgerError
 from arbstr_asgi.ledger import values
+from arbstr_asgi.ledger.columns import ATTEMPT_COLUMNS
 from arbstr_asgi.ledger.faults import described
 from arbstr_asgi.ledger.sessions import Sessions
 from arbstr_asgi.ledger.statements import Statements
@@ -32,6 +33,12 @@ class Reader:
             parameters = (values.identifier(correlation_id), limit)
             found = await self._fetch(self._statements.of_call, parameters, _READ_TIMEOUT)
         return [values.read(row) for row in found]
+
+    async def attempts(self, correlation_id: str) -> list[dict[str, Any]]:
+        """The attempts of one call, in their order. Raises LedgerError."""
+        parameters = (values.identifier(correlation_id),)
+        found = await self._fetch(self._statements.attempts_of(1), parameters, _READ_TIMEOUT)
+        return [values.read(row, ATTEMPT_COLUMNS) for row in found]
 
     async def check(self) -> None:
         """Raises LedgerError unless the schema's version can be read in two seconds."""

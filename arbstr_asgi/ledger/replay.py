@@ -103,7 +103,7 @@ class Replay:
             self._trouble(error)
             return
         hand = Hand(self._driver, self._statements, self._losses)
-        hand.put([row for _, row in kept])
+        hand.put([record for _, record in kept])
         while hand:
             await hand.write(raw)
         try:
@@ -136,6 +136,7 @@ class Replay:
                 async with self._driver.begin(raw):
                     for call in dead:
                         await self._driver.execute(raw, self._statements.abandon, (ABANDONED, call))
+                        await self._driver.execute(raw, self._statements.abandon_attempt, (ABANDONED, call))
                 logger.warning("ledger: %d calls of processes that died are closed as abandoned", len(dead))
             if len(found) < BATCH:
                 return

@@ -3,12 +3,12 @@
 from typing import Any, NamedTuple
 
 from arbstr_asgi.errors import LedgerError
-from arbstr_asgi.ledger.columns import COLUMNS
+from arbstr_asgi.ledger.columns import ATTEMPT_COLUMNS, COLUMNS, Columns
 from arbstr_asgi.ledger.driver import Driver
 from arbstr_asgi.ledger.sessions import Sessions
 from arbstr_asgi.ledger.statements import Statements, statements
 
-HEAD = "0001"  # the newest revision in migrations/versions, known without importing Alembic
+HEAD = "0002"  # the newest revision in migrations/versions, known without importing Alembic
 
 _MIGRATION_TIMEOUT = 120.0  # seconds
 
@@ -17,13 +17,12 @@ class Found(NamedTuple):
     """The tables as they are; `version` None: never migrated to the end."""
 
     version: str | None
-    table: bool
 
 
 async def ensure(sessions: Sessions, prefix: str, *, migrate: bool) -> str:
     """Bring the tables up to date, or raise LedgerError when they aren't and may not be changed.
 
-    Returns what was done: `0001 (up to date)` or `nothing -> 0001`. A newer schema is fine: within a major version
+    Returns what was done: `0002 (up to date)` or `nothing -> 0002`. A newer schema is fine: within a major version
     it only has more columns.
     """
     sql = statements(sessions.driver.dialect, prefix)
@@ -48,31 +47,38 @@ async def ensure(sessions: Sessions, prefix: str, *, migrate: bool) -> str:
 
 
 async def look(driver: Driver, raw: Any, sql: Statements) -> Found:
-    """Raises LedgerError when a table of our name isn't ours, or ours has gone."""
-    # The table before its version: another process may be migrating, and both appear at once, the version never later.
-    table = await driver.has_table(raw, sql.table)
-    has_version_table = await driver.has_table(raw, sql.version_table)
-    versions = await driver.fetch(raw, sql.version) if has_version_table else []
+    """Raises LedgerError when a table of our names isn't ours, or one of ours has gone."""
+    # The tables before their version: another process may be migrating, and both appear at once, the version never
+    # later.
+    there = [await driver.has_table(raw, name) for name in (sql.table, sql.attempts_table)]
+    versioned = await driver.has_table(raw, sql.version_table)
+    versions = await driver.fetch(raw, sql.version) if versioned else []
     version = str(versions[0][0]) if versions else None
-    if table and version is None and not (has_version_table and await _left_unfinished(driver, raw, sql.table)):
-        raise LedgerError(
-            f"there is a table {sql.table} that is not the ledger's (no version in {sql.version_table}); "
-            "it was not touched. Set table_prefix, or rename it"
-        )
-    table = table or (version is not None and await driver.has_table(raw, sql.table))
-    if version is not None and not table:
-        raise LedgerError(f"{sql.version_table} says {version}, but the table {sql.table} is missing")
-    return Found(version, table)
+    for (name, since, columns), found in zip(_tables(sql), there, strict=True):
+        made = version is not None and version >= since
+        if found and not made and not (versioned and await _left_unfinished(driver, raw, name, columns)):
+            raise LedgerError(
+                f"there is a table {name} that is not the ledger's (no version in {sql.version_table} that has it); "
+                "it was not touched. Set table_prefix, or rename it"
+            )
+        if made and not found and not await driver.has_table(raw, name):
+            raise LedgerError(f"{sql.version_table} says {version}, but the table {name} is missing")
+    return Found(version)
 
 
-async def _left_unfinished(driver: Driver, raw: Any, table: str) -> bool:
+def _tables(sql: Statements) -> list[tuple[str, str, Columns]]:
+    """Our tables, the revision that made each, and its columns then."""
+    return [(sql.table, "0001", COLUMNS), (sql.attempts_table, "0002", ATTEMPT_COLUMNS)]
+
+
+async def _left_unfinished(driver: Driver, raw: Any, table: str, columns: Columns) -> bool:
     """Whether a migration of ours was killed between CREATE TABLE and the version's INSERT.
 
-    Only on MySQL, where DDL commits by itself. Ours: the version table is there, empty, and the columns are exactly
-    those of the first revision. The migration then goes on from there.
+    Only on MySQL, where DDL commits by itself. Ours: the version table is there, without this revision, and the columns
+    are exactly those of the revision. The migration then goes on from there.
     """
     if driver.dialect != "mysql":
         return False
     sql = "SELECT column_name FROM information_schema.columns WHERE table_schema = DATABASE() AND table_name = %s"
     found = {str(row[0]) for row in await driver.fetch(raw, sql, (table,))}
-    return found == {"id", *(column.name for column in COLUMNS)}
+    return found == {"id", *(column.name for column in columns)}

@@ -1,4 +1,4 @@
-"""Rows that the database has not taken yet, in a local SQLite file with the ledger's own table."""
+"""Rows that the database has not taken yet, in a local SQLite file with the ledger's own tables."""
 
 import asyncio
 import logging
@@ -10,14 +10,15 @@ from urllib.parse import quote
 
 from arbstr_asgi.errors import LedgerError
 from arbstr_asgi.ledger import values
-from arbstr_asgi.ledger.columns import COLUMNS
+from arbstr_asgi.ledger.columns import ATTEMPT_COLUMNS, COLUMNS
 from arbstr_asgi.ledger.driver import Driver
 from arbstr_asgi.ledger.faults import described
+from arbstr_asgi.ledger.hand import keep
 from arbstr_asgi.ledger.sessions import Sessions
 from arbstr_asgi.ledger.slots import Slot, Slots
 from arbstr_asgi.ledger.statements import statements
 from arbstr_asgi.ledger.target import Target
-from arbstr_asgi.ledger.values import Row
+from arbstr_asgi.ledger.values import Record, Row
 
 logger = logging.getLogger("arbstr_asgi.ledger")
 
@@ -36,10 +37,10 @@ class Shelter(NamedTuple):
 
 
 class Kept(NamedTuple):
-    """A row on disk and its number there."""
+    """A record on disk and the number of its row there."""
 
     id: int
-    row: Row
+    record: Record
 
 
 class Spill:
@@ -65,23 +66,30 @@ class Spill:
         await self._target.close()
         self.slot.release()
 
-    async def write(self, rows: Sequence[Row]) -> None:
+    async def write(self, records: Sequence[Record]) -> None:
         """Keep these states, durably, each unless a newer one of its call is there."""
 
         async def write(raw: Any) -> None:
             driver = self._driver
             async with driver.begin(raw):
-                await driver.execute_many(raw, _SQL.upsert, [driver.encode(row) for row in rows])
+                await keep(driver, raw, _SQL, records)
             await self._count(raw)
 
         await self._run(write)
 
     async def read(self, limit: int) -> list[Kept]:
-        """The rows that came first."""
+        """The records whose rows came first."""
 
         async def read(raw: Any) -> list[Kept]:
             found = await self._driver.fetch(raw, _SQL.first, (limit,))
-            return [Kept(found_id, values.read_row(row)) for found_id, *row in found]
+            calls = [call for _, call, *_ in found]
+            attempts: dict[str, list[Row]] = {}
+            for row in await self._driver.fetch(raw, _SQL.attempts_of(len(calls)), calls) if calls else ():
+                attempts.setdefault(row[0], []).append(values.read_row(row, ATTEMPT_COLUMNS))
+            return [
+                Kept(found_id, Record(values.read_row(row), tuple(attempts.get(row[0], ()))))
+                for found_id, *row in found
+            ]
 
         return await self._run(read)
 
@@ -91,8 +99,10 @@ class Spill:
         async def remove(raw: Any) -> None:
             driver = self._driver
             async with driver.begin(raw):
-                states = [(i, row[_PLACES["revision"]], row[_PLACES["end_reason"]]) for i, row in kept]
+                states = [(i, row[_PLACES["revision"]], row[_PLACES["end_reason"]]) for i, (row, _) in kept]
                 await driver.execute_many(raw, _SQL.delete, states)
+                calls = [(record.correlation_id,) * 2 for _, record in kept]
+                await driver.execute_many(raw, _SQL.delete_attempts, calls)
             await self._count(raw)
             if not self.rows and self.slot.size > _WORTH_SHRINKING:
                 await driver.fetch(raw, "VACUUM")

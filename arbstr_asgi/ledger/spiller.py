@@ -72,7 +72,7 @@ class Spiller:
             chunk = self._first()
             if chunk is None or chunk.since > until:
                 return
-            await self._spill.write(chunk.rows)
+            await self._spill.write(chunk.records)
             self._hand.spilled(chunk)
             self._trouble.over()
 

@@ -12,7 +12,7 @@ from datetime import datetime
 from decimal import Decimal
 from typing import Any
 
-from arbstr_asgi.ledger.driver import CONVERSION_ERRORS, OUTAGES, Driver, encoded, iso
+from arbstr_asgi.ledger.driver import CONVERSION_ERRORS, IN_REQUESTS, OUTAGES, Driver, Special, encoded, iso
 from arbstr_asgi.ledger.values import Row
 
 _PATIENCE = 5.0  # seconds to wait for another writer's lock
@@ -78,8 +78,8 @@ class Sqlite:
     async def unlock(self, raw: Any, prefix: str) -> None:
         pass
 
-    def encode(self, row: Row) -> Row:
-        return encoded(row, iso, self.money)
+    def encode(self, row: Row, special: Special = IN_REQUESTS) -> Row:
+        return encoded(row, special, iso, self.money)
 
     def money(self, value: Decimal | None) -> str | None:
         return None if value is None else f"{value:f}"  # a NUMERIC column would make it a float

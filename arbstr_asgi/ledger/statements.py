@@ -1,12 +1,14 @@
 """The SQL of the ledger, one wording for each database; values are always parameters."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 
 from arbstr_asgi.entry import OPEN
-from arbstr_asgi.ledger.columns import COLUMNS
+from arbstr_asgi.ledger.columns import ATTEMPT_COLUMNS, COLUMNS, Columns
 
 _OPEN = str(OPEN)  # constants of ours
+
+Marks = Callable[[int], str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -14,22 +16,32 @@ class Statements:
     """Ready statements for one dialect and one table prefix."""
 
     table: str
+    attempts_table: str
     version_table: str
     upsert: str  # a row
+    upsert_attempt: str  # a row
     update_usage: str  # input_tokens, output_tokens, cost_sats, correlation_id
     newest: str  # limit
     of_call: str  # correlation_id, limit
     first: str  # limit; with the id in front
     count: str  # rows and the earliest arrival
     delete: str  # id, revision, end_reason
+    delete_attempts: str  # correlation_id, twice; where no request is left
     in_flight: str  # before, after this id, limit; id, correlation_id, worker_id, timestamp
     abandon: str  # error_message, correlation_id
+    abandon_attempt: str  # error_message, correlation_id
     version: str
+    _attempts: str = field(repr=False)
+    _mark: Marks = field(repr=False)
+
+    def attempts_of(self, calls: int) -> str:
+        """The attempts of so many calls, whose correlation ids are the parameters."""
+        return self._attempts.format(", ".join(map(self._mark, range(calls))))
 
 
-def table_names(prefix: str) -> tuple[str, str]:
-    """The table of the rows and the table with the schema's version."""
-    return f"{prefix}requests", f"{prefix}arbstr_version"
+def table_names(prefix: str) -> tuple[str, str, str]:
+    """The tables of the rows, of their attempts, and the one with the schema's version."""
+    return f"{prefix}requests", f"{prefix}attempts", f"{prefix}arbstr_version"
 
 
 def quoted(dialect: str, name: str) -> str:
@@ -39,18 +51,19 @@ def quoted(dialect: str, name: str) -> str:
 
 def statements(dialect: str, prefix: str) -> Statements:
     """The SQL for `sqlite`, `postgresql` or `mysql`."""
-    table, version_table = table_names(prefix)
-    name = quoted(dialect, table)
-    q = {column.name: quoted(dialect, column.name) for column in COLUMNS}
+    table, attempts_table, version_table = table_names(prefix)
+    name, attempts = quoted(dialect, table), quoted(dialect, attempts_table)
+    q = {column.name: quoted(dialect, column.name) for column in (*COLUMNS, *ATTEMPT_COLUMNS)}
     mark = _marks(dialect)
-    columns = ", ".join(q.values())
+    columns = ", ".join(q[column.name] for column in COLUMNS)
     select = f"SELECT {columns} FROM {name}"  # noqa: S608 - validated identifiers, no values
     order = f"ORDER BY {q['timestamp']} DESC, id DESC LIMIT"
     return Statements(
         table=table,
+        attempts_table=attempts_table,
         version_table=version_table,
-        upsert=f"INSERT INTO {name} ({columns}) VALUES ({', '.join(mark(i) for i in range(len(q)))}) "  # noqa: S608
-        + _when_known(dialect, name, q),
+        upsert=_upsert(dialect, table, COLUMNS, ["correlation_id"], "end_reason"),
+        upsert_attempt=_upsert(dialect, attempts_table, ATTEMPT_COLUMNS, ["correlation_id", "number"]),
         update_usage=f"UPDATE {name} SET {q['input_tokens']} = {mark(0)}, {q['output_tokens']} = {mark(1)}, "  # noqa: S608
         # The count of rows is true on MySQL only if the row changes, and the revision always does.
         f"{q['cost_sats']} = {mark(2)}, {q['revision']} = {q['revision']} + 1 WHERE {q['correlation_id']} = {mark(3)}",
@@ -60,40 +73,54 @@ def statements(dialect: str, prefix: str) -> Statements:
         count=f"SELECT count(*), min({q['timestamp']}) FROM {name}",  # noqa: S608
         delete=f"DELETE FROM {name} WHERE id = {mark(0)} AND {q['revision']} = {mark(1)} "  # noqa: S608
         f"AND {q['end_reason']} = {mark(2)}",
+        delete_attempts=f"DELETE FROM {attempts} WHERE {q['correlation_id']} = {mark(0)} "  # noqa: S608
+        f"AND NOT EXISTS (SELECT 1 FROM {name} WHERE {q['correlation_id']} = {mark(1)})",
         in_flight=f"SELECT id, {q['correlation_id']}, {q['worker_id']}, {q['timestamp']} FROM {name} "  # noqa: S608
         f"WHERE {q['end_reason']} = 'in_flight' AND {q['timestamp']} < {mark(0)} AND id > {mark(1)} "
         f"ORDER BY id LIMIT {mark(2)}",
         abandon=f"UPDATE {name} SET {q['end_reason']} = 'abandoned', {q['error_message']} = {mark(0)} "  # noqa: S608
         f"WHERE {q['correlation_id']} = {mark(1)} AND {q['end_reason']} = 'in_flight'",
+        abandon_attempt=f"UPDATE {attempts} SET {q['maybe_billed']} = TRUE, {q['error_message']} = {mark(0)} "  # noqa: S608
+        f"WHERE {q['correlation_id']} = {mark(1)} AND {q['revision']} = 0",
         version=f"SELECT version_num FROM {quoted(dialect, version_table)}",  # noqa: S608
+        _attempts=f"SELECT {', '.join(q[column.name] for column in ATTEMPT_COLUMNS)} FROM {attempts} "  # noqa: S608
+        f"WHERE {q['correlation_id']} IN ({{}}) ORDER BY {q['correlation_id']}, {q['number']}",
+        _mark=mark,
     )
 
 
-def _marks(dialect: str) -> Callable[[int], str]:
+def _marks(dialect: str) -> Marks:
     """Writes the placeholder of the parameter at a place, counted from 0."""
     if dialect == "postgresql":
         return lambda place: f"${place + 1}"
     return lambda _: "%s" if dialect == "mysql" else "?"
 
 
-def _when_known(dialect: str, table: str, q: dict[str, str]) -> str:
-    """What an INSERT does to a row that is there: a newer state replaces it, a replay of an older one changes nothing.
+def _upsert(dialect: str, table: str, columns: Columns, key: Sequence[str], reason: str = "") -> str:
+    """An INSERT that takes the place of an older state; where a newer one is there, nothing changes.
 
-    Newer is a higher revision; and a finished state after one in flight, whose revision `update_usage` may have raised,
-    or after one that was given up as abandoned too early.
+    Newer is a higher revision; with a `reason` also a finished state after one in flight, whose revision
+    `update_usage` may have raised, or after one that was given up as abandoned too early.
     """
-    revision, reason = q["revision"], q["end_reason"]
+    name, mark = quoted(dialect, table), _marks(dialect)
+    q = {column.name: quoted(dialect, column.name) for column in columns}
+    insert = f"INSERT INTO {name} ({', '.join(q.values())}) VALUES ({', '.join(mark(i) for i in range(len(q)))}) "  # noqa: S608
     # MySQL's assignments see the ones before them: what the condition looks at comes last.
-    order = [*(name for name in q if name not in {"correlation_id", "end_reason", "revision"}), "end_reason"]
+    last = [*([reason] if reason else []), "revision"]
+    order = [*(n for n in q if n not in {*key, *last}), *last[:-1]]
+    revision = q["revision"]
     if dialect == "mysql":
-        newer = f"VALUES({revision}) > {revision} OR ({reason} IN {_OPEN} AND VALUES({reason}) NOT IN {_OPEN})"
+        newer = f"VALUES({revision}) > {revision}"
+        if reason:
+            newer += f" OR ({q[reason]} IN {_OPEN} AND VALUES({q[reason]}) NOT IN {_OPEN})"
         sets = ", ".join(f"{q[n]} = IF({newer}, VALUES({q[n]}), {q[n]})" for n in order)
-        return f"ON DUPLICATE KEY UPDATE {sets}, {revision} = GREATEST({revision}, VALUES({revision}))"
+        return f"{insert}ON DUPLICATE KEY UPDATE {sets}, {revision} = GREATEST({revision}, VALUES({revision}))"
     greatest = "max" if dialect == "sqlite" else "greatest"
     sets = ", ".join(f"{q[n]} = excluded.{q[n]}" for n in order)
+    newer = f"{name}.{revision} < excluded.{revision}"
+    if reason:
+        newer += f" OR ({name}.{q[reason]} IN {_OPEN} AND excluded.{q[reason]} NOT IN {_OPEN})"
     return (
-        f"ON CONFLICT ({q['correlation_id']}) DO UPDATE SET {sets}, "
-        f"{revision} = {greatest}({table}.{revision}, excluded.{revision}) "
-        f"WHERE {table}.{revision} < excluded.{revision} "
-        f"OR ({table}.{reason} IN {_OPEN} AND excluded.{reason} NOT IN {_OPEN})"
+        f"{insert}ON CONFLICT ({', '.join(q[n] for n in key)}) DO UPDATE SET {sets}, "
+        f"{revision} = {greatest}({name}.{revision}, excluded.{revision}) WHERE {newer}"
     )

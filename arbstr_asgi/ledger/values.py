@@ -8,12 +8,25 @@ import math
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from decimal import ROUND_HALF_EVEN, Context, Decimal, InvalidOperation
-from typing import Any
+from typing import Any, NamedTuple
 
-from arbstr_asgi.entry import Entry
-from arbstr_asgi.ledger.columns import COLUMNS, Column, Kind
+from arbstr_asgi.entry import Attempt, Entry
+from arbstr_asgi.ledger.columns import ATTEMPT_COLUMNS, COLUMNS, Column, Columns, Kind
 
 Row = tuple[Any, ...]
+
+
+class Record(NamedTuple):
+    """One state of a call as it is stored: its row, and one for each of its attempts."""
+
+    row: Row
+    attempts: tuple[Row, ...] = ()
+
+    @property
+    def correlation_id(self) -> str:
+        """Which call it is."""
+        return str(self.row[0])
+
 
 _NANO = Decimal("1e-9")
 _MONEY_LIMIT = Decimal(10) ** 15  # NUMERIC(24,9) leaves 15 digits in front of the point
@@ -110,11 +123,23 @@ def _converter(column: Column) -> Callable[[Any], Any]:
 
 
 _CONVERTERS = tuple((column.name, _converter(column)) for column in COLUMNS)
+_OF_ATTEMPTS = tuple((column.name, _converter(column)) for column in ATTEMPT_COLUMNS[1:])
 
 
 def normalise(entry: Entry) -> Row:
     """The row of an entry, in the order of `COLUMNS`, in Python values that fit every database."""
     return tuple([convert(getattr(entry, name)) for name, convert in _CONVERTERS])
+
+
+def normalise_attempt(correlation_id: str, attempt: Attempt) -> Row:
+    """The row of an attempt, in the order of `ATTEMPT_COLUMNS`."""
+    return (correlation_id, *[convert(getattr(attempt, name)) for name, convert in _OF_ATTEMPTS])
+
+
+def record(entry: Entry) -> Record:
+    """The row of an entry and those of its attempts."""
+    row = normalise(entry)
+    return Record(row, tuple([normalise_attempt(row[0], attempt) for attempt in entry.tries]))
 
 
 def salvage(entry: Entry, now: datetime) -> Row:
@@ -142,15 +167,15 @@ def _read_money(value: Any) -> Decimal:
 _READERS: dict[Kind, Callable[[Any], Any]] = {Kind.MOMENT: read_moment, Kind.MONEY: _read_money, Kind.FLAG: bool}
 
 
-def read_row(row: Sequence[Any]) -> Row:
+def read_row(row: Sequence[Any], columns: Columns = COLUMNS) -> Row:
     """A stored row as it was normalised."""
-    return tuple(read(row).values())
+    return tuple(read(row, columns).values())
 
 
-def read(row: Sequence[Any]) -> dict[str, Any]:
+def read(row: Sequence[Any], columns: Columns = COLUMNS) -> dict[str, Any]:
     """A stored row in Python values, equal on every database."""
     found: dict[str, Any] = {}
-    for column, value in zip(COLUMNS, row, strict=True):
+    for column, value in zip(columns, row, strict=True):
         reader = _READERS.get(column.kind)
         found[column.name] = value if value is None or reader is None else reader(value)
     return found

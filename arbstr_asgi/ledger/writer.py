@@ -20,6 +20,7 @@ from arbstr_asgi.ledger.spiller import Spiller
 from arbstr_asgi.ledger.statements import Statements
 from arbstr_asgi.ledger.target import Target
 from arbstr_asgi.ledger.trouble import Trouble
+from arbstr_asgi.ledger.values import Record
 
 logger = logging.getLogger("arbstr_asgi.ledger")
 
@@ -252,7 +253,7 @@ class Writer:
     def _give_up(self) -> None:
         """Count and report everything that is neither committed nor spilled."""
         left = [*self._hand.clear(), *self._backlog.clear()]
-        lost = sum(isinstance(item, tuple | Entry) for item in left)
+        lost = sum(isinstance(item, Record | Entry) for item in left)
         if lost:
             self._losses.add(lost, "the ledger was closed before they could be written")
         self._losses.sum_up()
