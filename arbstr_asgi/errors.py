@@ -16,6 +16,8 @@ import json
 from collections.abc import Mapping
 from typing import ClassVar
 
+MAX_QUOTED = 100
+
 
 class ArbstrError(Exception):
     """An error in OpenAI's shape: ``{"error": {"message", "type", "param", "code"}}``.
@@ -124,3 +126,11 @@ class ProviderAuthenticationError(UpstreamError):
     def __init__(self, status: int) -> None:
         super().__init__("The provider refused the server's credentials.", code=f"provider_{status}")
         self.headers["x-should-retry"] = "false"
+
+
+def quotable(text: str) -> str:
+    """`text` of a client as a message may repeat it: printable, and at most 100 characters."""
+    cut = text[:MAX_QUOTED]
+    if not cut.isprintable():
+        cut = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in cut)
+    return cut[:MAX_QUOTED]

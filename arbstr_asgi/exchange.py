@@ -113,7 +113,7 @@ class Exchange:
     async def _answer(self, client_headers: h.Headers, send: Send, sent: Callable[[], None]) -> None:
         desk, account, request = self._desk, self._account, self._request
         assert request is not None
-        provider = candidates(desk.config.providers, request.model)[0]
+        provider = candidates(desk.config.providers, request)[0].provider
         asking = Asking(desk.upstream, desk.learning, account, require=desk.config.metering == "require")
         authorized = h.first(client_headers, b"authorization") is not None
         relay = self._relay = Relay(

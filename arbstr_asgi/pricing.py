@@ -2,6 +2,7 @@
 
 from decimal import Context, Decimal, localcontext
 
+from arbstr_asgi.estimate import Estimate
 from arbstr_asgi.provider import Provider
 from arbstr_asgi.rates import Rates
 from arbstr_asgi.usage import Usage
@@ -22,6 +23,11 @@ def cost(usage: Usage | None, rates: Rates | Provider) -> Decimal | None:
         return None
     with localcontext(_EXACT):  # whatever the host's own context rounds to
         return _cost(usage, usage.input_tokens, usage.output_tokens, rates, rates.input_rate, rates.output_rate)
+
+
+def cost_estimate(estimate: Estimate, rates: Rates | Provider) -> Decimal | None:
+    """What a call will cost in sats by this estimate, None where a rate is unknown."""
+    return cost(Usage(input_tokens=estimate.input_tokens, output_tokens=estimate.output_tokens), rates)
 
 
 def _cost(
