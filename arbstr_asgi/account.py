@@ -8,11 +8,13 @@ from typing import Any
 import msgspec
 
 from arbstr_asgi.callers import Caller
-from arbstr_asgi.entry import Entry
+from arbstr_asgi.entry import Attempt, Entry
 from arbstr_asgi.metering import Reading
 from arbstr_asgi.outcome import Outcome, usage_source
 from arbstr_asgi.pricing import cost
 from arbstr_asgi.provider import Provider
+from arbstr_asgi.tries import Tries, corrected
+from arbstr_asgi.usage import Usage
 
 _COUNTS = (
     "input_tokens",
@@ -41,15 +43,18 @@ class Account:
     ) -> None:
         self.correlation_id = correlation_id
         self.end_user = caller.end_user
+        self.model = model
         self.streaming = streaming
         self.elapsed_ms = elapsed_ms
         self.outcome = Outcome()
         self.reading = Reading()
         self.provider: Provider | None = None
-        self.attempts = 0
+        self.policy: str | None = None
+        self.tries = Tries(arrival, elapsed_ms)
         self.committed: Entry | None = None
         self.latency_ms: int | None = None
         self.ttft_ms: int | None = None
+        self._asked_for = model
         self._entry = Entry(
             correlation_id=correlation_id,
             timestamp=arrival,
@@ -61,14 +66,31 @@ class Account:
             worker_id=worker_id,
         )
 
+    def begin(self, provider: Provider, model: str) -> None:
+        """A request goes out to `provider`, for what it calls `model`."""
+        self.provider, self._asked_for = provider, model
+        self.tries.begin(provider.name, model)
+
+    @property
+    def attempt_sats(self) -> Decimal | None:
+        """What the attempt that goes on has cost, as far as its usage is known."""
+        return self.price(self.reading.usage, self.reading.model)
+
     @property
     def cost_sats(self) -> Decimal | None:
-        """What the call has cost as far as its usage is known."""
-        return None if self.provider is None else cost(self.reading.usage, self.provider)
+        """What the call has cost with all its attempts, as far as the usage of its answer is known."""
+        sats = self.attempt_sats
+        return None if sats is None else sats + self.tries.spent_sats
+
+    def price(self, usage: Usage | None, response_model: str | None) -> Decimal | None:
+        """What so much usage costs at the provider that is asked, by the model that it says has answered."""
+        if self.provider is None:
+            return None
+        return cost(usage, self.provider.rates(response_model, self.model, self._asked_for))
 
     def in_flight(self) -> Entry:
         """The first state of the row: the provider has answered."""
-        return self._row(0)
+        return self._row(0, self.tries.so_far)
 
     def commit(self, status: int | None) -> Entry:
         """The last state of the row if the client, whose status is `status`, gets what it is about to be sent."""
@@ -86,12 +108,22 @@ class Account:
     def _finished(self, outcome: Outcome) -> Entry:
         reading = self.reading
         end_reason = outcome.end_reason(reading)
+        counts = self._counts()
+        error_message = outcome.error_message(reading)
+        tries = self.tries.ended(
+            maybe_billed=outcome.maybe_billed(reading),
+            error_message=error_message,
+            input_tokens=counts.get("input_tokens"),
+            output_tokens=counts.get("output_tokens"),
+            cost_sats=self.attempt_sats,
+        )
         return self._row(
             1,
+            tries,
             stream_duration_ms=self.elapsed_ms() if self.streaming and self.latency_ms is not None else None,
             success=outcome.answered_well and end_reason in ("completed", "client_disconnected"),
             error_status=outcome.error_status,
-            error_message=outcome.error_message(reading),
+            error_message=error_message,
             cost_sats=self.cost_sats,
             response_model=reading.model,
             response_id=reading.id,
@@ -101,7 +133,7 @@ class Account:
             end_reason=end_reason,
             disconnect=outcome.disconnect(reading),
             ttft_ms=self.ttft_ms,
-            **self._counts(),
+            **counts,
         )
 
     def _counts(self) -> dict[str, Any]:
@@ -113,16 +145,19 @@ class Account:
         facts["provider_cost_usd"] = None if usage.cost_usd is None else Decimal(usage.cost_usd)
         return facts
 
-    def _row(self, revision: int, **facts: Any) -> Entry:
+    def _row(self, revision: int, tries: tuple[Attempt, ...], **facts: Any) -> Entry:
         return msgspec.structs.replace(
             self._entry,
             revision=revision,
             provider=self.provider.name if self.provider else None,
+            tier=self.provider.tier if self.provider else None,
+            policy=self.policy,
             latency_ms=self.latency_ms,
-            attempts=self.attempts,
+            attempts=len(tries),
+            tries=tries,
             **facts,
         )
 
 
 def _corrected(entry: Entry) -> Entry:
-    return msgspec.structs.replace(entry, revision=2)
+    return msgspec.structs.replace(entry, revision=2, tries=corrected(entry.tries))

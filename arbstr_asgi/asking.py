@@ -1,17 +1,21 @@
 """Asks a provider, and where it refuses what we have added, once more in the client's own words."""
 
 import logging
-from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator
+from collections.abc import AsyncIterable
 from contextlib import AsyncExitStack
 from time import monotonic
 from typing import NamedTuple
 
+import msgspec
+
 from arbstr_asgi import headers as h
 from arbstr_asgi.account import Account
+from arbstr_asgi.aliasing import with_model
 from arbstr_asgi.chat import ChatRequest, ensure_stream_options
-from arbstr_asgi.errors import UpstreamError
 from arbstr_asgi.learning import Learning
+from arbstr_asgi.lookahead import Lookahead
 from arbstr_asgi.provider import Provider
+from arbstr_asgi.routing import Candidate
 from arbstr_asgi.upstream import Reply, Upstream
 
 logger = logging.getLogger("arbstr_asgi")
@@ -23,8 +27,9 @@ OURS = b"stream_options"
 
 
 class Answer(NamedTuple):
-    """What the client is to get: a reply, its body, whether `stream_options` were added, and when it came (ms)."""
+    """What the client is to get: whose reply, its body, whether `stream_options` were added, and when it came (ms)."""
 
+    provider: Provider
     reply: Reply
     chunks: AsyncIterable[bytes]
     injected: bool
@@ -42,33 +47,44 @@ class Asking:
         self._require = require
 
     async def ask(
-        self, stack: AsyncExitStack, request: ChatRequest, provider: Provider, client_headers: h.Headers
+        self, stack: AsyncExitStack, request: ChatRequest, candidate: Candidate, client_headers: h.Headers
     ) -> Answer:
         """The answer, which stays open as long as `stack` does. Raises UpstreamError."""
-        body, account = self._body(request, provider), self._account
+        provider, account = candidate.provider, self._account
+        if candidate.model != request.model:
+            body = with_model(request.body, request, candidate.model)
+            request = msgspec.structs.replace(request, body=body, model=candidate.model)
+        body = self._body(request, provider)
         injected = body is not request.body
-        account.provider, account.attempts = provider, 1
-        outgoing = h.to_provider(client_headers, provider, account.correlation_id)
-        reply = await stack.enter_async_context(self._upstream.open(provider, body, outgoing))
+        answer = await self._send(stack, candidate, body, client_headers, account.correlation_id)
         del body
-        latency_ms = account.elapsed_ms()
+        reply = answer.reply
         if injected and 200 <= reply.status < 300:
             self._learning.accepted(provider.name, request.model, monotonic())
         chose_itself = request.stream_options not in (None, b"null")
         if not injected or self._require or chose_itself or reply.status not in REFUSES or not _readable(reply):
-            return Answer(reply, reply, injected, latency_ms)
-        refusal = await Refusal.read(reply)
-        if not refusal.names_ours:
-            return Answer(reply, refusal, injected, latency_ms)
-        await refusal.close()
+            return answer._replace(injected=injected)
+        refusal = Lookahead(reply)
+        stack.push_async_callback(refusal.close)
+        if not await _names_ours(refusal):
+            return answer._replace(injected=True, chunks=refusal)
         await stack.aclose()
-        account.attempts = 2
+        account.tries.fail("stream_options refused", maybe_billed=False)
         # A provider that keeps to idempotency keys would repeat its refusal, or refuse the key.
-        outgoing = h.to_provider(client_headers, provider, f"{account.correlation_id}-2")
-        reply = await stack.enter_async_context(self._upstream.open(provider, request.body, outgoing))
-        if 200 <= reply.status < 300:
+        answer = await self._send(stack, candidate, request.body, client_headers, f"{account.correlation_id}-2")
+        if 200 <= answer.reply.status < 300:
             self._learn(provider, request.model)
-        return Answer(reply, reply, False, account.elapsed_ms())
+        return answer
+
+    async def _send(
+        self, stack: AsyncExitStack, candidate: Candidate, body: bytes, client_headers: h.Headers, key: str
+    ) -> Answer:
+        provider, account = candidate.provider, self._account
+        account.begin(provider, candidate.model)
+        outgoing = h.to_provider(client_headers, provider, key)
+        reply = await stack.enter_async_context(self._upstream.open(provider, body, outgoing))
+        account.tries.answered(reply.status)
+        return Answer(provider, reply, reply, False, account.elapsed_ms())
 
     def _body(self, request: ChatRequest, provider: Provider) -> bytes:
         if not provider.inject:
@@ -89,44 +105,16 @@ class Asking:
             )
 
 
-class Refusal:
-    """A refusal whose beginning has been read; iterating gives all of its body."""
+async def _names_ours(refusal: Lookahead) -> bool:
+    """Read on until `stream_options` is named, to the end, or for at most 64 KiB."""
+    seen = bytearray()
 
-    def __init__(self, rest: AsyncIterator[bytes]) -> None:
-        self._read: list[bytes] = []
-        self._rest = rest
-        self._error: UpstreamError | None = None
-        self.names_ours = False
+    def enough(chunk: bytes) -> bool:
+        seen.extend(chunk[: MAX_REFUSAL_BYTES - len(seen)])
+        return OURS in seen or len(seen) == MAX_REFUSAL_BYTES
 
-    @classmethod
-    async def read(cls, reply: Reply) -> "Refusal":
-        """Read on until `stream_options` is named, to the end, or for at most 64 KiB."""
-        refusal = cls(reply.__aiter__())
-        seen = b""
-        try:
-            async for chunk in refusal._rest:
-                refusal._read.append(chunk)
-                seen += chunk[: MAX_REFUSAL_BYTES - len(seen)]
-                refusal.names_ours = OURS in seen
-                if refusal.names_ours or len(seen) == MAX_REFUSAL_BYTES:
-                    break
-        except UpstreamError as error:
-            refusal._error = error
-        return refusal
-
-    async def close(self) -> None:
-        """Read no more."""
-        assert isinstance(self._rest, AsyncGenerator)
-        await self._rest.aclose()
-
-    async def __aiter__(self) -> AsyncIterator[bytes]:
-        """Raises UpstreamError where the body breaks off."""
-        while self._read:
-            yield self._read.pop(0)
-        if self._error is not None:
-            raise self._error
-        async for chunk in self._rest:
-            yield chunk
+    await refusal.read(enough)
+    return OURS in seen
 
 
 def _readable(reply: Reply) -> bool:

@@ -96,9 +96,13 @@ class ServerError(ArbstrError):
 
 
 class UpstreamError(ArbstrError):
-    """The provider did not answer, or stopped in the middle."""
+    """The provider did not answer, or stopped in the middle.
+
+    `sent` is False only where nothing of the request can have reached it.
+    """
 
     default_type = "upstream_error"
+    sent = True
 
     def __init__(self, message: str, *, status_code: int = 502, code: str = "upstream_error") -> None:
         super().__init__(status_code, message, code=code)
@@ -106,6 +110,8 @@ class UpstreamError(ArbstrError):
 
 class UpstreamUnreachable(UpstreamError):
     """No connection could be made, so the provider never saw the request."""
+
+    sent = False
 
     def __init__(self, message: str) -> None:
         super().__init__(message, code="upstream_unreachable")

@@ -55,6 +55,12 @@ class Outcome(msgspec.Struct):
             return "drained"
         return "drain_cut" if self.drains else "cancelled"
 
+    def maybe_billed(self, reading: Reading) -> bool:
+        """Whether the provider may charge for what it did not count: it had the request, and did not refuse it."""
+        unsent = isinstance(self.error, UpstreamError) and not self.error.sent
+        refused = self.upstream_status is not None and not self.answered_well
+        return reading.usage is None and not unsent and not refused
+
     @property
     def answered_well(self) -> bool:
         """Whether the provider answered 2xx."""

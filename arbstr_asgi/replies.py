@@ -1,6 +1,7 @@
 """What the gateway itself says to a client, as ASGI messages."""
 
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Awaitable, Callable, Mapping, MutableMapping
+from types import MappingProxyType
 from typing import Any
 
 from arbstr_asgi.errors import ArbstrError
@@ -8,14 +9,24 @@ from arbstr_asgi.errors import ArbstrError
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 RawHeaders = list[tuple[bytes, bytes]]
 
+_NONE: Mapping[str, int] = MappingProxyType({})
 
-def our_headers(correlation_id: str, provider: str | None = None, *, streaming: bool = False) -> RawHeaders:
-    """The headers that say which call this was."""
+
+def our_headers(
+    correlation_id: str,
+    provider: str | None = None,
+    *,
+    streaming: bool = False,
+    failed: Mapping[str, int] = _NONE,
+) -> RawHeaders:
+    """The headers that say which call this was; `failed` attempts before the one that is answered, by provider."""
     headers = [(b"x-arbstr-request-id", correlation_id.encode())]
     if provider is not None:
         headers.append((b"x-arbstr-provider", provider.encode()))
     if streaming:
         headers.append((b"x-arbstr-streaming", b"true"))
+    if failed:
+        headers.append((b"x-arbstr-retries", ", ".join(f"{n}/{name}" for name, n in failed.items()).encode()))
     return headers
 
 

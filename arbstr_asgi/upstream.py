@@ -199,7 +199,9 @@ def _opening_error(error: Exception) -> UpstreamError:
     """The AiohttpTransport raises ConnectTimeout for nearly everything; what happened is in the cause."""
     cause = error.__cause__ or error
     if isinstance(cause, aiohttp.ConnectionTimeoutError):
-        return UpstreamTimeout("The provider could not be reached in time.")
+        late = UpstreamTimeout("The provider could not be reached in time.")
+        late.sent = False
+        return late
     if isinstance(cause, _NEVER_SENT) or type(error) in (
         httpx.ConnectError,
         httpx.ProxyError,

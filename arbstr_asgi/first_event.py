@@ -1,0 +1,32 @@
+"""Whether an event stream begins with an error."""
+
+from arbstr_asgi import headers as h
+from arbstr_asgi.metering import open_meter
+from arbstr_asgi.spans import BOM
+
+MAX_BYTES = 16 * 1024
+
+
+class FirstEvent:
+    """Watches the beginning of a stream with a meter of its own, whose reading says what it was."""
+
+    def __init__(self, headers: h.Headers) -> None:
+        self._meter = open_meter(
+            content_type=h.first(headers, b"content-type"), content_encoding=None, streaming=True, strip=False
+        )
+        self.reading = self._meter.reading
+        self._size = 0
+        self._begins = b""
+
+    def complete(self, chunk: bytes) -> bool:
+        """Whether enough has come with `chunk`: a whole event, a comment, or 16 KiB of anything."""
+        self._meter.feed(chunk)
+        self._size += len(chunk)
+        if not self._begins:
+            self._begins = chunk.removeprefix(BOM).lstrip()[:1]
+        seen = self.reading.events > 0 or self.reading.error is not None or self.reading.done
+        return seen or self._begins == b":" or self._size >= MAX_BYTES
+
+    def end(self) -> None:
+        """The stream has ended, perhaps without the blank line behind its only event."""
+        self._meter.finish()

@@ -1,0 +1,107 @@
+"""The attempts of one call, as they begin and end."""
+
+from collections.abc import Callable
+from datetime import datetime, timedelta
+from decimal import Decimal
+
+import msgspec
+
+from arbstr_asgi.entry import Attempt
+
+
+class Tries:
+    """What has been asked of which provider. `arrival` is when the call came, `elapsed_ms` counts from there."""
+
+    def __init__(self, arrival: datetime, elapsed_ms: Callable[[], int]) -> None:
+        self._arrival = arrival
+        self._elapsed_ms = elapsed_ms
+        self._ended: list[Attempt] = []
+        self._running: Attempt | None = None
+        self._began_ms = 0
+
+    def __len__(self) -> int:
+        return len(self._ended) + (self._running is not None)
+
+    @property
+    def so_far(self) -> tuple[Attempt, ...]:
+        """Those that have ended and the one that goes on, if one does."""
+        return (*self._ended, *(() if self._running is None else (self._running,)))
+
+    @property
+    def failed(self) -> dict[str, int]:
+        """How many have failed before the one that goes on, by provider, in the order of their first."""
+        found: dict[str, int] = {}
+        for attempt in self._ended:
+            found[attempt.provider] = found.get(attempt.provider, 0) + 1
+        return found
+
+    @property
+    def spent_sats(self) -> Decimal | int:
+        """What those that have failed are known to have cost."""
+        return sum((attempt.cost_sats for attempt in self._ended if attempt.cost_sats is not None), 0)
+
+    def begin(self, provider: str, model: str) -> None:
+        """A request goes out."""
+        self._began_ms = self._elapsed_ms()
+        sent = self._arrival + timedelta(milliseconds=self._began_ms)
+        self._running = Attempt(number=len(self) + 1, provider=provider, timestamp=sent, model=model)
+
+    def answered(self, status: int) -> None:
+        """Its answer has begun."""
+        assert self._running is not None
+        latency_ms = self._elapsed_ms() - self._began_ms
+        self._running = msgspec.structs.replace(self._running, status=status, latency_ms=latency_ms)
+
+    def fail(
+        self,
+        reason: str,
+        *,
+        maybe_billed: bool,
+        input_tokens: int | None = None,
+        output_tokens: int | None = None,
+        cost_sats: Decimal | None = None,
+    ) -> None:
+        """It has failed, and another may follow."""
+        attempt = self._running
+        assert attempt is not None
+        took = self._elapsed_ms() - self._began_ms if attempt.latency_ms is None else attempt.latency_ms
+        failed = msgspec.structs.replace(
+            attempt,
+            latency_ms=took,
+            input_tokens=input_tokens,
+            output_tokens=output_tokens,
+            cost_sats=cost_sats,
+            maybe_billed=maybe_billed,
+            error_message=reason,
+            revision=1,
+        )
+        self._ended.append(failed)
+        self._running = None
+
+    def ended(
+        self,
+        *,
+        maybe_billed: bool,
+        error_message: str | None,
+        input_tokens: int | None,
+        output_tokens: int | None,
+        cost_sats: Decimal | None,
+    ) -> tuple[Attempt, ...]:
+        """All of them, were the one that goes on to end like this."""
+        if self._running is None:
+            return tuple(self._ended)
+        last = msgspec.structs.replace(
+            self._running,
+            maybe_billed=maybe_billed,
+            error_message=error_message,
+            input_tokens=input_tokens,
+            output_tokens=output_tokens,
+            cost_sats=cost_sats,
+            revision=1,
+        )
+        return (*self._ended, last)
+
+
+def corrected(tries: tuple[Attempt, ...]) -> tuple[Attempt, ...]:
+    """The same as a state that replaces one that was taken for the last."""
+    return tuple(msgspec.structs.replace(attempt, revision=2) for attempt in tries)

@@ -1,0 +1,50 @@
+"""What an answer's status says: whether another provider is asked, and whether the one that gave it is in trouble."""
+
+from datetime import datetime
+from email.utils import parsedate_to_datetime
+
+from arbstr_asgi.headers import Headers, first
+
+BUSY = (408, 429)  # says nothing of how the provider is
+CREDENTIALS = (401, 403)
+_LONGEST = 24 * 3600.0
+
+
+def sends_on(status: int, *, ours: bool) -> bool:
+    """Whether another provider may do better. `ours`: the credentials that went along were the server's own."""
+    return status in BUSY or _unusable(status) or (ours and status in CREDENTIALS)
+
+
+def is_sick(status: int, *, ours: bool) -> bool:
+    """Whether the answer counts against the provider: a client's own 4xx doesn't."""
+    return sends_on(status, ours=ours) and status not in BUSY
+
+
+def may_pass(status: int) -> bool:
+    """Whether the same provider may answer better in a while."""
+    return status in BUSY or 500 <= status < 600
+
+
+def retry_after(headers: Headers, now: datetime) -> float | None:
+    """The seconds for which an answer asks to be left alone, by `retry-after-ms` (OpenAI's) or RFC 9110's
+    `retry-after`; None where it doesn't say."""
+    for name, unit in ((b"retry-after-ms", 1000), (b"retry-after", 1)):
+        said = (first(headers, name) or "").strip()
+        try:
+            seconds = float(said) / unit
+        except ValueError:
+            continue
+        return min(max(seconds, 0.0), _LONGEST) if seconds == seconds else None  # not NaN
+    return _until(first(headers, b"retry-after"), now)
+
+
+def _until(said: str | None, now: datetime) -> float | None:
+    try:
+        at = parsedate_to_datetime(said or "")
+        return min(max((at - now).total_seconds(), 0.0), _LONGEST)
+    except (ValueError, TypeError, OverflowError):  # TypeError: a date without a zone
+        return None
+
+
+def _unusable(status: int) -> bool:
+    return status >= 500 or status < 200 or 300 <= status < 400
