@@ -5,22 +5,16 @@ wins, as in every common parser), and `stream_options` is spliced into the clien
 """
 
 import json
-import re
 
 import msgspec
 
+from arbstr_asgi import splice
 from arbstr_asgi.errors import RequestError
-from arbstr_asgi.spans import BOM, Member, members
+from arbstr_asgi.spans import members
+from arbstr_asgi.splice import Wire
 
 MAX_MODEL_CHARACTERS = 255
-# The walk over all members is up to 30 times slower than decoding, and a client can force it.
-MAX_WALK_BYTES = 1024 * 1024
-MAX_TRIES = 8
-MAX_TRIES_IF_LARGE = 2  # each decodes the whole body
 ADDED = b'"include_usage":true'
-
-_KEY = b'"stream_options"'
-_COLON = re.compile(rb"[ \t\r\n]*:[ \t\r\n]*")
 
 
 class ChatRequest(msgspec.Struct, frozen=True, kw_only=True):
@@ -36,19 +30,10 @@ class ChatRequest(msgspec.Struct, frozen=True, kw_only=True):
         return f"<ChatRequest of {len(self.body)} bytes>"  # error trackers show the locals of a traceback
 
 
-class _Wire(msgspec.Struct, gc=False):
-    """The members that matter, as their JSON; the last duplicate of each."""
-
-    model: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
-    stream: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
-    stream_options: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
-
-
 class _Options(msgspec.Struct, gc=False):
     include_usage: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
 
 
-_wire = msgspec.json.Decoder(_Wire)
 _text = msgspec.json.Decoder(str)
 _options = msgspec.json.Decoder(_Options)
 
@@ -61,7 +46,7 @@ def parse(body: bytes) -> ChatRequest:
     try:
         if not body.isascii():
             body.decode()
-        wire = _wire.decode(body.removeprefix(BOM))
+        wire = splice.read(body)
     except msgspec.ValidationError:
         raise RequestError(400, "The request body must be a JSON object.", code="invalid_json") from None
     except UnicodeDecodeError:
@@ -74,7 +59,7 @@ def parse(body: bytes) -> ChatRequest:
     return ChatRequest(body=body, model=_model(wire), stream=_stream(wire), stream_options=options)
 
 
-def _model(wire: _Wire) -> str:
+def _model(wire: Wire) -> str:
     if wire.model is msgspec.UNSET:
         raise RequestError(400, "'model' is required.", param="model", code="missing_required_parameter")
     said = bytes(wire.model)
@@ -89,7 +74,7 @@ def _model(wire: _Wire) -> str:
     return model
 
 
-def _stream(wire: _Wire) -> bool:
+def _stream(wire: Wire) -> bool:
     said = b"null" if wire.stream is msgspec.UNSET else bytes(wire.stream)
     if said not in (b"true", b"false", b"null"):
         raise RequestError(400, "'stream' must be a boolean.", param="stream", code="invalid_type")
@@ -108,9 +93,9 @@ def ensure_stream_options(request: ChatRequest, *, require: bool = False) -> byt
         return body
     if options is None:
         at = body.index(b"{") + 1
-        return b"".join((body[:at], _KEY, b":{", ADDED, b"},", body[at:]))
+        return b"".join((body[:at], b'"stream_options":{', ADDED, b"},", body[at:]))
     wanted = _with_usage(options, require=require)
-    return body if wanted == options else _replace_options(body, options, wanted)
+    return body if wanted == options else splice.replace(body, "stream_options", options, wanted)
 
 
 def _with_usage(options: bytes, *, require: bool) -> bytes:
@@ -124,7 +109,7 @@ def _with_usage(options: bytes, *, require: bool) -> bytes:
     if asked is None:
         return b"{" + ADDED + (b"" if options[1:-1].isspace() or options == b"{}" else b",") + options[1:]
     if asked == b"null" or (require and asked != b"true"):
-        member = _last(options, "include_usage")
+        member = splice.last(options, "include_usage")
         return options[: member.value_start] + b"true" + options[member.value_end :]
     return options
 
@@ -139,46 +124,13 @@ def _include_usage(options: bytes) -> bytes | None:
     return None if asked is msgspec.UNSET else bytes(asked)
 
 
-def _replace_options(body: bytes, options: bytes, wanted: bytes) -> bytes:
-    """`body` with the value of its effective `stream_options` replaced.
-
-    A search only proposes the place; it was the right one if and only if the spliced body now means `wanted`.
-    """
-    at = len(body)
-    for _ in range(MAX_TRIES if len(body) <= MAX_WALK_BYTES else MAX_TRIES_IF_LARGE):
-        at = body.rfind(_KEY, 0, at)
-        if at < 0:
-            break
-        colon = _COLON.match(body, at + len(_KEY))
-        if colon and body.startswith(options, colon.end()):
-            spliced = body[: colon.end()] + wanted + body[colon.end() + len(options) :]
-            if _means(spliced, wanted):
-                return spliced
-    member = _last(body, "stream_options")
-    return body[: member.value_start] + wanted + body[member.value_end :]
-
-
-def _means(body: bytes, options: bytes) -> bool:
-    try:
-        found = _wire.decode(body.removeprefix(BOM)).stream_options
-    except msgspec.MsgspecError:
-        return False
-    return found is not msgspec.UNSET and bytes(found) == options
-
-
-def _last(data: bytes, key: str) -> Member:
-    if len(data) > MAX_WALK_BYTES:
-        raise RequestError(400, "'stream_options' is spelled in an unusual way in a large request.", param=key)
-    return [member for member in members(data) if member.key == key][-1]
-
-
-def _parse_surrogates(body: bytes) -> _Wire:
+def _parse_surrogates(body: bytes) -> Wire:
     """Read a body that msgspec refuses: fine if escaped lone surrogates are the reason (clients that cut an emoji)."""
     malformed = RequestError(400, "The request body is not valid JSON.", code="invalid_json")
-    if len(body) > MAX_WALK_BYTES or b"\\ud" not in body.lower():
+    if len(body) > splice.MAX_WALK_BYTES or b"\\ud" not in body.lower():
         raise malformed
     try:
         last = {member.key: msgspec.Raw(body[member.value_start : member.value_end]) for member in members(body)}
     except ValueError:
         raise malformed from None
-    return _Wire(**{key: last[key] for key in _Wire.__struct_fields__ if key in last})
+    return Wire(**{key: last[key] for key in Wire.__struct_fields__ if key in last})

@@ -7,9 +7,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from arbstr_asgi import chat
+from arbstr_asgi import splice
 from arbstr_asgi.chat import ADDED, ensure_stream_options, parse
 from arbstr_asgi.errors import RequestError
+from arbstr_asgi.spans import BOM
 
 BLANK = st.sampled_from(["", " ", "\n", "\t ", "\r\n"])
 TEXTS = st.one_of(
@@ -65,13 +66,13 @@ def bodies(draw: st.DrawFn) -> bytes:
         spelled = escaped(key, draw(st.integers(0, len(key) - 1))) if draw(st.integers(0, 7)) == 0 else key
         parts.append(f'{draw(BLANK)}"{spelled}"{draw(BLANK)}:{draw(BLANK)}{value}{draw(BLANK)}')
     text = draw(BLANK) + "{" + ",".join(parts) + "}" + draw(BLANK)
-    bom = chat.BOM if draw(st.integers(0, 9)) == 0 else b""
+    bom = BOM if draw(st.integers(0, 9)) == 0 else b""
     return bom + text.encode("utf-8")
 
 
 def meant(body: bytes, *, require: bool) -> Any:
     """What the provider should read, by the rules and the standard library alone."""
-    value = json.loads(body.removeprefix(chat.BOM))
+    value = json.loads(body.removeprefix(BOM))
     if value.get("stream") is not True:
         return value
     options = value.get("stream_options")
@@ -90,12 +91,12 @@ def test_splice(body: bytes, require: bool) -> None:
     try:
         sent = ensure_stream_options(request, require=require)
     except RequestError:
-        options = json.loads(body.removeprefix(chat.BOM))["stream_options"]
+        options = json.loads(body.removeprefix(BOM))["stream_options"]
         assert require
         assert options is not None
         assert not isinstance(options, dict)
         return
-    before, after = json.loads(body.removeprefix(chat.BOM)), json.loads(sent.removeprefix(chat.BOM))
+    before, after = json.loads(body.removeprefix(BOM)), json.loads(sent.removeprefix(BOM))
     assert after == meant(body, require=require)
     if after == before:
         assert sent is body
@@ -184,7 +185,7 @@ def test_last_duplicate_counts() -> None:
 
 def test_many_decoys() -> None:
     """More look-alikes than a search tries still leave the right member edited."""
-    decoys = ",".join('{"stream_options":null}' for _ in range(chat.MAX_TRIES + 4))
+    decoys = ",".join('{"stream_options":null}' for _ in range(splice.MAX_TRIES + 4))
     body = '{"model":"m","stream":true,"stream_options":null,"x":[' + decoys + "]}"
     assert sent(body) == body.replace("null", '{"include_usage":true}', 1).encode()
 
@@ -258,6 +259,6 @@ def test_for_the_provider_to_judge(body: str) -> None:
 
 def test_large_and_odd() -> None:
     """A large request that can't be edited cheaply is a 400 rather than seconds of work."""
-    body = b'{"model":"m","stream":true,"stream\\u005foptions":{},"x":[' + b"1," * chat.MAX_WALK_BYTES + b"1]}"
+    body = b'{"model":"m","stream":true,"stream\\u005foptions":{},"x":[' + b"1," * splice.MAX_WALK_BYTES + b"1]}"
     with pytest.raises(RequestError):
         ensure_stream_options(parse(body))

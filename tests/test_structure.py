@@ -22,10 +22,10 @@ LEVELS = """
 errors spans entry usage interrupt learning lifespan workers mock metering.sse metering.grammar metering.excerpt
 ledger.quiet
 ledger.columns ledger.faults ledger.losses ledger.snapshot ledger.slots
-checks replies section prompt metering.reading metering.stripping metering.pruning
+checks replies section prompt splice metering.reading metering.stripping metering.pruning
 ledger.values ledger.statements ledger.location
 rates settings chat policies metering.meter ledger.driver ledger.backlog ledger.trouble ledger.degrading supervisor
-provider estimate
+provider estimate aliasing
 headers body config drains holding leaving matching pricing upstream metering.plain metering.events
 ledger.sessions ledger.hand ledger.migrations
 callers routing watching ledger.sqlite ledger.postgresql ledger.mysql ledger.schema ledger.reader
@@ -50,7 +50,7 @@ cli
 
 PURE = """
 errors spans entry usage drains holding learning leaving replies chat headers routing pricing outcome breaker estimate
-matching prompt metering
+matching prompt splice aliasing metering
 metering.sse metering.reading metering.stripping metering.meter metering.grammar metering.excerpt metering.pruning
 metering.plain metering.events metering.decoding metering.sniffing metering.opening
 ledger.columns ledger.values ledger.statements ledger.snapshot ledger.degrading
