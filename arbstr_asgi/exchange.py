@@ -1,12 +1,11 @@
 """One call, from the parsed request to its row."""
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from contextlib import AsyncExitStack, suppress
 from datetime import datetime
 from math import inf
 
-import msgspec
 from starlette.types import Receive, Send
 
 from arbstr_asgi import headers as h
@@ -14,37 +13,21 @@ from arbstr_asgi.account import Account
 from arbstr_asgi.asking import Answer, Asking
 from arbstr_asgi.callers import Caller
 from arbstr_asgi.chat import ChatRequest
-from arbstr_asgi.config import Config
-from arbstr_asgi.drains import Drains
-from arbstr_asgi.entry import Entry
+from arbstr_asgi.desk import Desk
 from arbstr_asgi.errors import ArbstrError, ProviderAuthenticationError, ServerError, UpstreamError, UpstreamTimeout
+from arbstr_asgi.failover import Failover
 from arbstr_asgi.holding import Holding
 from arbstr_asgi.interrupt import Interrupt
-from arbstr_asgi.learning import Learning
 from arbstr_asgi.leaving import Leaving, on_leaving
 from arbstr_asgi.metering import Meter, Reading, open_meter
-from arbstr_asgi.provider import Provider
 from arbstr_asgi.relay import Relay
 from arbstr_asgi.replies import RawHeaders, error_event, our_headers, send_error
 from arbstr_asgi.routing import candidates
-from arbstr_asgi.upstream import Upstream
 from arbstr_asgi.watching import watching
 
+POLICY = b"x-arbstr-policy"
 SECONDS_BEHIND_DONE = 1.0  # for a provider to end a stream whose client has gone after [DONE]
 SECONDS_TO_TELL = 0.5  # for a client to take the news that the server stops
-
-
-class Desk(msgspec.Struct, frozen=True, kw_only=True):
-    """What all calls share: the configuration, the way out, the caps, and where rows go."""
-
-    config: Config
-    upstream: Upstream
-    drains: Drains
-    learning: Learning
-    record: Callable[[Entry], None]
-    worker_id: str
-    commit: Callable[[Entry], Awaitable[None]] | None = None
-    """Records, and returns once the row is durable or has been waited for long enough; None: nobody waits."""
 
 
 class Exchange:
@@ -64,6 +47,7 @@ class Exchange:
         self._request: ChatRequest | None = request
         self._meter: Meter | None = None
         self._relay: Relay | None = None
+        self._failover: Failover | None = None
         self._headers: RawHeaders = []
         self._clock = asyncio.get_running_loop().time
         self._arrived = arrived
@@ -80,6 +64,7 @@ class Exchange:
         self._interrupt = Interrupt()
         self._waiting = False  # for the row
         self._stopping = False
+        self._drained: str | None = None  # the provider that is read on for a client that has left
 
     async def run(self, client_headers: h.Headers, receive: Receive, send: Send, sent: Callable[[], None]) -> None:
         """Answer the client. `sent` is called once the provider has the request and its body may go."""
@@ -103,9 +88,10 @@ class Exchange:
             self._outcome.status = self._outcome.status or 500  # what servers then say
             raise
         finally:
-            if self.draining:
-                assert self._account.provider is not None
-                self._desk.drains.end(self._account.provider.name, self._account.end_user)
+            if self._drained is not None:
+                self._desk.drains.end(self._drained, self._account.end_user)
+            if self._failover is not None:
+                self._failover.settle()
             last = self._account.last()
             if last is not None:
                 self._desk.record(last)
@@ -113,31 +99,33 @@ class Exchange:
     async def _answer(self, client_headers: h.Headers, send: Send, sent: Callable[[], None]) -> None:
         desk, account, request = self._desk, self._account, self._request
         assert request is not None
-        provider = candidates(desk.config.providers, request)[0].provider
+        rule = desk.matcher.rule(request, h.first(client_headers, POLICY))
+        account.policy = None if rule is None else rule.name
+        found = candidates(desk.config.providers, request, rule)
         asking = Asking(desk.upstream, desk.learning, account, require=desk.config.metering == "require")
+        failover = self._failover = Failover(asking, desk.breakers, account, desk.config.failover, self._clock)
         authorized = h.first(client_headers, b"authorization") is not None
         relay = self._relay = Relay(
             send, account, self._interrupt, head=self._head, left=self._client_left, commit=self._commit
         )
-        self._interrupt.deadline(provider.first_byte_timeout)
         async with AsyncExitStack() as stack:
-            answer = await asking.ask(stack, request, provider, client_headers)
+            answer = await failover.ask(stack, request, found, client_headers)
             self._request = request = None  # a long stream need not hold the body that began it
             sent()
-            meter = self._answered(answer, provider, authorized=authorized)
-            self._interrupt.deadline(provider.idle_timeout)
+            meter = self._answered(answer, authorized=authorized)
+            self._interrupt.deadline(answer.provider.idle_timeout)
             await relay.pass_on(
                 answer.chunks,
                 meter,
                 hold_all=self._says_cost() or (desk.commit is not None and self._is_empty()),
                 holding=None if desk.commit is None else self._holding(),
-                idle_timeout=provider.idle_timeout,
+                idle_timeout=answer.provider.idle_timeout,
             )
         await relay.end()
 
-    def _answered(self, answer: Answer, provider: Provider, *, authorized: bool) -> Meter:
+    def _answered(self, answer: Answer, *, authorized: bool) -> Meter:
         """The provider has spoken: note when, choose the meter, and let the row exist from now on."""
-        account, outcome, reply = self._account, self._outcome, answer.reply
+        account, outcome, reply, provider = self._account, self._outcome, answer.reply, answer.provider
         account.latency_ms = answer.latency_ms
         outcome.upstream_status = reply.status
         if not 200 <= reply.status < 600:
@@ -246,6 +234,7 @@ class Exchange:
         outcome.left = action in (Leaving.DRAIN, Leaving.CANCEL)
         if action is Leaving.DRAIN and provider is not None and drain is not None:
             outcome.drains = True
+            self._drained = provider.name
             drains.begin(provider.name, self._account.end_user)
             self._interrupt.at_most(drain.drain, "client_disconnected")
         elif action is Leaving.CANCEL:
@@ -284,7 +273,7 @@ class Exchange:
     def _our_headers(self) -> RawHeaders:
         account = self._account
         provider = account.provider.name if account.provider else None
-        return our_headers(account.correlation_id, provider, streaming=account.streaming)
+        return our_headers(account.correlation_id, provider, streaming=account.streaming, failed=account.tries.failed)
 
     def _elapsed_ms(self) -> int:
         return round((self._clock() - self._arrived) * 1000)

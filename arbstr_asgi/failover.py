@@ -6,7 +6,7 @@ from contextlib import AsyncExitStack
 from datetime import UTC, datetime
 from typing import NamedTuple
 
-from tenacity import AsyncRetrying, RetryCallState, wait_exponential_jitter
+from tenacity import AsyncRetrying, RetryCallState, wait_exponential, wait_random
 
 from arbstr_asgi import headers as h
 from arbstr_asgi import verdict
@@ -24,7 +24,7 @@ from arbstr_asgi.settings import Failover as Settings
 SECONDS_FOR_FIRST_EVENT = 0.5
 MAX_KEPT_BYTES = 64 * 1024  # of a reply that passes where no later one comes
 SECONDS_TO_KEEP = 0.2
-_PAUSES = wait_exponential_jitter(initial=0.5, max=8.0, jitter=0.5)  # seconds
+_PAUSES = wait_exponential(multiplier=0.5, max=8.0) + wait_random(0, 0.5)  # seconds
 _NOTHING = Reading()
 
 

@@ -14,14 +14,17 @@ from starlette.types import Receive, Scope, Send
 
 from arbstr_asgi import headers as h
 from arbstr_asgi.body import BodyReader, ClientGone, body_chunks
+from arbstr_asgi.breaker import Breakers
 from arbstr_asgi.callers import Caller, Callers, Identify
 from arbstr_asgi.chat import parse
 from arbstr_asgi.config import Config
+from arbstr_asgi.desk import Desk
 from arbstr_asgi.drains import Drains
 from arbstr_asgi.errors import ArbstrError, ConfigError, LedgerError, RequestError, ServerError
-from arbstr_asgi.exchange import Desk, Exchange
+from arbstr_asgi.exchange import Exchange
 from arbstr_asgi.learning import Learning
 from arbstr_asgi.ledger import Bounds, Ledger
+from arbstr_asgi.matching import Matcher
 from arbstr_asgi.replies import our_headers, send_error
 from arbstr_asgi.upstream import HttpxUpstream
 
@@ -64,6 +67,8 @@ class Gateway:
         )
         self.drains = Drains()
         self._learning = Learning()
+        self._matcher = Matcher(config.policies)
+        self.breakers = Breakers(provider.name for provider in config.providers)
         self._refuses = settings.on_full == "refuse"
         self._callers = Callers(config.server, identify)
         self._bodies = BodyReader(config.limits)
@@ -87,6 +92,8 @@ class Gateway:
             upstream=self._upstream,
             drains=self.drains,
             learning=self._learning,
+            matcher=self._matcher,
+            breakers=self.breakers,
             record=self.ledger.record,
             commit=self.ledger.commit if self.config.database.durability == "strict" else None,
             worker_id=self.ledger.worker_id,

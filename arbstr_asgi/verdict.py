@@ -2,6 +2,7 @@
 
 from datetime import datetime
 from email.utils import parsedate_to_datetime
+from math import isnan
 
 from arbstr_asgi.headers import Headers, first
 
@@ -34,7 +35,7 @@ def retry_after(headers: Headers, now: datetime) -> float | None:
             seconds = float(said) / unit
         except ValueError:
             continue
-        return min(max(seconds, 0.0), _LONGEST) if seconds == seconds else None  # not NaN
+        return None if isnan(seconds) else min(max(seconds, 0.0), _LONGEST)
     return _until(first(headers, b"retry-after"), now)
 
 

@@ -400,6 +400,47 @@ async def refuses_key(line: Line) -> None:
 
 
 @script
+async def fails_first(line: Line) -> None:
+    """The status and the `retry-after` that the argument names ("503,1"), so often ("503,1,2"), then what is good."""
+    said = line.argument.split(",")
+    if len(line.provider.lines) > int(said[2] if len(said) > 2 else 1):
+        return await good(line)
+    headers = {**JSON_TYPE, **({"retry-after": said[1]} if len(said) > 1 and said[1] else {})}
+    return await line.whole(b'{"error":{"message":"busy","type":"busy"}}', headers, int(said[0]))
+
+
+@script
+async def error_first(line: Line) -> None:
+    """A stream that begins with an error; with the argument "slow" that comes in two parts."""
+    await line.head(SSE_TYPE)
+    error = event({"error": {"message": "the prompt said: secret", "type": "server_error", "code": "overloaded"}})
+    if line.argument == "slow":
+        await line.chunk(error[:20])
+        await asyncio.sleep(0.1)
+        error = error[20:]
+    await line.chunk(error)
+    await line.send(b"0\r\n\r\n")
+
+
+@script
+async def comment_first(line: Line) -> None:
+    """A stream that begins with a comment, and then has an error."""
+    await line.head(SSE_TYPE)
+    await line.chunk(b": PROCESSING\n\n")
+    await line.chunk(event({"error": {"message": "too late", "type": "server_error"}}))
+    await line.send(b"0\r\n\r\n")
+
+
+@script
+async def late_first(line: Line) -> None:
+    """A stream whose first event is late, and an error."""
+    await line.head(SSE_TYPE)
+    await line.provider.gate.wait()
+    await line.chunk(event({"error": {"message": "too late", "type": "server_error"}}))
+    await line.send(b"0\r\n\r\n")
+
+
+@script
 async def html(line: Line) -> None:
     """A page of somebody in between."""
     await line.whole(b"<html>Welcome to the hotel</html>", {"content-type": "text/html"})

@@ -4,7 +4,7 @@ import logging
 from collections.abc import Awaitable, Callable
 
 from databases import Database
-from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, wait_exponential_jitter
+from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, wait_exponential, wait_random
 
 from arbstr_asgi.errors import LedgerError, LedgerUnavailable
 from arbstr_asgi.ledger.faults import described
@@ -42,7 +42,7 @@ class Trouble:
 
         return AsyncRetrying(
             retry=retry_if_exception_type(Exception),
-            wait=wait_exponential_jitter(multiplier=_FIRST_PAUSE, jitter=_FIRST_PAUSE, max=_LONGEST_PAUSE),
+            wait=wait_exponential(multiplier=_FIRST_PAUSE, max=_LONGEST_PAUSE) + wait_random(0, _FIRST_PAUSE),
             stop=lambda state: give_up(),
             sleep=pause,
             before_sleep=failed,

@@ -1,0 +1,28 @@
+"""What all calls share."""
+
+from collections.abc import Awaitable, Callable
+
+import msgspec
+
+from arbstr_asgi.breaker import Breakers
+from arbstr_asgi.config import Config
+from arbstr_asgi.drains import Drains
+from arbstr_asgi.entry import Entry
+from arbstr_asgi.learning import Learning
+from arbstr_asgi.matching import Matcher
+from arbstr_asgi.upstream import Upstream
+
+
+class Desk(msgspec.Struct, frozen=True, kw_only=True):
+    """The configuration, the way out, the caps, what is known of the providers, and where rows go."""
+
+    config: Config
+    upstream: Upstream
+    drains: Drains
+    learning: Learning
+    matcher: Matcher
+    breakers: Breakers
+    record: Callable[[Entry], None]
+    worker_id: str
+    commit: Callable[[Entry], Awaitable[None]] | None = None
+    """Records, and returns once the row is durable or has been waited for long enough; None: nobody waits."""
