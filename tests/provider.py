@@ -427,6 +427,7 @@ async def comment_first(line: Line) -> None:
     """A stream that begins with a comment, and then has an error."""
     await line.head(SSE_TYPE)
     await line.chunk(b": PROCESSING\n\n")
+    await line.delivered()
     await line.chunk(event({"error": {"message": "too late", "type": "server_error"}}))
     await line.send(b"0\r\n\r\n")
 
