@@ -439,7 +439,7 @@ def test_a_provider_that_hangs_trips_its_breaker(tmp_path: Path) -> None:
     """Time-outs count; with everybody out, the one that has been out longest is asked all the same."""
 
     async def main() -> None:
-        each = {"first_byte_timeout": 0.1, "retry_sent": True}
+        each = {"first_byte_timeout": 0.4, "retry_sent": True}
         async with routed(tmp_path, ["silent", "silent"], each, failover=Failover(retries=0)) as (gateway, there):
             for _ in range(3):
                 assert (await ask(gateway.url, PLAIN)).status == 504
