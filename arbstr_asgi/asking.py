@@ -10,6 +10,7 @@ from arbstr_asgi import headers as h
 from arbstr_asgi.account import Account
 from arbstr_asgi.chat import ChatRequest, ensure_stream_options
 from arbstr_asgi.errors import UpstreamError
+from arbstr_asgi.keys import Keys
 from arbstr_asgi.learning import Learning
 from arbstr_asgi.provider import Provider
 from arbstr_asgi.upstream import Reply, Upstream
@@ -34,10 +35,11 @@ class Answer(NamedTuple):
 class Asking:
     """How one request is put to a provider."""
 
-    def __init__(self, upstream: Upstream, learning: Learning, account: Account, *, require: bool) -> None:
+    def __init__(self, upstream: Upstream, learning: Learning, keys: Keys, account: Account, *, require: bool) -> None:
         """`require`: usage is asked for in any case, and a provider that refuses that has refused."""
         self._upstream = upstream
         self._learning = learning
+        self._keys = keys
         self._account = account
         self._require = require
 
@@ -48,7 +50,8 @@ class Asking:
         body, account = self._body(request, provider), self._account
         injected = body is not request.body
         account.provider, account.attempts = provider, 1
-        outgoing = h.to_provider(client_headers, provider, account.correlation_id)
+        key = await self._keys.of(provider)
+        outgoing = h.to_provider(client_headers, provider, account.correlation_id, key)
         reply = await stack.enter_async_context(self._upstream.open(provider, body, outgoing))
         del body
         latency_ms = account.elapsed_ms()
@@ -64,7 +67,8 @@ class Asking:
         await stack.aclose()
         account.attempts = 2
         # A provider that keeps to idempotency keys would repeat its refusal, or refuse the key.
-        outgoing = h.to_provider(client_headers, provider, f"{account.correlation_id}-2")
+        key = await self._keys.of(provider)
+        outgoing = h.to_provider(client_headers, provider, f"{account.correlation_id}-2", key)
         reply = await stack.enter_async_context(self._upstream.open(provider, request.body, outgoing))
         if 200 <= reply.status < 300:
             self._learn(provider, request.model)

@@ -20,6 +20,7 @@ from arbstr_asgi.entry import Entry
 from arbstr_asgi.errors import ArbstrError, ProviderAuthenticationError, ServerError, UpstreamError, UpstreamTimeout
 from arbstr_asgi.holding import Holding
 from arbstr_asgi.interrupt import Interrupt
+from arbstr_asgi.keys import Keys
 from arbstr_asgi.learning import Learning
 from arbstr_asgi.leaving import Leaving, on_leaving
 from arbstr_asgi.metering import Meter, Reading, open_meter
@@ -35,12 +36,13 @@ SECONDS_TO_TELL = 0.5  # for a client to take the news that the server stops
 
 
 class Desk(msgspec.Struct, frozen=True, kw_only=True):
-    """What all calls share: the configuration, the way out, the caps, and where rows go."""
+    """What all calls share: the configuration, the way out, the keys, the caps, and where rows go."""
 
     config: Config
     upstream: Upstream
     drains: Drains
     learning: Learning
+    keys: Keys
     record: Callable[[Entry], None]
     worker_id: str
     commit: Callable[[Entry], Awaitable[None]] | None = None
@@ -114,7 +116,7 @@ class Exchange:
         desk, account, request = self._desk, self._account, self._request
         assert request is not None
         provider = candidates(desk.config.providers, request.model)[0]
-        asking = Asking(desk.upstream, desk.learning, account, require=desk.config.metering == "require")
+        asking = Asking(desk.upstream, desk.learning, desk.keys, account, require=desk.config.metering == "require")
         authorized = h.first(client_headers, b"authorization") is not None
         relay = self._relay = Relay(
             send, account, self._interrupt, head=self._head, left=self._client_left, commit=self._commit

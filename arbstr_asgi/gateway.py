@@ -3,7 +3,7 @@
 import asyncio
 import contextvars
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from datetime import UTC, datetime
 from time import monotonic
 from uuid import uuid4
@@ -18,11 +18,14 @@ from arbstr_asgi.callers import Caller, Callers, Identify
 from arbstr_asgi.chat import parse
 from arbstr_asgi.config import Config
 from arbstr_asgi.drains import Drains
+from arbstr_asgi.entry import Entry
 from arbstr_asgi.errors import ArbstrError, ConfigError, LedgerError, RequestError, ServerError
 from arbstr_asgi.exchange import Desk, Exchange
+from arbstr_asgi.keys import Keys
 from arbstr_asgi.learning import Learning
 from arbstr_asgi.ledger import Bounds, Ledger
 from arbstr_asgi.replies import our_headers, send_error
+from arbstr_asgi.requestlog import logging_finished
 from arbstr_asgi.upstream import HttpxUpstream
 
 logger = logging.getLogger("arbstr_asgi")
@@ -64,10 +67,11 @@ class Gateway:
         )
         self.drains = Drains()
         self._learning = Learning()
+        self._keys = Keys()
         self._refuses = settings.on_full == "refuse"
         self._callers = Callers(config.server, identify)
         self._bodies = BodyReader(config.limits)
-        self._upstream = HttpxUpstream(transport=transport, client=client)
+        self._upstream = HttpxUpstream(config.providers, transport=transport, client=client)
         self._desk: Desk | None = None
         self._running: dict[Exchange, asyncio.Future[None]] = {}
         self._opening: asyncio.Lock | None = None
@@ -81,14 +85,20 @@ class Gateway:
         """
         if self._desk is not None:
             return
+        self._upstream.load_certificates()
         await self.ledger.open(patience)
+        record: Callable[[Entry], None] = self.ledger.record
+        commit: Callable[[Entry], Awaitable[None]] = self.ledger.commit
+        if self.config.logging.log_requests:
+            record, commit = logging_finished(record), logging_finished(commit)
         self._desk = Desk(
             config=self.config,
             upstream=self._upstream,
             drains=self.drains,
             learning=self._learning,
-            record=self.ledger.record,
-            commit=self.ledger.commit if self.config.database.durability == "strict" else None,
+            keys=self._keys,
+            record=record,
+            commit=commit if self.config.database.durability == "strict" else None,
             worker_id=self.ledger.worker_id,
         )
         if not self._callers.guarded:
