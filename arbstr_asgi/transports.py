@@ -8,7 +8,9 @@ because its default one keeps cookies (and would send one user's to the next) an
 import asyncio
 import functools
 import ssl
+from base64 import b64encode
 from typing import Any
+from urllib.parse import unquote, urlsplit
 
 import aiohttp
 import httpx
@@ -43,7 +45,7 @@ class Transports:
             trusting = self.trusting(provider.ca_file)
             transport = self._made[way] = AiohttpTransport(
                 verify=trusting,
-                proxy=None if provider.proxy is None else httpx.Proxy(provider.proxy),
+                proxy=None if provider.proxy is None else _proxy(provider.proxy),
                 client=functools.partial(_session, trusting, provider.max_connections or 0),
             )
         return transport
@@ -61,6 +63,21 @@ class Transports:
         while self._made:
             _, transport = self._made.popitem()
             await transport.aclose()
+
+
+def proxy_login(url: str) -> str | None:
+    """What a proxy whose URL has a user wants in `proxy-authorization`."""
+    parts = urlsplit(url)
+    if parts.username is None:
+        return None
+    login = f"{unquote(parts.username)}:{unquote(parts.password or '')}"
+    return f"Basic {b64encode(login.encode()).decode()}"
+
+
+def _proxy(url: str) -> httpx.Proxy:
+    """The login is given as a header, for tunnels: as aiohttp wants it, and httpx-aiohttp does not do it."""
+    bare, login = httpx.URL(url).copy_with(username=None, password=None), proxy_login(url)
+    return httpx.Proxy(bare, headers=None if login is None else {"proxy-authorization": login})
 
 
 class _Reader(asyncio.BufferedProtocol):

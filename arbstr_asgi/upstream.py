@@ -1,6 +1,7 @@
 """The way to a provider: a request over httpx, the reply as it comes, and what went wrong in our words."""
 
 import logging
+import ssl
 from collections.abc import AsyncIterator, Sequence
 from types import TracebackType
 from typing import Protocol
@@ -10,7 +11,7 @@ import httpx
 
 from arbstr_asgi.errors import ConfigError, UpstreamError, UpstreamTimeout, UpstreamUnreachable
 from arbstr_asgi.provider import Provider
-from arbstr_asgi.transports import Transports
+from arbstr_asgi.transports import Transports, proxy_login
 
 logger = logging.getLogger("arbstr_asgi")
 
@@ -65,8 +66,8 @@ class HttpxUpstream:
             if provider.ca_file is not None:
                 try:
                     self._own.trusting(provider.ca_file)
-                except OSError as error:  # ssl.SSLError is one
-                    what = error.strerror or "not a file of certificates"
+                except OSError as error:
+                    what = "not a file of certificates" if isinstance(error, ssl.SSLError) else error.strerror
                     raise ConfigError(f"providers[{index}].ca_file: {provider.ca_file}: {what}") from None
 
     def open(self, provider: Provider, body: bytes, headers: Headers) -> "Opening":
@@ -80,7 +81,10 @@ class HttpxUpstream:
         # is the wait for a connection together with making it, through a proxy, too.
         connect = provider.connect_timeout
         timeout = {"connect": connect, "read": None, "write": None, "pool": connect}
-        request = httpx.Request("POST", url, headers=list(headers), content=body, extensions={"timeout": timeout})
+        sent = [*headers]
+        if provider.proxy is not None and url.scheme == "http" and (login := proxy_login(provider.proxy)):
+            sent.append((b"proxy-authorization", login.encode()))  # without a tunnel it is the proxy that reads this
+        request = httpx.Request("POST", url, headers=sent, content=body, extensions={"timeout": timeout})
         return Opening(self, provider, request)
 
     async def send(self, provider: Provider, request: httpx.Request) -> httpx.Response:
