@@ -8,7 +8,7 @@ from arbstr_asgi.middleware import ArbstrMiddleware
 from arbstr_asgi.policies import Policies, Rule
 from arbstr_asgi.provider import Drain, Provider
 from arbstr_asgi.rates import Rates
-from arbstr_asgi.settings import DatabaseConfig, Failover, Limits, Server, Token
+from arbstr_asgi.settings import DatabaseConfig, Failover, Limits, Logging, Server, Token
 
 __version__ = "0.1.0"
 
@@ -24,6 +24,7 @@ __all__ = [
     "Failover",
     "LedgerError",
     "Limits",
+    "Logging",
     "Policies",
     "Provider",
     "Rates",

@@ -12,6 +12,7 @@ from arbstr_asgi import headers as h
 from arbstr_asgi.account import Account
 from arbstr_asgi.aliasing import with_model
 from arbstr_asgi.chat import ChatRequest, ensure_stream_options
+from arbstr_asgi.keys import Keys
 from arbstr_asgi.learning import Learning
 from arbstr_asgi.lookahead import Lookahead
 from arbstr_asgi.provider import Provider
@@ -39,10 +40,11 @@ class Answer(NamedTuple):
 class Asking:
     """How one request is put to a provider."""
 
-    def __init__(self, upstream: Upstream, learning: Learning, account: Account, *, require: bool) -> None:
+    def __init__(self, upstream: Upstream, learning: Learning, keys: Keys, account: Account, *, require: bool) -> None:
         """`require`: usage is asked for in any case, and a provider that refuses that has refused."""
         self._upstream = upstream
         self._learning = learning
+        self._keys = keys
         self._account = account
         self._require = require
 
@@ -77,11 +79,11 @@ class Asking:
         return answer
 
     async def _send(
-        self, stack: AsyncExitStack, candidate: Candidate, body: bytes, client_headers: h.Headers, key: str
+        self, stack: AsyncExitStack, candidate: Candidate, body: bytes, client_headers: h.Headers, idempotency_key: str
     ) -> Answer:
         provider, account = candidate.provider, self._account
         account.begin(provider, candidate.model)
-        outgoing = h.to_provider(client_headers, provider, key)
+        outgoing = h.to_provider(client_headers, provider, idempotency_key, await self._keys.of(provider))
         reply = await stack.enter_async_context(self._upstream.open(provider, body, outgoing))
         account.tries.answered(reply.status)
         return Answer(provider, reply, reply, False, account.elapsed_ms())

@@ -1,10 +1,10 @@
 """What a setting must look like; each check raises ConfigError with the setting's name."""
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from decimal import Decimal, InvalidOperation
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, unquote, urlsplit
 
 from arbstr_asgi.errors import ConfigError
 
@@ -24,18 +24,35 @@ HEADER = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+")
 
 def http_url(url: str) -> str:
     """`url` without a slash at its end; it must be one to which a path can be added."""
-    try:
-        parts = urlsplit(url)
-        valid = parts.scheme in ("http", "https") and parts.hostname and (parts.port is None or parts.port > 0)
-    except ValueError:
-        valid = False
-    if not valid or not printable(url) or " " in url:
+    parts = _split(url)
+    if parts is None:
         raise ConfigError("url: must be http:// or https:// with a host, such as https://api.openai.com/v1")
     if parts.username or parts.password:
         raise ConfigError("url: must not hold credentials; use api_key or headers")
     if parts.query or parts.fragment:
         raise ConfigError("url: must not have a query or fragment; use query")
     return url.rstrip("/")
+
+
+def check_proxy_url(url: str) -> None:
+    """Raises ConfigError unless `url` is that of a proxy, with or without a user and a password."""
+    parts = _split(url)
+    if parts is None:
+        raise ConfigError("proxy: must be http:// or https:// with a host, such as http://user:password@127.0.0.1:3128")
+    if parts.path.strip("/") or parts.query or parts.fragment:
+        raise ConfigError("proxy: must end with its host and port")
+    user, password = unquote(parts.username or ""), unquote(parts.password or "")
+    if ":" in user or not printable(user + password):
+        raise ConfigError("proxy: its user and password must be printable ASCII, the user without a colon")
+
+
+def _split(url: str) -> SplitResult | None:
+    try:
+        parts = urlsplit(url)
+        valid = parts.scheme in ("http", "https") and parts.hostname and (parts.port is None or parts.port > 0)
+    except ValueError:
+        return None
+    return parts if valid and printable(url) and " " not in url else None
 
 
 def rate(name: str, value: Any) -> Decimal | None:
@@ -67,6 +84,21 @@ def header_names(name: str, values: Iterable[str]) -> tuple[str, ...]:
         if header in UNFORWARDABLE:
             raise ConfigError(f"{name}: {header} never passes between your clients and a provider")
     return names
+
+
+def check_headers(headers: Mapping[str, str]) -> None:
+    """Raises ConfigError unless all of these can be sent beside our own."""
+    for name, value in headers.items():
+        if not HEADER.fullmatch(name) or not printable(value) or name.lower() in OURS:
+            raise ConfigError(f"headers.{name if printable(name) else '?'}: not a header that can be set")
+
+
+def auth_header(name: str) -> str:
+    """The name of the header that carries a key, in lower case."""
+    name = name.lower()
+    if not HEADER.fullmatch(name) or name in OURS or name == "content-type":
+        raise ConfigError("auth_header: must be the name of a header that can be set, such as api-key")
+    return name
 
 
 def printable(value: str) -> bool:

@@ -1,7 +1,7 @@
 """The `arbstr` command."""
 
 import asyncio
-import stat
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,9 @@ from arbstr_asgi import __version__
 from arbstr_asgi.checks import check_listen
 from arbstr_asgi.config import Config
 from arbstr_asgi.errors import ArbstrError
+from arbstr_asgi.keysources import key_sources
 from arbstr_asgi.settings import DatabaseConfig
+from arbstr_asgi.tomlfile import read_toml
 
 STANDALONE = 'This command needs hypercorn: pip install "arbstr-asgi[standalone]"'
 
@@ -54,19 +56,20 @@ def serve(path: Path, listen: str | None, workers: int | None, *, mock: bool) ->
     """Run the gateway as a server of its own, on hypercorn.
 
     SIGTERM or Ctrl-C ends it: running streams get server.grace seconds; with several workers a second signal ends them
-    at once. The soft limit of open files is raised to the hard one.
+    at once. The soft limit of open files is raised to the hard one. It logs to stderr as the config's [logging] says.
     """
     try:
         from arbstr_asgi import serve as server
     except ImportError:
         raise click.ClickException(STANDALONE) from None
-    server.prepare()
     if mock:
         from arbstr_asgi.mock_server import serve_mock
 
+        server.prepare()
         serve_mock(listen or "127.0.0.1:8080")
         return
     config = server.overridden(Config.load(path), listen, workers)
+    server.prepare(config.logging.number)
     try:
         sys.exit(server.serve(config, path))
     except OSError as error:
@@ -110,33 +113,55 @@ def migrate(path: Path, url: str | None, table_prefix: str | None, *, sql: bool)
 @main.command()
 @config_option
 def check(path: Path) -> None:
-    """Read the config, say what it means, and warn of what is probably not meant."""
+    """Read the config, say what it means, and warn of what is probably not meant.
+
+    Of each provider's key it says where it comes from; of the key itself, its first 6 characters if it has 16 or more.
+    """
+    from arbstr_asgi.advice import about_keys, about_settings
     from arbstr_asgi.app import Arbstr
+    from arbstr_asgi.keyreport import keys_in_files, said_of_keys
+    from arbstr_asgi.upstream import HttpxUpstream
 
     config = Config.load(path)
     server = config.server
     check_listen(server.listen)
     ledger = Arbstr(config).ledger  # checks, opens nothing
-    guard = (
-        "anyone (server.public)" if server.public else "bearer token" if server.auth_token or server.tokens else None
-    )
+    HttpxUpstream(config.providers).load_certificates()
+    guard = "bearer token" if server.auth_token or server.tokens else "anyone"
     click.echo(f"listen     {server.listen}, {server.workers} worker(s)")
-    click.echo(f"callers    {guard or 'anyone'}")
+    click.echo(f"callers    {'anyone (server.public)' if server.public else guard}")
     click.echo(f"metering   {config.metering}")
     click.echo(f"spill      {ledger.spill_folder}")
-    for provider in config.providers:
+    sources = key_sources(read_toml(path), os.environ)
+    keys, unreadable = keys_in_files(config)
+    for provider, key in zip(config.providers, said_of_keys(config, sources, keys), strict=True):
         models = ", ".join(provider.models) or "every model"
-        key = "key set" if provider.api_key else "no key"
-        click.echo(f"provider   {provider.name}: {provider.url} ({models}; {key})")
-    warnings = [
-        f"provider {provider.name}: input_rate or output_rate is not set, so its cost is unknown (NULL)"
-        for provider in config.providers
-        if provider.input_rate is None or provider.output_rate is None
-    ]
-    if guard is None:
-        warnings.append("nobody guards the server: set server.auth_token, or server.public = true if that is meant")
-    if path.stat().st_mode & (stat.S_IRWXG | stat.S_IRWXO):
-        warnings.append(f"{path} can be read by others; chmod 600 it if it holds a key")
-    for warning in warnings:
+        click.echo(f"provider   {provider.name}: {provider.url} ({models}; key: {key})")
+    for warning in (*about_settings(config), *unreadable, *about_keys(config, sources, path)):
         click.echo(f"warning: {warning}", err=True)
     click.echo("ok")
+
+
+@main.command()
+@config_option
+@click.option("--json", "as_json", is_flag=True, help="As JSON, in the shape of GET /providers.")
+def providers(path: Path, *, as_json: bool) -> None:
+    """List the config's providers: their models, what they charge, and where their keys come from.
+
+    Rates are sats per 1,000,000 tokens, base is sats per request, and "-" is unknown. A row without a name has the
+    rates of one model of the provider above it.
+    """
+    from arbstr_asgi import listing
+    from arbstr_asgi.keyreport import keys_in_files, said_of_keys
+    from arbstr_asgi.table import table
+
+    config = Config.load(path)
+    keys, unreadable = keys_in_files(config)
+    if as_json:
+        click.echo(listing.to_json(listing.provider_listing(config, keys)))
+    else:
+        said = said_of_keys(config, key_sources(read_toml(path), os.environ), keys)
+        click.echo(table(listing.provider_rows(config, said), listing.COLUMNS))
+        click.echo("\nsats per 1,000,000 tokens, base: sats per request; -: unknown")
+    for warning in unreadable:
+        click.echo(f"warning: {warning}", err=True)

@@ -5,22 +5,24 @@ same things and raise `ConfigError` with the path of what is wrong.
 """
 
 import os
-import re
-import tomllib
 from collections.abc import Iterable, Mapping, Sequence
-from decimal import Decimal
 from pathlib import Path
 from typing import Any, Literal, Self
 
 import msgspec
 
 from arbstr_asgi.errors import ConfigError
+from arbstr_asgi.keysources import conventional
+from arbstr_asgi.places import said_with_path
 from arbstr_asgi.policies import Policies
 from arbstr_asgi.provider import Provider
 from arbstr_asgi.section import Section
-from arbstr_asgi.settings import DatabaseConfig, Failover, Limits, Server
+from arbstr_asgi.settings import DatabaseConfig, Failover, Limits, Logging, Server
+from arbstr_asgi.tomlfile import read_toml
+from arbstr_asgi.unsupported import check_supported
+from arbstr_asgi.variables import expanded
 
-_VARIABLE = re.compile(r"\$\{([^}]*)\}")
+_FILES = ("api_key_file", "ca_file")
 
 
 class Config(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -37,6 +39,7 @@ class Config(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
     limits: Limits = Limits()
     policies: Policies = Policies()
     failover: Failover = Failover()
+    logging: Logging = Logging()
     metering: Literal["respect", "require"] = "respect"
     response_headers: Literal["basic", "full"] = "basic"
     cost_comment: bool = False
@@ -58,63 +61,50 @@ class Config(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
                 )
             if self.metering == "require" and not provider.inject:
                 raise ConfigError(f"providers[{index}].inject: must be true where metering is required")
+        for index, rule in enumerate(self.policies.rules):
+            for name in rule.allowed_providers:
+                if name not in seen:
+                    raise ConfigError(f"policies.rules[{index}].allowed_providers: there is no provider {name!r}")
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], environ: Mapping[str, str] | None = None) -> Self:
-        """Read a TOML file. `environ` (default: the process's) fills in ${VARIABLES} and provider keys."""
-        try:
-            mapping = tomllib.loads(Path(path).read_text("utf-8"), parse_float=Decimal)
-        except OSError as error:
-            raise ConfigError(f"{path}: {error.strerror or 'cannot be read'}") from None
-        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-            raise ConfigError(f"{path}: not valid TOML: {error}") from None
-        return cls.parse(mapping, os.environ if environ is None else environ)
+        """Read a TOML file. `environ` (default: the process's) fills in ${VARIABLES} and provider keys.
+
+        The files that it names for providers are relative to its own folder.
+        """
+        filled = _filled(read_toml(path), os.environ if environ is None else environ)
+        folder = Path(path).absolute().parent
+        for provider in _dicts(filled.get("providers")):
+            named = [name for name in _FILES if isinstance(provider.get(name), str) and provider[name]]
+            provider.update({name: str(folder / provider[name]) for name in named})
+        return cls._checked(filled)
 
     @classmethod
     def parse(cls, mapping: Mapping[str, Any], environ: Mapping[str, str]) -> Self:
         """Check `mapping`, with `${NAME}` filled in from `environ`.
 
-        A provider without `api_key` takes `ARBSTR_<NAME>_API_KEY`, its name in capitals with `_` for everything else.
+        A provider without a key takes `ARBSTR_<NAME>_API_KEY`, its name in capitals with `_` for everything else.
         """
-        filled = _expand(mapping, environ, "")
-        for provider in _dicts(filled.get("providers")):
-            variable = f"ARBSTR_{re.sub('[^A-Z0-9]', '_', str(provider.get('name', '')).upper())}_API_KEY"
-            if "api_key" not in provider and environ.get(variable):
-                provider["api_key"] = environ[variable]
+        return cls._checked(_filled(mapping, environ))
+
+    @classmethod
+    def _checked(cls, filled: Mapping[str, Any]) -> Self:
         try:
             return msgspec.convert(filled, cls)
         except msgspec.ValidationError as error:
-            raise ConfigError(_with_path(str(error))) from None
+            said = said_with_path(error, filled, lambda value: msgspec.convert(value, cls))
+            raise ConfigError(said) from None
+
+
+def _filled(mapping: Mapping[str, Any], environ: Mapping[str, str]) -> dict[str, Any]:
+    check_supported(mapping)
+    filled: dict[str, Any] = expanded(mapping, environ)
+    for provider in _dicts(filled.get("providers")):
+        key = environ.get(conventional(str(provider.get("name", ""))))
+        if key and not {"api_key", "api_key_file"} & set(provider):
+            provider["api_key"] = key
+    return filled
 
 
 def _dicts(value: object) -> Iterable[dict[str, Any]]:
     return [item for item in value if isinstance(item, dict)] if isinstance(value, list) else []
-
-
-def _expand(value: Any, environ: Mapping[str, str], path: str) -> Any:
-    if isinstance(value, Mapping):
-        return {key: _expand(item, environ, f"{path}.{key}".lstrip(".")) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_expand(item, environ, f"{path}[{index}]") for index, item in enumerate(value)]
-    if not isinstance(value, str):
-        return value
-
-    def look_up(match: re.Match[str]) -> str:
-        name = match.group(1)
-        if not environ.get(name):
-            raise ConfigError(f"{path}: environment variable {name or '(no name)'} is not set")
-        return environ[name]
-
-    return _VARIABLE.sub(look_up, value)
-
-
-def _with_path(message: str) -> str:
-    """msgspec's "<what> - at `$.<path>`" as "<path>: <what>"; a path inside <what> continues the outer one."""
-    what, found, where = message.rpartition(" - at `$")
-    if not found:
-        return message
-    path = where.rstrip("`").lstrip(".").replace("[...]", "")
-    inner, separator, rest = what.partition(": ")
-    if separator and re.fullmatch(r"[a-z_]+(\[\d+\])?(\.[A-Za-z_?-]+)*", inner):
-        return f"{path}.{inner}: {rest}".lstrip(".")
-    return f"{path}: {what}"

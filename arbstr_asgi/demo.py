@@ -3,10 +3,9 @@
 import hashlib
 import json
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from decimal import Decimal
 from pathlib import Path
-from typing import Any
 
 import httpx
 
@@ -17,6 +16,7 @@ from arbstr_asgi.mock import MockProvider
 from arbstr_asgi.provider import Provider
 from arbstr_asgi.serve import serving
 from arbstr_asgi.settings import DatabaseConfig, Server
+from arbstr_asgi.table import table
 
 MESSAGES = [{"role": "user", "content": "What did that cost?"}]
 COLUMNS = (
@@ -91,17 +91,3 @@ async def _digest(client: httpx.AsyncClient, base_url: str, body: bytes) -> str:
             digest.update(chunk)
             size += len(chunk)
     return f"{digest.hexdigest()} ({size} bytes)"
-
-
-def table(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> str:
-    """Rows as aligned text."""
-    cells = [list(columns), *([_shown(row[name]) for name in columns] for row in rows)]
-    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in cells]
-    return "\n".join([lines[0], "  ".join("-" * width for width in widths), *lines[1:]])
-
-
-def _shown(value: object) -> str:
-    if isinstance(value, Decimal):
-        return f"{value.normalize():f}"
-    return "-" if value is None else str(value)

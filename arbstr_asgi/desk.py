@@ -8,6 +8,7 @@ from arbstr_asgi.breaker import Breakers
 from arbstr_asgi.config import Config
 from arbstr_asgi.drains import Drains
 from arbstr_asgi.entry import Entry
+from arbstr_asgi.keys import Keys
 from arbstr_asgi.learning import Learning
 from arbstr_asgi.matching import Matcher
 from arbstr_asgi.upstream import Upstream
@@ -20,6 +21,7 @@ class Desk(msgspec.Struct, frozen=True, kw_only=True):
     upstream: Upstream
     drains: Drains
     learning: Learning
+    keys: Keys
     matcher: Matcher
     breakers: Breakers
     record: Callable[[Entry], None]

@@ -9,6 +9,7 @@ ArbstrError                      what a client may be told; raise it in `identif
 └── UpstreamError                the provider did not answer, or stopped answering (502)
     ├── UpstreamUnreachable      no connection was made: the provider never saw the request
     ├── UpstreamTimeout          too late (504)
+    ├── ProviderKeyError         the key to send could not be had
     └── ProviderAuthenticationError  it refused a key of ours
 """
 
@@ -98,30 +99,38 @@ class ServerError(ArbstrError):
 class UpstreamError(ArbstrError):
     """The provider did not answer, or stopped in the middle.
 
-    `sent` is False only where nothing of the request can have reached it.
+    `sent` is False only where it is certain that nothing of the request has reached the provider, which otherwise may
+    have worked on it and bill it.
     """
 
     default_type = "upstream_error"
-    sent = True
 
-    def __init__(self, message: str, *, status_code: int = 502, code: str = "upstream_error") -> None:
+    def __init__(
+        self, message: str, *, status_code: int = 502, code: str = "upstream_error", sent: bool = True
+    ) -> None:
         super().__init__(status_code, message, code=code)
+        self.sent = sent
 
 
 class UpstreamUnreachable(UpstreamError):
     """No connection could be made, so the provider never saw the request."""
 
-    sent = False
-
     def __init__(self, message: str) -> None:
-        super().__init__(message, code="upstream_unreachable")
+        super().__init__(message, code="upstream_unreachable", sent=False)
 
 
 class UpstreamTimeout(UpstreamError):
     """The provider took too long."""
 
-    def __init__(self, message: str) -> None:
-        super().__init__(message, status_code=504, code="upstream_timeout")
+    def __init__(self, message: str, *, sent: bool = True) -> None:
+        super().__init__(message, status_code=504, code="upstream_timeout", sent=sent)
+
+
+class ProviderKeyError(UpstreamError):
+    """The key for a provider could not be had: its file can't be read, or its function failed."""
+
+    def __init__(self) -> None:
+        super().__init__("The server has no key for the provider.", code="provider_key_unavailable", sent=False)
 
 
 class ProviderAuthenticationError(UpstreamError):

@@ -3,7 +3,7 @@
 import asyncio
 import contextvars
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from datetime import UTC, datetime
 from time import monotonic
 from uuid import uuid4
@@ -20,12 +20,15 @@ from arbstr_asgi.chat import parse
 from arbstr_asgi.config import Config
 from arbstr_asgi.desk import Desk
 from arbstr_asgi.drains import Drains
+from arbstr_asgi.entry import Entry
 from arbstr_asgi.errors import ArbstrError, ConfigError, LedgerError, RequestError, ServerError
 from arbstr_asgi.exchange import Exchange
+from arbstr_asgi.keys import Keys
 from arbstr_asgi.learning import Learning
 from arbstr_asgi.ledger import Bounds, Ledger
 from arbstr_asgi.matching import Matcher
 from arbstr_asgi.replies import our_headers, send_error
+from arbstr_asgi.requestlog import logging_finished
 from arbstr_asgi.upstream import HttpxUpstream
 
 logger = logging.getLogger("arbstr_asgi")
@@ -69,10 +72,11 @@ class Gateway:
         self._learning = Learning()
         self._matcher = Matcher(config.policies)
         self.breakers = Breakers(provider.name for provider in config.providers)
+        self._keys = Keys()
         self._refuses = settings.on_full == "refuse"
         self._callers = Callers(config.server, identify)
         self._bodies = BodyReader(config.limits)
-        self._upstream = HttpxUpstream(transport=transport, client=client)
+        self._upstream = HttpxUpstream(config.providers, transport=transport, client=client)
         self._desk: Desk | None = None
         self._running: dict[Exchange, asyncio.Future[None]] = {}
         self._opening: asyncio.Lock | None = None
@@ -86,7 +90,12 @@ class Gateway:
         """
         if self._desk is not None:
             return
+        self._upstream.load_certificates()
         await self.ledger.open(patience)
+        record: Callable[[Entry], None] = self.ledger.record
+        commit: Callable[[Entry], Awaitable[None]] = self.ledger.commit
+        if self.config.logging.log_requests:
+            record, commit = logging_finished(record), logging_finished(commit)
         self._desk = Desk(
             config=self.config,
             upstream=self._upstream,
@@ -94,8 +103,9 @@ class Gateway:
             learning=self._learning,
             matcher=self._matcher,
             breakers=self.breakers,
-            record=self.ledger.record,
-            commit=self.ledger.commit if self.config.database.durability == "strict" else None,
+            keys=self._keys,
+            record=record,
+            commit=commit if self.config.database.durability == "strict" else None,
             worker_id=self.ledger.worker_id,
         )
         if not self._callers.guarded:

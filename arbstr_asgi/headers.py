@@ -37,20 +37,17 @@ def media_type(headers: Headers) -> str:
     return (first(headers, b"content-type") or "").partition(";")[0].strip().lower()
 
 
-def to_provider(client: Headers, provider: Provider, correlation_id: str) -> list[tuple[bytes, bytes]]:
-    """The headers of the provider's request."""
+def to_provider(client: Headers, provider: Provider, correlation_id: str, key: str | None) -> list[tuple[bytes, bytes]]:
+    """The headers of the provider's request, which `key` authorizes unless something else does."""
     passing = TO_PROVIDER.union(name.encode() for name in provider.forward_headers)
     if provider.forward_authorization:
         passing |= WITH_AUTHORIZATION
     ours = [(name.lower().encode(), value.encode()) for name, value in provider.headers.items()]
     ours += [(b"idempotency-key", correlation_id.encode()), (b"accept-encoding", b"identity")]
-    set_by_hand = any(name == b"authorization" for name, _ in ours)
-    if (
-        provider.api_key
-        and not set_by_hand
-        and not (provider.forward_authorization and first(client, b"authorization"))
-    ):
-        ours.append((b"authorization", f"Bearer {provider.api_key}".encode()))
+    carrier = provider.auth_header.encode()
+    set_by_hand = any(name == carrier for name, _ in ours)
+    if key and not set_by_hand and not (provider.forward_authorization and first(client, b"authorization")):
+        ours.append((carrier, (f"Bearer {key}" if carrier == b"authorization" else key).encode()))
     taken = {name for name, _ in ours}
     theirs = [
         (name, value)

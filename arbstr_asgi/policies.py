@@ -44,5 +44,6 @@ class Policies(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
         super().__post_init__()
         self._set("rules", tuple(self.rules))
         names = [rule.name for rule in self.rules]
-        if len(set(names)) < len(names):
-            raise ConfigError("rules: two have the same name")
+        for index, name in enumerate(names):
+            if name in names[:index]:
+                raise ConfigError(f"rules[{index}].name: {name!r} is used twice")

@@ -7,7 +7,8 @@ from typing import Literal
 
 import msgspec
 
-from arbstr_asgi.checks import HEADER, OURS, header_names, http_url, printable, rate, strings
+from arbstr_asgi import checks
+from arbstr_asgi.apikey import ApiKey, check_api_key
 from arbstr_asgi.errors import ConfigError
 from arbstr_asgi.rates import RATES, Rates
 from arbstr_asgi.section import Section
@@ -45,11 +46,18 @@ class Provider(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
     client. `disconnect` says what becomes of a reply whose client has left: "drain" is `Drain()`, "cancel" closes it at
     once. With `retry_sent` a request that was sent and not answered may go to another provider, although this one may
     bill it. `tier` is a label for the row.
+
+    The key is `api_key`, in code also a function, sync or async, that is asked at each request; or the first line of
+    `api_key_file`, read again when that changes. It is sent as `Bearer <key>`, or alone in another `auth_header`.
+    `proxy` is asked instead of the provider's host, `ca_file` replaces the certificate authorities that are trusted,
+    and at most `max_connections` requests are open at a time: others wait for `connect_timeout`.
     """
 
     name: str
     url: str
-    api_key: str | None = None
+    api_key: ApiKey = None
+    api_key_file: str | None = None
+    auth_header: str = "authorization"
     models: Sequence[str] = ()
     input_rate: Decimal | int | None = None
     output_rate: Decimal | int | None = None
@@ -62,6 +70,9 @@ class Provider(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
     inject: bool = True
     disconnect: Disconnect = "drain"
     retry_sent: bool = False
+    proxy: str | None = None
+    ca_file: str | None = None
+    max_connections: int | None = None
     connect_timeout: float = 10.0
     first_byte_timeout: float = 600.0
     idle_timeout: float = 300.0
@@ -75,20 +86,33 @@ class Provider(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
         super().__post_init__()
         if not _NAME.fullmatch(self.name):
             raise ConfigError("name: use letters, digits, space, '_', '.' and '-', at most 64")
-        self._set("url", http_url(self.url))
-        self._set("models", strings("models", self.models))
+        self._set("url", checks.http_url(self.url))
+        self._set("models", checks.strings("models", self.models))
         for name in RATES:
-            self._set(name, rate(name, getattr(self, name)))
-        self._set("model_rates", {model: self._completed(rates) for model, rates in self.model_rates.items()})
+            self._set(name, checks.rate(name, getattr(self, name)))
+        given = msgspec.convert(self.model_rates, dict[str, Rates])
+        self._set("model_rates", {model: self._completed(rates) for model, rates in given.items()})
         for name in ("forward_headers", "return_headers"):
-            self._set(name, header_names(name, getattr(self, name)))
+            self._set(name, checks.header_names(name, getattr(self, name)))
         self._set("disconnect", msgspec.convert(self.disconnect, Disconnect))  # a mapping passes the check, too
-        for name, value in self.headers.items():
-            if not HEADER.fullmatch(name) or not printable(value) or name.lower() in OURS:
-                raise ConfigError(f"headers.{name if printable(name) else '?'}: not a header that can be set")
-        if self.api_key is not None and not (self.api_key and printable(self.api_key)):
-            raise ConfigError("api_key: must be a non-empty string of printable ASCII characters")
+        checks.check_headers(self.headers)
+        check_api_key(self.api_key, self.api_key_file)
+        self._set("auth_header", checks.auth_header(self.auth_header))
+        self._check_way()
         self._require_positive("connect_timeout", "first_byte_timeout", "idle_timeout")
+
+    def _check_way(self) -> None:
+        if self.proxy is not None:
+            checks.check_proxy_url(self.proxy)
+        if self.ca_file is not None and not self.ca_file:
+            raise ConfigError("ca_file: must name a file")
+        if self.max_connections is not None:
+            self._require_positive("max_connections")
+
+    @property
+    def has_key(self) -> bool:
+        """Whether there is a way to its key."""
+        return self.api_key is not None or self.api_key_file is not None
 
     @property
     def drain(self) -> Drain | None:
@@ -101,7 +125,7 @@ class Provider(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
         """Whether a 401 from this provider is about something of ours rather than of the client's."""
         if self.forward_authorization and client_authorizes:
             return False
-        return bool(self.api_key or self.headers or self.query)
+        return bool(self.has_key or self.headers or self.query)
 
     def serves(self, model: str) -> bool:
         """Whether `model` may be asked of this provider."""

@@ -8,7 +8,7 @@ import msgspec
 
 from arbstr_asgi.errors import ConfigError
 
-_SECRET = frozenset({"api_key", "auth_token", "token", "headers", "query", "url"})
+_SECRET = frozenset({"api_key", "auth_token", "token", "headers", "query", "url", "proxy"})
 
 
 @functools.cache

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import logging
+import os
 import signal
 import socket
 import sys
@@ -15,11 +16,14 @@ import hypercorn.asyncio
 import hypercorn.config
 import msgspec
 
+from arbstr_asgi.advice import about_keys
 from arbstr_asgi.app import Arbstr
 from arbstr_asgi.checks import check_listen
 from arbstr_asgi.config import Config
 from arbstr_asgi.errors import ConfigError
+from arbstr_asgi.keysources import key_sources
 from arbstr_asgi.supervisor import TOLD, Supervisor
+from arbstr_asgi.tomlfile import read_toml
 
 try:
     import uvloop
@@ -36,11 +40,11 @@ SECONDS_TO_TELL = 1.0  # for replies that were told to end to say so
 SECONDS_TO_CLOSE = 70.0  # for a worker, beyond the grace; hypercorn gives an application's shutdown 60
 
 
-def prepare() -> None:
-    """Make this process a server: log lines go to stderr, and it may open as many files as the system lets it."""
+def prepare(level: int = logging.INFO) -> None:
+    """Make this process a server: it logs to stderr from `level` on, and opens as many files as the system lets it."""
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     for name in ("arbstr_asgi", "hypercorn.error"):
-        logging.getLogger(name).setLevel(logging.INFO)
+        logging.getLogger(name).setLevel(level)
     if sys.platform != "win32":
         _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
         with contextlib.suppress(ValueError, OSError):  # where the kernel has a limit of its own
@@ -63,6 +67,8 @@ def serve(config: Config, path: Path) -> int:
     server = config.server
     if server.workers > 1 and sys.platform == "win32":
         raise ConfigError("server.workers: more than one needs a POSIX system")
+    for warning in about_keys(config, key_sources(read_toml(path), os.environ), path):
+        logger.warning("%s", warning)
     asyncio.run(_try_ledger(config))
     if server.workers == 1:
         run(serve_here(Arbstr(config), server.listen, server.grace))
@@ -75,7 +81,7 @@ def serve(config: Config, path: Path) -> int:
 def _command(config: Config, path: Path) -> Sequence[str]:
     """What starts a worker: it loads the config itself (keys are not for `ps`), and imports like `arbstr` (-P)."""
     overrides = (config.server.listen, str(config.server.workers))
-    return [sys.executable, "-P", "-m", "arbstr_asgi.worker", str(path.resolve()), *overrides]
+    return [sys.executable, "-P", "-m", "arbstr_asgi.worker", str(path.absolute()), *overrides]
 
 
 async def _try_ledger(config: Config) -> None:

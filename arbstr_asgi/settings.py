@@ -1,11 +1,21 @@
-"""The other parts of the configuration: the server, its tokens, the database, the limits."""
+"""The other parts of the configuration: the server, its tokens, the database, the limits, the log."""
 
+import logging
 from collections.abc import Sequence
 from typing import Literal
 from urllib.parse import quote
 
 from arbstr_asgi.errors import ConfigError
 from arbstr_asgi.section import Section
+
+_LEVELS = {
+    "trace": logging.DEBUG,
+    "debug": logging.DEBUG,
+    "info": logging.INFO,
+    "warn": logging.WARNING,
+    "warning": logging.WARNING,
+    "error": logging.ERROR,
+}
 
 
 class Token(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -102,3 +112,24 @@ class Failover(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
     def __post_init__(self) -> None:
         super().__post_init__()
         self._require_not_negative("deadline", "retries")
+
+
+class Logging(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What is logged: from which `level` on `arbstr serve` does, and whether each finished call is one line at INFO.
+
+    `level` is trace, debug, info, warn, warning or error, in any case. The lines of `log_requests` are those of the
+    logger `arbstr_asgi.requests`.
+    """
+
+    level: str = "info"
+    log_requests: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.level.lower() not in _LEVELS:
+            raise ConfigError(f"level: must be one of {', '.join(_LEVELS)}")
+
+    @property
+    def number(self) -> int:
+        """`level` as Python's logging counts."""
+        return _LEVELS[self.level.lower()]

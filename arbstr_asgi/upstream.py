@@ -1,37 +1,30 @@
-"""The way to a provider, over httpx; the only room that knows httpx and aiohttp.
+"""The way to a provider: a request over httpx, the reply as it comes, and what went wrong in our words."""
 
-The default transport is httpx-aiohttp's, called directly: a quarter of the CPU of `httpx.AsyncClient`, which does
-for a browser-like client much that a relay must not do (cookies, redirects, decoding). It runs on a session of our
-own, because its default one keeps cookies (and would send one user's to the next) and stops at 100 connections.
-"""
-
-import asyncio
-import functools
 import logging
+import ssl
 from collections.abc import AsyncIterator, Sequence
 from types import TracebackType
-from typing import Any, Protocol
+from typing import Protocol
 
 import aiohttp
 import httpx
-from aiohttp.client_proto import ResponseHandler
-from httpx_aiohttp import AiohttpTransport
 
-from arbstr_asgi.errors import UpstreamError, UpstreamTimeout, UpstreamUnreachable
+from arbstr_asgi.errors import ConfigError, UpstreamError, UpstreamTimeout, UpstreamUnreachable
 from arbstr_asgi.provider import Provider
+from arbstr_asgi.transports import Transports, proxy_login
 
 logger = logging.getLogger("arbstr_asgi")
 
 Headers = Sequence[tuple[bytes, bytes]]
 
-KEEPALIVE_SECONDS = 5.0  # a POST on a connection that the provider has just closed can't be repeated safely
-MAX_HEADER_BYTES = 65536
-# What a stream holds of a reply while its client reads nothing; event loops would read 256 KiB at once.
-READ_BYTES = 16 * 1024
-READ_BUFFER_BYTES = 8 * 1024  # aiohttp stops reading when it has twice that
+# They mean something to our own transports only.
+_WAYS = ("proxy", "ca_file", "max_connections")
 
 # Nothing of the request has reached the provider; anything else may have been worked on and billed.
-_NEVER_SENT = (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError)
+_NEVER_SENT = (aiohttp.ClientConnectorError, aiohttp.ClientHttpProxyError)
+_NEVER_SENT_BY_ANY = (httpx.ConnectError, httpx.ProxyError, httpx.UnsupportedProtocol)
+_TOO_LATE_TO_SEND = (httpx.ConnectTimeout, httpx.PoolTimeout)
+_WANTS_CREDENTIALS = 407
 
 
 class Upstream(Protocol):
@@ -47,17 +40,35 @@ class Upstream(Protocol):
 
 
 class HttpxUpstream:
-    """Providers over HTTP: on a transport of our own, or on the host's transport or client, which it closes itself."""
+    """Providers over HTTP: on transports of our own, or on the host's transport or client, which it closes itself."""
 
     def __init__(
-        self, *, transport: httpx.AsyncBaseTransport | None = None, client: httpx.AsyncClient | None = None
+        self,
+        providers: Sequence[Provider] = (),
+        *,
+        transport: httpx.AsyncBaseTransport | None = None,
+        client: httpx.AsyncClient | None = None,
     ) -> None:
+        """Raises ConfigError for a provider whose settings the host's transport or client would not know of."""
         if transport is not None and client is not None:
             raise TypeError("give transport or client, not both")
+        if transport is not None or client is not None:
+            _check_no_ways(providers)
+        self._providers = providers
         self._transport = transport
         self._client = client
-        self._own: AiohttpTransport | None = None
+        self._own = Transports()
         self._urls: dict[str, httpx.URL] = {}
+
+    def load_certificates(self) -> None:
+        """Read the authorities that providers name, so that a mistake is known at start. Raises ConfigError."""
+        for index, provider in enumerate(self._providers):
+            if provider.ca_file is not None:
+                try:
+                    self._own.trusting(provider.ca_file)
+                except OSError as error:
+                    what = "not a file of certificates" if isinstance(error, ssl.SSLError) else error.strerror
+                    raise ConfigError(f"providers[{index}].ca_file: {provider.ca_file}: {what}") from None
 
     def open(self, provider: Provider, body: bytes, headers: Headers) -> "Opening":
         """Prepare the request; it is sent on entering. Raises UpstreamError there."""
@@ -66,35 +77,46 @@ class HttpxUpstream:
             url = self._urls[provider.name] = httpx.URL(
                 f"{provider.url}/chat/completions", params=provider.query or None
             )
-        # No total and no read time-out: the gateway's own deadline tells a slow first byte from an idle stream.
-        timeout = {"connect": provider.connect_timeout, "read": None, "write": None, "pool": None}
-        request = httpx.Request("POST", url, headers=list(headers), content=body, extensions={"timeout": timeout})
-        return Opening(self, request)
+        # No total and no read time-out: the gateway's own deadline tells a slow first byte from an idle stream. "pool"
+        # is the wait for a connection together with making it, through a proxy, too.
+        connect = provider.connect_timeout
+        timeout = {"connect": connect, "read": None, "write": None, "pool": connect}
+        sent = [*headers]
+        if provider.proxy is not None and url.scheme == "http" and (login := proxy_login(provider.proxy)):
+            sent.append((b"proxy-authorization", login.encode()))  # without a tunnel it is the proxy that reads this
+        request = httpx.Request("POST", url, headers=sent, content=body, extensions={"timeout": timeout})
+        return Opening(self, provider, request)
 
-    async def send(self, request: httpx.Request) -> httpx.Response:
+    async def send(self, provider: Provider, request: httpx.Request) -> httpx.Response:
         """Send on whichever transport there is; the body is still to be read."""
         if self._client is not None:
             return await self._client.send(request, stream=True, follow_redirects=False)
         if self._transport is not None:
             return await self._transport.handle_async_request(request)
-        if self._own is None:
-            self._own = AiohttpTransport(client=_session)
-        return await self._own.handle_async_request(request)
+        return await self._own.to(provider).handle_async_request(request)
 
     async def close(self) -> None:
         """Close our own connections, if any were made."""
-        if self._own is not None:
-            await self._own.aclose()
-            self._own = None
+        await self._own.close()
+
+
+def _check_no_ways(providers: Sequence[Provider]) -> None:
+    for index, provider in enumerate(providers):
+        for name in _WAYS:
+            if getattr(provider, name) is not None:
+                raise ConfigError(
+                    f"providers[{index}].{name}: has no effect with a transport or client of yours; set it up there"
+                )
 
 
 class Opening:
     """Holds a reply open for the length of a `with` block."""
 
-    __slots__ = ("_request", "_response", "_upstream")
+    __slots__ = ("_provider", "_request", "_response", "_upstream")
 
-    def __init__(self, upstream: HttpxUpstream, request: httpx.Request) -> None:
+    def __init__(self, upstream: HttpxUpstream, provider: Provider, request: httpx.Request) -> None:
         self._upstream = upstream
+        self._provider = provider
         self._request: httpx.Request | None = request
         self._response: httpx.Response | None = None
 
@@ -102,12 +124,16 @@ class Opening:
         assert self._request is not None
         request, self._request = self._request, None  # a long stream need not hold the request's body
         try:
-            response = await self._upstream.send(request)
+            response = await self._upstream.send(self._provider, request)
         except Exception as error:  # noqa: BLE001 - transports let more through than httpx.HTTPError
             # The class says enough; the text may hold the URL's secrets.
             logger.warning("no answer from %s: %s", request.url.host, type(error.__cause__ or error).__name__)
             raise _opening_error(error) from None
         self._response = response
+        if response.status_code == _WANTS_CREDENTIALS and self._provider.proxy is not None:
+            await self.__aexit__(None, None, None)
+            logger.warning("no answer from %s: its proxy refuses our credentials", request.url.host)
+            raise UpstreamUnreachable("The provider could not be reached.")
         return Reply(response)
 
     async def __aexit__(
@@ -139,74 +165,13 @@ class Reply:
             raise UpstreamError("The provider's reply broke off.", code="upstream_disconnected") from None
 
 
-class _Reader(asyncio.BufferedProtocol):
-    """Reads little at a time for a protocol that would be handed as much as there is."""
-
-    def __init__(self, protocol: ResponseHandler, buffer: memoryview) -> None:
-        self._protocol = protocol
-        self._buffer = buffer
-        self.eof_received = protocol.eof_received  # type: ignore[method-assign]
-        self.connection_lost = protocol.connection_lost  # type: ignore[method-assign]
-        self.pause_writing = protocol.pause_writing  # type: ignore[method-assign]
-        self.resume_writing = protocol.resume_writing  # type: ignore[method-assign]
-
-    def get_buffer(self, sizehint: int) -> memoryview:
-        """Where the next bytes go."""
-        return self._buffer
-
-    def buffer_updated(self, nbytes: int) -> None:
-        """So many have come."""
-        self._protocol.data_received(bytes(self._buffer[:nbytes]))
-
-
-class _Protocol(ResponseHandler):
-    """aiohttp's, but a malformed chunk ends the body at once; its own leaves the reader waiting for ever."""
-
-    def __init__(self, loop: asyncio.AbstractEventLoop, buffer: memoryview) -> None:
-        super().__init__(loop)
-        self._read_into = buffer
-
-    def connection_made(self, transport: Any) -> None:
-        """Read little at a time from now on."""
-        super().connection_made(transport)
-        transport.set_protocol(_Reader(self, self._read_into))
-
-    def set_exception(self, exc: Any, *cause: BaseException) -> None:
-        super().set_exception(exc, *cause)
-        payload = self._payload
-        if payload is not None and not payload.is_eof() and payload.exception() is None:
-            payload.set_exception(aiohttp.ClientPayloadError("malformed body"))
-
-
-def _session() -> aiohttp.ClientSession:
-    connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=KEEPALIVE_SECONDS, ssl=httpx.create_ssl_context())
-    # One buffer for all connections of a loop: what has come is taken out before anything else is read.
-    buffer = memoryview(bytearray(READ_BYTES))
-    # There is no public way to choose the protocol.
-    factory: Any = functools.partial(_Protocol, asyncio.get_running_loop(), buffer)
-    connector._factory = factory
-    return aiohttp.ClientSession(
-        connector=connector,
-        skip_auto_headers=("User-Agent", "Accept"),
-        cookie_jar=aiohttp.DummyCookieJar(),
-        max_line_size=MAX_HEADER_BYTES,
-        max_field_size=MAX_HEADER_BYTES,
-        read_bufsize=READ_BUFFER_BYTES,
-    )
-
-
 def _opening_error(error: Exception) -> UpstreamError:
     """The AiohttpTransport raises ConnectTimeout for nearly everything; what happened is in the cause."""
     cause = error.__cause__ or error
-    if isinstance(cause, aiohttp.ConnectionTimeoutError):
-        late = UpstreamTimeout("The provider could not be reached in time.")
-        late.sent = False
-        return late
-    if isinstance(cause, _NEVER_SENT) or type(error) in (
-        httpx.ConnectError,
-        httpx.ProxyError,
-        httpx.UnsupportedProtocol,
-    ):
+    from_aiohttp = isinstance(cause, aiohttp.ClientError)
+    if isinstance(cause, aiohttp.ConnectionTimeoutError) or (isinstance(error, _TOO_LATE_TO_SEND) and not from_aiohttp):
+        return UpstreamTimeout("The provider could not be reached in time.", sent=False)
+    if isinstance(cause, _NEVER_SENT) or type(error) in _NEVER_SENT_BY_ANY:
         return UpstreamUnreachable("The provider could not be reached.")
     if isinstance(cause, (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError)):
         return UpstreamError("The provider closed the connection without an answer.", code="upstream_disconnected")

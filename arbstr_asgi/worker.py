@@ -10,11 +10,11 @@ from arbstr_asgi.serve import overridden, prepare, run, serve_on
 
 def main(path: str, listen: str, workers: str, listener: str, alive: str) -> None:
     """Serve on the listening socket until SIGTERM or SIGINT, or until `alive` says that the supervisor has gone."""
-    prepare()
     try:
         config = overridden(Config.load(path), listen, int(workers))
     except ConfigError as error:
         sys.exit(f"Error: {error.message}")
+    prepare(config.logging.number)
     run(serve_on(Arbstr(config), int(listener), config.server.grace, alive=int(alive)))
 
 

@@ -7,6 +7,7 @@ import asyncio
 import gzip
 import json
 import socket
+import ssl
 import struct
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager, suppress
@@ -583,11 +584,11 @@ async def _watch(reader: asyncio.StreamReader, closed: asyncio.Event) -> None:
 
 
 @asynccontextmanager
-async def provider(host: str = "127.0.0.1") -> AsyncIterator[Provider]:
+async def provider(host: str = "127.0.0.1", tls: ssl.SSLContext | None = None) -> AsyncIterator[Provider]:
     """A running provider; its `url` has the `host` in it."""
     it = Provider()
-    server = await asyncio.start_server(it.connected, "127.0.0.1", 0)
-    it.url = f"http://{host}:{server.sockets[0].getsockname()[1]}/v1"
+    server = await asyncio.start_server(it.connected, "127.0.0.1", 0, ssl=tls)
+    it.url = f"{'https' if tls else 'http'}://{host}:{server.sockets[0].getsockname()[1]}/v1"
     try:
         yield it
     finally:

@@ -23,13 +23,14 @@ from arbstr_asgi.cli import STANDALONE, main
 from arbstr_asgi.mock import MockProvider
 
 SECONDS = 30.0
+ALPHA_KEY = "sk-alpha-secret-key"
 GOOD = """
 [server]
 auth_token = "${ARBSTR_TOKEN}"
 [[providers]]
 name = "alpha"
 url = "https://api.example.com/v1"
-api_key = "sk-secret"
+api_key = "${ALPHA_KEY}"
 models = ["gpt-4o", "gpt-4o-mini"]
 input_rate = 10000
 output_rate = 30000
@@ -43,7 +44,7 @@ output_rate = 0
 
 def arbstr(*arguments: str, **environ: str | None) -> Result:
     """Run the command in this process."""
-    return CliRunner().invoke(main, [*arguments], env={"ARBSTR_CONFIG": None, **environ})
+    return CliRunner().invoke(main, [*arguments], env={"ARBSTR_CONFIG": None, "ALPHA_KEY": ALPHA_KEY, **environ})
 
 
 def written(folder: Path, text: str, mode: int = 0o600) -> Path:
@@ -55,7 +56,7 @@ def written(folder: Path, text: str, mode: int = 0o600) -> Path:
 
 
 @pytest.mark.parametrize("option", ["-h", "--help"])
-@pytest.mark.parametrize("command", ["", "serve", "demo", "migrate", "check"])
+@pytest.mark.parametrize("command", ["", "serve", "demo", "migrate", "check", "providers"])
 def test_help(command: str, option: str) -> None:
     """Each command says what it is for and which options it has."""
     result = arbstr(*command.split(), option)
@@ -66,7 +67,13 @@ def test_help(command: str, option: str) -> None:
 
 def test_help_names_the_commands() -> None:
     """The list of commands is complete."""
-    assert re.findall(r"^  (\w+)  ", arbstr("--help").output, re.MULTILINE) == ["check", "demo", "migrate", "serve"]
+    assert re.findall(r"^  (\w+)  ", arbstr("--help").output, re.MULTILINE) == [
+        "check",
+        "demo",
+        "migrate",
+        "providers",
+        "serve",
+    ]
 
 
 def test_version() -> None:
@@ -97,8 +104,8 @@ def test_check(tmp_path: Path) -> None:
         "callers    bearer token",
         "metering   respect",
         f"spill      {tmp_path / 'arbstr.db-spill'}",
-        "provider   alpha: https://api.example.com/v1 (gpt-4o, gpt-4o-mini; key set)",
-        "provider   beta: http://127.0.0.1:1/v1 (every model; no key)",
+        "provider   alpha: https://api.example.com/v1 (gpt-4o, gpt-4o-mini; key: from ${ALPHA_KEY} sk-alp…***)",
+        "provider   beta: http://127.0.0.1:1/v1 (every model; key: none)",
         "ok",
     ]
 
@@ -344,7 +351,7 @@ def test_serve_on_a_port_that_is_taken(tmp_path: Path) -> None:
             "-l",
             listen,
         ]
-        environ = {**os.environ, "ARBSTR_TOKEN": "t"}
+        environ = {**os.environ, "ARBSTR_TOKEN": "t", "ALPHA_KEY": ALPHA_KEY}
         result = subprocess.run(command, env=environ, capture_output=True, text=True, timeout=SECONDS, check=False)
     assert result.returncode == 1
     assert result.stderr.splitlines()[-1].startswith(f"Error: can't listen on {listen}: ")

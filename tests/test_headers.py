@@ -3,7 +3,8 @@
 from arbstr_asgi import Provider
 from arbstr_asgi.headers import to_client, to_provider
 
-PLAIN = Provider(name="a", url="http://h", api_key="our-key")
+PLAIN = Provider(name="a", url="http://h")
+KEY = "our-key"
 
 
 def names(headers: list[tuple[bytes, bytes]]) -> list[bytes]:
@@ -33,7 +34,7 @@ CLIENT = [
 
 def test_to_provider() -> None:
     """The provider gets the listed headers and ours, and nothing that says who the host's user is."""
-    sent = dict(to_provider(CLIENT, PLAIN, "id-1"))
+    sent = dict(to_provider(CLIENT, PLAIN, "id-1", KEY))
     assert sent == {
         b"content-type": b"application/json",
         b"accept": b"*/*",
@@ -52,18 +53,29 @@ def test_forwarding_by_choice() -> None:
     forwarding = Provider(
         name="a",
         url="http://h",
-        api_key="our-key",
         forward_headers=("X-Custom",),
         forward_authorization=True,
         headers={"X-Ours": "2", "user-agent": "ours"},
     )
-    sent = to_provider(CLIENT, forwarding, "id-1")
+    sent = to_provider(CLIENT, forwarding, "id-1", KEY)
     assert dict(sent)[b"authorization"] == b"Bearer host-session"
     assert {b"x-custom", b"openai-organization", b"openai-project", b"x-ours"} <= set(names(sent))
     assert names(sent).count(b"user-agent") == 1
     assert dict(sent)[b"user-agent"] == b"ours"
     without = [(name, value) for name, value in CLIENT if name != b"authorization"]
-    assert dict(to_provider(without, forwarding, "id-1"))[b"authorization"] == b"Bearer our-key"
+    assert dict(to_provider(without, forwarding, "id-1", KEY))[b"authorization"] == b"Bearer our-key"
+
+
+def test_header_of_the_key() -> None:
+    """A key goes where the provider wants it, unless the configuration has put something there."""
+    azure = Provider(name="a", url="http://h", auth_header="API-Key")
+    sent = dict(to_provider(CLIENT, azure, "id-1", KEY))
+    assert sent[b"api-key"] == b"our-key"
+    assert b"authorization" not in sent
+    assert b"api-key" not in dict(to_provider(CLIENT, azure, "id-1", None))
+    assert dict(to_provider([*CLIENT, (b"api-key", b"theirs")], azure, "id-1", KEY))[b"api-key"] == b"our-key"
+    by_hand = Provider(name="a", url="http://h", auth_header="api-key", headers={"Api-Key": "set"})
+    assert [value for name, value in to_provider(CLIENT, by_hand, "id-1", KEY) if name == b"api-key"] == [b"set"]
 
 
 UPSTREAM = [

@@ -19,18 +19,21 @@ MAX_FUNCTION_LINES = 60
 
 # A module may import what is on the lines above its own, never what is beside or below it.
 LEVELS = """
-errors spans entry usage interrupt learning lifespan workers mock metering.sse metering.grammar metering.excerpt
+errors spans entry usage interrupt learning lifespan workers mock table metering.sse metering.grammar metering.excerpt
 ledger.quiet tries
 ledger.columns ledger.faults ledger.losses ledger.snapshot ledger.slots
+tomlfile variables unsupported places requestlog
 checks replies section prompt splice metering.reading metering.stripping metering.pruning
 ledger.values ledger.statements ledger.location
+apikey keysources
 rates settings chat policies metering.meter ledger.driver ledger.backlog ledger.trouble ledger.degrading supervisor
 provider estimate aliasing
-headers body config drains holding leaving matching pricing upstream metering.plain metering.events
+headers body config drains holding leaving matching pricing keys transports metering.plain metering.events
 ledger.sessions ledger.hand ledger.migrations
-callers routing watching verdict lookahead ledger.sqlite ledger.postgresql ledger.mysql ledger.schema ledger.reader
-breaker ledger.target metering.decoding metering.sniffing
-ledger.spill ledger.migrate metering.opening
+callers routing watching verdict upstream listing
+ledger.sqlite ledger.postgresql ledger.mysql ledger.schema ledger.reader
+breaker lookahead ledger.target metering.decoding metering.sniffing
+ledger.spill ledger.migrate metering.opening advice keyreport
 ledger.spiller ledger.replay
 ledger.writer
 ledger.ledger
@@ -51,7 +54,8 @@ cli
 
 PURE = """
 errors spans entry usage drains holding learning leaving replies chat headers routing pricing outcome breaker estimate
-matching prompt splice aliasing tries verdict first_event metering
+matching prompt splice aliasing tries verdict first_event apikey keysources variables unsupported places table listing
+metering
 metering.sse metering.reading metering.stripping metering.meter metering.grammar metering.excerpt metering.pruning
 metering.plain metering.events metering.decoding metering.sniffing metering.opening
 ledger.columns ledger.values ledger.statements ledger.snapshot ledger.degrading
@@ -60,9 +64,9 @@ OUTSIDE = "asyncio concurrent http io os pathlib random selectors socket ssl sub
 
 # Who may import which package that is not Python's own; a package that is not here may not be imported at all.
 FOREIGN = {
-    "aiohttp": "upstream",
-    "httpx_aiohttp": "upstream",
-    "httpx": "upstream gateway app middleware demo",
+    "aiohttp": "transports upstream",
+    "httpx_aiohttp": "transports",
+    "httpx": "transports upstream gateway app middleware demo",
     "databases": "ledger.* gateway app middleware",
     "sqlalchemy": "ledger.migrations",
     "alembic": "ledger.migrations",

@@ -1,0 +1,68 @@
+"""What is told of the providers: as data in the shape of GET /providers, and as rows for people."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import msgspec
+
+from arbstr_asgi.apikey import masked
+from arbstr_asgi.config import Config
+from arbstr_asgi.provider import Provider
+from arbstr_asgi.rates import Rates
+
+COLUMNS = ("name", "url", "models", "input", "output", "base", "key")
+UNIT = "sats_per_1m_tokens"
+
+_json = msgspec.json.Encoder(decimal_format="number")
+
+
+def provider_listing(config: Config, keys: Mapping[str, str] | None = None) -> dict[str, Any]:
+    """The providers and their rates, in sats per 1,000,000 tokens (`base_fee_sats` per request); None is unknown.
+
+    `keys`, by provider name, are those that are not in the configuration itself; of any key the mask is shown at most.
+    """
+    return {
+        "providers": [_listed(provider, (keys or {}).get(provider.name)) for provider in config.providers],
+        "rate_unit": UNIT,
+    }
+
+
+def to_json(listing: Mapping[str, Any]) -> bytes:
+    """As JSON, with exact amounts as numbers."""
+    return _json.encode(listing)
+
+
+def _listed(provider: Provider, key: str | None) -> dict[str, Any]:
+    return {
+        "name": provider.name,
+        "url": provider.url,
+        "models": list(provider.models),
+        "input_rate_sats_per_1m": provider.input_rate,
+        "output_rate_sats_per_1m": provider.output_rate,
+        "base_fee_sats": provider.base_fee,
+        "model_rate_count": len(provider.model_rates),
+        "tier": provider.tier,
+        "source": None,
+        "provider_id": None,
+        "routable": True,
+        "has_api_key": provider.has_key,
+        "api_key": masked(provider.api_key) or masked(key),
+    }
+
+
+def provider_rows(config: Config, keys: Sequence[str]) -> list[dict[str, Any]]:
+    """A row for each provider, and one below it for each model with rates of its own.
+
+    `keys` are what is said of each provider's key.
+    """
+    rows = []
+    for provider, key in zip(config.providers, keys, strict=True):
+        models = ", ".join(provider.models) or "every model"
+        rows.append({"name": provider.name, "url": provider.url, "models": models, **_rates(provider), "key": key})
+        for model, rates in provider.model_rates.items():
+            rows.append({"name": "", "url": "", "models": model, **_rates(rates), "key": ""})
+    return rows
+
+
+def _rates(rates: Provider | Rates) -> dict[str, Any]:
+    return {"input": rates.input_rate, "output": rates.output_rate, "base": rates.base_fee}

@@ -1,0 +1,40 @@
+"""Settings of the original arbstr that mean nothing here; each says what to do instead of being a mere unknown key."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from arbstr_asgi.errors import ConfigError
+
+_TABLES = ("vault", "tokenstats", "routing")
+_KEYS = {"server": ("rate_limit_rps",), "providers": ("auto_discover", "source", "provider_id")}
+_STRATEGIES = ("cheapest",)
+
+
+def check_supported(mapping: Mapping[str, Any]) -> None:
+    """Raises ConfigError, with its path, for the first setting of the original that does not exist here."""
+    for table in _TABLES:
+        if table in mapping:
+            raise ConfigError(f"{table}: not supported here; remove the table [{table}]")
+    for table, keys in _KEYS.items():
+        for path, section in _sections(mapping, table):
+            for key in keys:
+                if key in section:
+                    raise ConfigError(f"{path}.{key}: not supported here; remove it")
+    for path, policies in _sections(mapping, "policies"):
+        _check_strategy(path, policies, "default_strategy")
+        for rule_path, rule in _sections(policies, "rules"):
+            _check_strategy(f"{path}.{rule_path}", rule, "strategy")
+
+
+def _check_strategy(path: str, section: Mapping[str, Any], key: str) -> None:
+    if key in section and section[key] not in _STRATEGIES:
+        raise ConfigError(f'{path}.{key}: only "cheapest" is supported; say that, or remove it')
+
+
+def _sections(mapping: Mapping[str, Any], name: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """The table or tables called `name`, each with its path; what is none of them is the reader's to refuse."""
+    found = mapping.get(name)
+    if isinstance(found, Mapping):
+        yield name, found
+    elif isinstance(found, list | tuple):
+        yield from ((f"{name}[{i}]", section) for i, section in enumerate(found) if isinstance(section, Mapping))
