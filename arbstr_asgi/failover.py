@@ -57,8 +57,7 @@ class Failover:
         self._now = now
         self._running: tuple[Breaker, Permit] | None = None
         self._kept: Answer | None = None
-        self._pauses = RetryCallState(AsyncRetrying(), None, (), {})
-        self._pauses.attempt_number = 0
+        self._repeats = 0
 
     async def ask(
         self, stack: AsyncExitStack, request: ChatRequest, found: Sequence[Candidate], client_headers: h.Headers
@@ -147,16 +146,14 @@ class Failover:
 
     def _next(self, failure: Failure) -> float | None:
         """0 where the next candidate may be asked, at once."""
-        account = self._account
-        in_time = account.elapsed_ms() < self._settings.deadline * 1000
-        return 0.0 if failure.sends_on and in_time and not account.outcome.left else None
+        return 0.0 if failure.sends_on and not self._account.outcome.left else None
 
     def _pause(self, failure: Failure, retries: int) -> float | None:
         """The seconds until the last candidate is asked again; None: it isn't."""
-        if not failure.may_pass or self._pauses.attempt_number >= retries or self._account.outcome.left:
+        if not failure.may_pass or self._repeats >= retries or self._account.outcome.left:
             return None
-        self._pauses.attempt_number += 1
-        pause = _PAUSES(self._pauses) if failure.wait is None else failure.wait
+        self._repeats += 1
+        pause = _growing(self._repeats) if failure.wait is None else failure.wait
         in_time = self._account.elapsed_ms() / 1000 + pause < self._settings.deadline
         return pause if in_time else None
 
@@ -210,6 +207,13 @@ class Failover:
         if self._running is not None:
             (breaker, permit), self._running = self._running, None
             verdict_on(breaker, permit, self._now())
+
+
+def _growing(number: int) -> float:
+    """The seconds of a pause, of which this is the first, the second and so on."""
+    state = RetryCallState(AsyncRetrying(), None, (), {})
+    state.attempt_number = number
+    return _PAUSES(state)
 
 
 async def _once(body: bytes) -> AsyncIterator[bytes]:

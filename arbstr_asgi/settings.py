@@ -100,10 +100,10 @@ class Limits(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
 
 class Failover(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Where a request may go to several providers: how long, and how often the last one is asked again.
+    """Where a request may go to several providers: how often the last of them is asked again when all have failed.
 
-    Within `deadline` seconds of the request's arrival another attempt may begin; `retries` are those of the last
-    candidate, after its `retry-after` or a growing, jittered pause.
+    That comes after its `retry-after` or a growing, jittered pause, `retries` times at most, and if the pause ends
+    within `deadline` seconds of the request's arrival.
     """
 
     deadline: float = 30.0
