@@ -43,26 +43,25 @@ class Keys:
     def _of_file(self, provider: Provider, path: str) -> str:
         known = self._read.get(path)
         try:
-            if known is not None and known[0] == _identity(os.stat(path)):
-                return known[1]
-            identity, key = read_key_file(path)
-        except Exception as error:  # noqa: BLE001 - also what is no file, or no text
-            if known is None:
-                logger.error("provider %s: its key file can't be used: %s", provider.name, type(error).__name__)  # noqa: TRY400
-                raise ProviderKeyError from None
-            self._warn(provider, error)
+            if known is None or known[0] != _identity(os.stat(path)):
+                known = self._read[path] = read_key_file(path)
             return known[1]
-        self._read[path] = (identity, key)
-        return key
+        except Exception as error:  # noqa: BLE001 - also what is no file, or no text
+            what = type(error).__name__
+        if known is None:
+            logger.error("provider %s: its key file can't be used: %s", provider.name, what)
+            raise ProviderKeyError  # out of the handler, whose error may hold what was read
+        self._warn(provider, what)
+        return known[1]
 
-    def _warn(self, provider: Provider, error: Exception) -> None:
+    def _warn(self, provider: Provider, what: str) -> None:
         now = monotonic()
         if now - self._warned.get(provider.name, -SECONDS_BETWEEN_WARNINGS) >= SECONDS_BETWEEN_WARNINGS:
             self._warned[provider.name] = now
             logger.warning(
                 "provider %s: its key file can't be used (%s); the key that was last read is still sent",
                 provider.name,
-                type(error).__name__,
+                what,
             )
 
 
@@ -102,6 +101,7 @@ async def _asked(provider: Provider, ask: Callable[[], str | Awaitable[str]]) ->
             key = await key
         return _checked(key)
     except Exception as error:  # noqa: BLE001 - the host's code may raise anything
-        # Its message may hold the key, or whatever else the host's code knows.
-        logger.error("provider %s: its function for the key failed: %s", provider.name, type(error).__name__)  # noqa: TRY400
-        raise ProviderKeyError from None
+        what = type(error).__name__
+    # No more of the error, and not within its handler: it may hold the key, or whatever else the host's code knows.
+    logger.error("provider %s: its function for the key failed: %s", provider.name, what)
+    raise ProviderKeyError

@@ -123,13 +123,15 @@ class Opening:
     async def __aenter__(self) -> "Reply":
         assert self._request is not None
         request, self._request = self._request, None  # a long stream need not hold the request's body
+        failure: UpstreamError | None = None
         try:
-            response = await self._upstream.send(self._provider, request)
+            self._response = response = await self._upstream.send(self._provider, request)
         except Exception as error:  # noqa: BLE001 - transports let more through than httpx.HTTPError
             # The class says enough; the text may hold the URL's secrets.
             logger.warning("no answer from %s: %s", request.url.host, type(error.__cause__ or error).__name__)
-            raise _opening_error(error) from None
-        self._response = response
+            failure = _opening_error(error)
+        if failure is not None:
+            raise failure  # out of the handler, whose error may hold a proxy's login
         if response.status_code == _WANTS_CREDENTIALS and self._provider.proxy is not None:
             await self.__aexit__(None, None, None)
             logger.warning("no answer from %s: its proxy refuses our credentials", request.url.host)

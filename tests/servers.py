@@ -102,14 +102,14 @@ def free_port() -> int:
         return int(listener.getsockname()[1])
 
 
-def write_toml(folder: Path, url: str, port: int, *, workers: int = 1, grace: float = 1.0) -> Path:
-    """A configuration file; returns its path."""
+def write_toml(folder: Path, url: str, port: int, *, workers: int = 1, grace: float = 1.0, more: str = "") -> Path:
+    """A configuration file with `more` at its end; returns its path."""
     path = folder / "arbstr.toml"
     server = f'listen = "127.0.0.1:{port}"\npublic = true\nworkers = {workers}\ngrace = {grace}\n'
     rates = "".join(f"{name} = {value}\n" for name, value in RATES.items())
     path.write_text(
         f"[server]\n{server}\n[database]\npath = {json.dumps(str(folder / 'ledger.db'))}\n\n"
-        f'[[providers]]\nname = "p"\nurl = "{url}"\n{rates}'
+        f'[[providers]]\nname = "p"\nurl = "{url}"\n{rates}{more}'
     )
     return path
 
@@ -229,14 +229,15 @@ async def spawned(
     grace: float = 1.0,
     listen: int = 0,
     files: int = 0,
+    more: str = "",
 ) -> AsyncIterator[Spawned]:
     """A server (hypercorn, uvicorn, granian, arbstr) in front of the provider at `url`; it is gone afterwards.
 
     `listen` is the port that the options of `arbstr` name, instead of that of its file; `files` is the soft limit of
-    its open files.
+    its open files, `more` goes to the end of the configuration.
     """
     port = listen or free_port()
-    config = write_toml(folder, url, free_port() if listen else port, workers=workers, grace=grace)
+    config = write_toml(folder, url, free_port() if listen else port, workers=workers, grace=grace, more=more)
     arguments = command(kind, port, workers, app, options)
     if kind == "arbstr":
         start = ["-c", "from arbstr_asgi.cli import main; main()", "serve", "-c", str(config), *options]

@@ -30,11 +30,18 @@ from asgi_client import (
     rows,
     running,
 )
+from authority import Authority
+from click.testing import CliRunner
+from provider import provider
+from proxy import proxy
+from servers import free_port, spawned
+from wire import ask
 
 import arbstr_asgi.metering.events
 import arbstr_asgi.metering.plain
-from arbstr_asgi import ArbstrError, Caller, DatabaseConfig, Server, Token
+from arbstr_asgi import Arbstr, ArbstrError, Caller, Config, ConfigError, DatabaseConfig, Logging, Server, Token
 from arbstr_asgi.chat import parse
+from arbstr_asgi.cli import main as main_command
 from arbstr_asgi.settings import Limits
 
 CANARY = "canary-7f3"
@@ -214,10 +221,28 @@ def variants(folder: Path) -> list[dict[str, Any]]:
         {},
         {"response_headers": "full", "cost_comment": True, "metering": "require"},
         {"provider": {**PROVIDER, "inject": False, "disconnect": "cancel"}},
+        {"provider": {**PROVIDER, "api_key": None, "api_key_file": in_a_file(folder), "auth_header": "api-key"}},
+        {"provider": {**PROVIDER, "api_key": vault}, "logging": Logging(level="trace", log_requests=True)},
     ]
 
 
-@pytest.mark.parametrize("variant", range(3), ids=["default", "everything on", "no injection"])
+def in_a_file(folder: Path) -> str:
+    """A file with the key in it."""
+    path = folder / "provider.key"
+    path.write_text(KEY)
+    return str(path)
+
+
+async def vault() -> str:
+    """A host's way to its key."""
+    await asyncio.sleep(0)
+    return KEY
+
+
+VARIANTS = ["default", "everything on", "no injection", "key in a file", "key of a function"]
+
+
+@pytest.mark.parametrize("variant", range(len(VARIANTS)), ids=VARIANTS)
 @pytest.mark.parametrize("request_body", [PLAIN_REQUEST, STREAM_REQUEST], ids=["plain", "stream"])
 def test_providers(variant: int, request_body: bytes, tmp_path: Path, finds: Finds) -> None:
     """Whatever the provider answers, no mark is in a row, a log, a repr, a traceback or a reply of ours."""
@@ -253,6 +278,199 @@ def test_providers(variant: int, request_body: bytes, tmp_path: Path, finds: Fin
     finds.add_database(tmp_path / "ledger.db")
     assert finds.marked() == []
     assert any("m-1" in what for where, what in finds.seen if where == "row of requests"), "the search reads the rows"
+
+
+def failing_keys(folder: Path) -> dict[str, dict[str, Any]]:
+    """Providers whose key can't be had, whatever is there instead."""
+    (folder / "bad").write_text(f"{KEY}\tand more")
+    (folder / "raw").write_bytes(KEY.encode() + b"\xff")
+
+    def fails() -> str:
+        raise RuntimeError(f"{BUG} {KEY}") from ValueError(KEY)
+
+    async def fails_later() -> str:
+        await asyncio.sleep(0)
+        raise ArbstrError(401, f"{BUG} {KEY}")
+
+    kinds: list[Any] = [fails, fails_later, lambda: f"{KEY}\n", KEY.encode, lambda: [KEY]]
+    files = [{"api_key_file": str(folder / name)} for name in ("bad", "raw", "missing", ".")]
+    found = [*({"api_key": kind} for kind in kinds), *files]
+    return {str(number): facts for number, facts in enumerate(found)}
+
+
+def test_keys_that_fail(tmp_path: Path, finds: Finds) -> None:
+    """A key that can't be had is nowhere to be seen, nor is what stands in its place or in its function's error."""
+
+    async def main() -> None:
+        for name, facts in failing_keys(tmp_path).items():
+            config = configured(tmp_path, {**PROVIDER, "api_key": None, **facts}, server=SERVER)
+            async with running("middleware", config, Provided()) as app:
+                reply = await finds.attempt(name, Call(app, PLAIN_REQUEST, headers=HEADERS))
+                assert reply.error["code"] == "provider_key_unavailable"
+                finds.add_objects(config, app, app._gateway._desk, app._gateway._keys)
+                finds.add("rows()", await rows(app))
+        path = tmp_path / "rotated"
+        path.write_text(KEY)
+        config = configured(tmp_path, {**PROVIDER, "api_key": None, "api_key_file": str(path)}, server=SERVER)
+        async with running("middleware", config, Provided()) as app:
+            for content in (KEY, f"{KEY}\x00", f"{KEY}-2"):
+                path.write_text(content)
+                assert (await finds.attempt(content[-4:], Call(app, PLAIN_REQUEST, headers=HEADERS))).status == 200
+            finds.add_objects(app._gateway._keys)
+
+    asyncio.run(main())
+    finds.add_database(tmp_path / "ledger.db")
+    assert finds.marked() == []
+    assert any("the key that was last read is still sent" in what for _, what in finds.seen)
+
+
+@pytest.mark.parametrize("tls", [False, True], ids=["http", "https"])
+def test_ways_to_providers(tls: bool, tmp_path: Path, finds: Finds) -> None:
+    """A proxy's login and what is sent through it are not seen, be proxy and provider there or not."""
+
+    async def main() -> None:
+        authority, stranger = Authority(tmp_path), Authority(tmp_path, "stranger")
+        async with (
+            provider(tls=authority.server() if tls else None) as upstream,
+            proxy(f"{CANARY}-user:{KEY}") as between,
+        ):
+            url = f"http://{CANARY}-user:{KEY}@127.0.0.1"
+            good = {"proxy": f"{url}:{between.port}", "ca_file": str(authority.file)}
+            ways = {
+                "through": good,
+                "no proxy there": {**good, "proxy": f"{url}:{free_port()}"},
+                "wrong login": {**good, "proxy": f"{url.replace('user', 'other')}:{between.port}"},
+                "no provider there": {
+                    **good,
+                    "url": f"{upstream.url.partition(':')[0]}://127.0.0.1:{free_port()}/{KEY}",
+                },
+                "another authority": {**good, "ca_file": str(stranger.file)},
+            }
+            for name, facts in ways.items():
+                config = configured(tmp_path, {**PROVIDER, "url": upstream.url, **facts}, server=SERVER)
+                app = Arbstr(config)
+                async with app.lifespan():
+                    body = PLAIN_REQUEST.replace(b'"m"', b'"good"')
+                    reply = await finds.attempt(name, Call(app, body, headers=HEADERS))
+                    assert (reply.status == 200) is (name == "through" or (name == "another authority" and not tls))
+                    finds.add(f"reply to {name}", reply.body.decode())
+                    ready = await finds.attempt("readyz", Call(app, path="/readyz", method="GET", headers=HEADERS))
+                    finds.add("readyz", ready.body.decode())
+                    made = list(app._gateway._upstream._own._made.values())  # type: ignore[attr-defined]
+                    finds.add_objects(config, *config.providers, app, *made, *(one.proxy for one in made))
+                    finds.add("rows()", await rows(app))
+            assert len(upstream.lines) == (1 if tls else 2)
+            assert upstream.lines[0].headers["authorization"] == f"Bearer {KEY}"
+
+    asyncio.run(main())
+    finds.add_database(tmp_path / "ledger.db")
+    assert finds.marked() == []
+    assert any("no answer from 127.0.0.1" in what for _, what in finds.seen)
+
+
+LONG = f"{CANARY}-and-much-more"
+FILE = f"""
+[server]
+auth_token = "{LONG}-token"
+[[server.tokens]]
+name = "alice"
+token = "{LONG}-alice"
+[[providers]]
+name = "literal"
+url = "https://a/v1"
+api_key = "{LONG}-literal"
+proxy = "http://{LONG}:{LONG}@127.0.0.1:1"
+[providers.headers]
+x-team = "{LONG}-header"
+[providers.query]
+secret = "{LONG}-query"
+[[providers]]
+name = "variable"
+url = "https://b/v1"
+api_key = "${{CANARY_KEY}}"
+[[providers]]
+name = "convention"
+url = "https://c/v1"
+[[providers]]
+name = "file"
+url = "https://d/v1"
+api_key_file = "key"
+"""
+ENVIRON = {"CANARY_KEY": f"{LONG}-env", "ARBSTR_CONVENTION_API_KEY": f"{LONG}-convention", "ARBSTR_CONFIG": None}
+
+
+@pytest.mark.parametrize("command", ["check", "providers", "providers --json"])
+def test_commands(command: str, tmp_path: Path, finds: Finds) -> None:
+    """Of keys of all sources, the commands show six characters; of all other secrets nothing."""
+    path = tmp_path / "arbstr.toml"
+    path.write_text(FILE)
+    (tmp_path / "key").write_text(f"{LONG}-file")
+    result = CliRunner().invoke(main_command, [*command.split(), "-c", str(path)], env=ENVIRON)
+    assert result.exit_code == 0
+    assert result.output.count("canary…***") == 4
+    finds.add(command, result.output)
+    assert finds.marked() == []
+
+
+WRONG = {
+    "key": 'api_key = "MARK\\n"',
+    "key and file": 'api_key = "MARK"\napi_key_file = "x"',
+    "key of another type": 'api_key = ["MARK"]',
+    "login of a proxy": 'proxy = "http://a%3A:MARK@h"',
+    "no proxy": 'proxy = "socks5://u:MARK@h"',
+    "header": 'headers.x = "MARK\\r\\n"',
+    "header of another type": 'headers.x = ["MARK"]',
+    "query of another type": 'query.x = ["MARK"]',
+    "credentials in the URL": 'url = "http://u:MARK@h"',
+    "query in the URL": 'url = "http://h/?key=MARK"',
+    "no port in the URL": 'url = "http://u:MARK@h:port"',
+    "not TOML": 'api_key = "MARK',
+    "not a value": "api_key = MARK",
+    "twice": 'api_key = "MARK"\napi_key = "MARK2"',
+    "unclosed variable": 'api_key = "MARK${"',
+    "unset variable": 'api_key = "MARK${NOT_SET_ANYWHERE}"',
+    "unknown": 'api_keys = "MARK"',
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_configuration_errors(name: str, tmp_path: Path, finds: Finds) -> None:
+    """What is wrong with a secret is said without it, to the operator and in a traceback."""
+    path = tmp_path / "arbstr.toml"
+    url = "" if "URL" in name else 'url = "http://h"\n'
+    path.write_text(f'[[providers]]\nname = "a"\n{url}{WRONG[name].replace("MARK", KEY)}\n')
+    with pytest.raises(ConfigError) as caught:
+        Config.load(path, {})
+    finds.add("traceback", "".join(traceback.format_exception(caught.value)))
+    result = CliRunner().invoke(main_command, ["check", "-c", str(path)], env={"ARBSTR_CONFIG": None})
+    assert result.exit_code == 1
+    finds.add("check", result.output)
+    assert finds.marked() == []
+
+
+def test_served(tmp_path: Path, finds: Finds) -> None:
+    """`arbstr serve` that logs all it can, with a key in a file and a login at a proxy, prints none of them."""
+
+    async def main() -> None:
+        (tmp_path / "key").write_text(f"{LONG}-file")
+        login = f"{LONG}-user:{LONG}"
+        async with provider() as upstream, proxy(login) as between:
+            more = f'api_key_file = "key"\nproxy = "http://{login}@127.0.0.1:{between.port}"\n'
+            more += '[logging]\nlevel = "trace"\nlog_requests = true\n'
+            async with spawned(tmp_path, "arbstr", upstream.url, more=more) as server:
+                for model in ("good", "closes_before_headers", "refuses_key"):
+                    body = PLAIN_REQUEST.replace(b'"m"', b'"%b"' % model.encode())
+                    finds.add("reply", (await ask(server.url, body)).body.decode())
+                (tmp_path / "key").unlink()
+                await ask(server.url, body)
+                assert await server.terminate(10) == 0
+                finds.add("what it said", server.said())
+            assert upstream.lines[0].headers["authorization"] == f"Bearer {LONG}-file"
+
+    asyncio.run(main())
+    finds.add_database(tmp_path / "ledger.db")
+    assert finds.marked() == []
+    assert any("INFO arbstr_asgi.requests: " in what and "its key file can't be used" in what for _, what in finds.seen)
 
 
 MALFORMED = {

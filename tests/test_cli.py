@@ -1,5 +1,6 @@
 """The `arbstr` command, in this process where it can be and as a process of its own where it serves."""
 
+import json
 import os
 import re
 import select
@@ -9,6 +10,7 @@ import sqlite3
 import subprocess
 import sys
 import time
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +20,9 @@ from click.testing import CliRunner, Result
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from arbstr_asgi import __version__
+from arbstr_asgi import Config, Provider, __version__
 from arbstr_asgi.cli import STANDALONE, main
+from arbstr_asgi.listing import provider_listing, to_json
 from arbstr_asgi.mock import MockProvider
 
 SECONDS = 30.0
@@ -122,6 +125,169 @@ def test_check_warnings(tmp_path: Path) -> None:
     assert mode.endswith("chmod 600 it if it holds a key")
 
 
+SOURCES = """
+[server]
+public = true
+[[providers]]
+name = "alpha"
+url = "https://a/v1"
+api_key = "sk-literal-0123456789"
+input_rate = 10000
+output_rate = 30000.5
+base_fee = 1
+tier = "frontier"
+[providers.model_rates.gpt-4o]
+output_rate = 12.25
+[[providers]]
+name = "beta"
+url = "https://b/v1"
+api_key = "${BETA_KEY}"
+models = ["m-1", "m-2"]
+[[providers]]
+name = "gamma"
+url = "https://c/v1"
+api_key_file = "gamma.key"
+[[providers]]
+name = "delta"
+url = "https://d/v1"
+[[providers]]
+name = "eps"
+url = "https://e/v1"
+"""
+ENVIRON = {"BETA_KEY": "sk-beta-0123456789", "ARBSTR_DELTA_API_KEY": "short-secret"}
+GAMMA_KEY = "sk-gamma-0123456789"
+
+
+def with_sources(folder: Path, mode: int = 0o600) -> Path:
+    """A configuration with a key of each kind, and the key's file beside it."""
+    path = written(folder, SOURCES, mode)
+    file = folder / "gamma.key"
+    file.write_text(GAMMA_KEY + "\n")
+    file.chmod(mode)
+    return path
+
+
+def shows_no_key(text: str) -> bool:
+    """Whether no more than the beginning of a key is there."""
+    return not any(key in text for key in ("literal-0", "beta-0", "gamma-0", "short", "secret"))
+
+
+def test_check_says_where_keys_come_from(tmp_path: Path) -> None:
+    """Each key's source is said, with a mask of a long one; keys in the file and open modes are warnings."""
+    path = with_sources(tmp_path, 0o640)
+    result = arbstr("check", "-c", str(path), **ENVIRON)
+    assert result.exit_code == 0
+    keys = [line.rpartition("; key: ")[2] for line in result.stdout.splitlines() if line.startswith("provider")]
+    assert keys == [
+        "literal sk-lit…***)",
+        "from ${BETA_KEY} sk-bet…***)",
+        "file gamma.key sk-gam…***)",
+        "ARBSTR_DELTA_API_KEY)",
+        "none)",
+    ]
+    warnings = [line.removeprefix("warning: ") for line in result.stderr.splitlines()]
+    unknown = "input_rate or output_rate is not set, so its cost is unknown (NULL)"
+    assert warnings == [
+        *(f"provider {name}: {unknown}" for name in ("beta", "gamma", "delta", "eps")),
+        "provider eps: no key for an https:// provider; set ARBSTR_EPS_API_KEY, or api_key or api_key_file",
+        f"provider alpha: its key itself is in {path}; "
+        'say api_key = "${VARIABLE}" or api_key_file, or set ARBSTR_ALPHA_API_KEY instead',
+        f"{path} can be read by others; chmod 600 it if it holds a key",
+        f"{tmp_path / 'gamma.key'} can be read by others; chmod 600 it",
+    ]
+    assert shows_no_key(result.output)
+
+
+@pytest.mark.parametrize(("content", "said"), [(None, "No such file or directory"), ("\n", "its first line is no key")])
+def test_check_reads_key_files(content: str | None, said: str, tmp_path: Path) -> None:
+    """A key's file that is not there, or has no key in it, is a warning."""
+    path = with_sources(tmp_path)
+    file = tmp_path / "gamma.key"
+    file.unlink()
+    if content is not None:
+        file.write_text(content)
+        file.chmod(0o600)
+    result = arbstr("check", "-c", str(path), **ENVIRON)
+    assert result.exit_code == 0
+    assert f"warning: provider gamma: {file}: {said}" in result.stderr.splitlines()
+
+
+def test_check_reads_certificates(tmp_path: Path) -> None:
+    """A `ca_file` that can't be read is an error, as it is at start."""
+    path = written(tmp_path, GOOD + 'ca_file = "none.pem"\n')
+    result = arbstr("check", "-c", str(path), ARBSTR_TOKEN="t")
+    assert result.exit_code == 1
+    assert result.stderr == f"Error: providers[1].ca_file: {tmp_path / 'none.pem'}: No such file or directory\n"
+
+
+def test_rates_of_all_models_are_enough(tmp_path: Path) -> None:
+    """Where each model that is served has its rates, nothing is unknown."""
+    rates = "{ input_rate = 1, output_rate = 2 }"
+    text = '[server]\npublic = true\n[[providers]]\nname = "a"\nurl = "http://h"\nmodels = ["m"]\n'
+    text += f"model_rates.m = {rates}\n"
+    assert arbstr("check", "-c", str(written(tmp_path, text))).stderr == ""
+    more = text + 'aliases.n = "m"\n'
+    assert "is not set" in arbstr("check", "-c", str(written(tmp_path, more))).stderr
+
+
+def test_providers(tmp_path: Path) -> None:
+    """The table has each provider's rates and those of its models, and of keys the source and a mask."""
+    result = arbstr("providers", "-c", str(with_sources(tmp_path)), **ENVIRON)
+    assert (result.exit_code, result.stderr) == (0, "")
+    head, _, *lines = [re.split(r"  +", line.strip()) for line in result.stdout.split("\n\n")[0].splitlines()]
+    assert head == ["name", "url", "models", "input", "output", "base", "key"]
+    assert lines == [
+        ["alpha", "https://a/v1", "every model", "10000", "30000.5", "1", "literal sk-lit…***"],
+        ["gpt-4o", "10000", "12.25", "1"],
+        ["beta", "https://b/v1", "m-1, m-2", "-", "-", "0", "from ${BETA_KEY} sk-bet…***"],
+        ["gamma", "https://c/v1", "every model", "-", "-", "0", "file gamma.key sk-gam…***"],
+        ["delta", "https://d/v1", "every model", "-", "-", "0", "ARBSTR_DELTA_API_KEY"],
+        ["eps", "https://e/v1", "every model", "-", "-", "0", "none"],
+    ]
+    assert "sats per 1,000,000 tokens" in result.stdout
+    assert shows_no_key(result.output)
+
+
+def test_providers_as_json(tmp_path: Path) -> None:
+    """The JSON has the shape of GET /providers, and amounts that are numbers of the same value."""
+    result = arbstr("providers", "--json", "-c", str(with_sources(tmp_path)), **ENVIRON)
+    listing = json.loads(result.stdout, parse_float=Decimal)
+    assert set(listing) == {"providers", "rate_unit"}
+    assert listing["rate_unit"] == "sats_per_1m_tokens"
+    alpha, beta, gamma, delta, eps = listing["providers"]
+    assert alpha == {
+        "name": "alpha",
+        "url": "https://a/v1",
+        "models": [],
+        "input_rate_sats_per_1m": 10000,
+        "output_rate_sats_per_1m": Decimal("30000.5"),
+        "base_fee_sats": 1,
+        "model_rate_count": 1,
+        "tier": "frontier",
+        "source": None,
+        "provider_id": None,
+        "routable": True,
+        "has_api_key": True,
+        "api_key": "sk-lit…***",
+    }
+    assert (beta["models"], beta["input_rate_sats_per_1m"], beta["api_key"]) == (["m-1", "m-2"], None, "sk-bet…***")
+    assert [(one["has_api_key"], one["api_key"]) for one in (gamma, delta, eps)] == [
+        (True, "sk-gam…***"),
+        (True, None),
+        (False, None),
+    ]
+    assert shows_no_key(result.output)
+
+
+@pytest.mark.parametrize("amount", ["0.1", "1E+2", "0", "123456789012345678901234567890.123456789"])
+def test_amounts_in_json(amount: str) -> None:
+    """An amount is the number that it was, with all of its digits; the key of a function is not asked for."""
+    one = Provider(name="a", url="http://h", base_fee=Decimal(amount), api_key=lambda: "sk-0123456789abcdef")
+    listing = provider_listing(Config(providers=[one]))
+    assert f'"base_fee_sats":{amount}'.encode() in to_json(listing)
+    assert (listing["providers"][0]["has_api_key"], listing["providers"][0]["api_key"]) == (True, None)
+
+
 @pytest.mark.parametrize(
     ("text", "said"),
     [
@@ -143,7 +309,7 @@ def test_check_bad(text: str, said: str, tmp_path: Path) -> None:
     assert "secret" not in result.stderr
 
 
-@pytest.mark.parametrize("command", ["check", "serve", "migrate"])
+@pytest.mark.parametrize("command", ["check", "serve", "migrate", "providers"])
 def test_no_file(command: str, tmp_path: Path) -> None:
     """A file that isn't there is one line, for each command that needs one."""
     result = arbstr(command, "-c", str(tmp_path / "none.toml"))

@@ -1,12 +1,15 @@
 """Configuration: what is accepted, what is refused with its path, and what is never shown."""
 
+import functools
+import re
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from arbstr_asgi import Config, ConfigError, Drain, Provider, Server, Token
+from arbstr_asgi import Config, ConfigError, Drain, Logging, Provider, Rates, Server, Token
+from arbstr_asgi.keysources import key_sources
 from arbstr_asgi.settings import DatabaseConfig, Limits
 
 MINIMAL: dict[str, Any] = {"providers": [{"name": "alpha", "url": "https://api.example.com/v1"}]}
@@ -15,6 +18,16 @@ MINIMAL: dict[str, Any] = {"providers": [{"name": "alpha", "url": "https://api.e
 def provider(**facts: Any) -> dict[str, Any]:
     """A mapping with one provider that has these facts too."""
     return {"providers": [{"name": "alpha", "url": "https://api.example.com/v1", **facts}]}
+
+
+def policies(**rule: Any) -> dict[str, Any]:
+    """A mapping with one provider and one policy that has these facts too."""
+    return {**MINIMAL, "policies": {"rules": [{"name": "r", **rule}]}}
+
+
+def second(**facts: Any) -> dict[str, Any]:
+    """A mapping with two providers, the second of which has these facts."""
+    return {"providers": [*MINIMAL["providers"], {"name": "beta", "url": "http://h", **facts}]}
 
 
 def test_toml(tmp_path: Path) -> None:
@@ -123,6 +136,70 @@ def test_key_by_convention() -> None:
         ({**provider(inject=False), "metering": "require"}, "providers[0].inject: "),
         (provider(api_key="${NO_SUCH}"), "providers[0].api_key: environment variable NO_SUCH is not set"),
         (provider(api_key="${}"), "providers[0].api_key: environment variable (no name) is not set"),
+        (provider(api_key="${KEY"), "providers[0].api_key: has a ${ without its }"),
+        (provider(api_key=5), "providers[0].api_key: must be a non-empty string"),
+        (provider(api_key="k", api_key_file="f"), "providers[0].api_key_file: give api_key or api_key_file, not both"),
+        (provider(api_key_file=""), "providers[0].api_key_file: must name a file"),
+        (provider(auth_header="a b"), "providers[0].auth_header: must be the name of a header"),
+        (provider(auth_header="Content-Length"), "providers[0].auth_header: "),
+        (provider(auth_header="content-type"), "providers[0].auth_header: "),
+        (provider(proxy="socks5://h:1"), "providers[0].proxy: must be http:// or https://"),
+        (provider(proxy="http://h:1/path"), "providers[0].proxy: must end with its host and port"),
+        (provider(proxy="http://h:1?a=b"), "providers[0].proxy: must end with its host and port"),
+        (provider(proxy="http://a%3Ab:c@h:1"), "providers[0].proxy: its user and password"),
+        (provider(proxy="http://u:p%0A@h:1"), "providers[0].proxy: its user and password"),
+        (provider(ca_file=""), "providers[0].ca_file: must name a file"),
+        (provider(max_connections=0), "providers[0].max_connections: "),
+        (provider(max_connections=1.5), "providers[0].max_connections: "),
+        (provider(input_rate=Decimal("NaN")), "providers[0].input_rate: must be a number that is not negative"),
+        (provider(base_fee=Decimal("-Infinity")), "providers[0].base_fee: must be a number that is not negative"),
+        (second(model_rates={"a": {}, "gpt-4o": {"input_rate": -1}}), "providers[1].model_rates.gpt-4o.input_rate: "),
+        (second(model_rates={"a": {}, "b.c": {"input_rate": "x"}}), "providers[1].model_rates.b.c.input_rate: "),
+        (
+            second(model_rates={"a": {}, "x[0]": {"inputrate": 1}}),
+            "providers[1].model_rates.x[0]: Object contains unknown field `inputrate`",
+        ),
+        (second(model_rates={"a": {}, "b": 1}), "providers[1].model_rates.b: Expected `object`"),
+        (second(query={"a": "x", "version": 1}), "providers[1].query.version: Expected `str`, got `int`"),
+        (second(headers={"a": "x", "X-2": "a\r\nb"}), "providers[1].headers.X-2: not a header that can be set"),
+        (second(aliases={"a": "x", "b": 1}), "providers[1].aliases.b: Expected `str`"),
+        (second(tier="best"), "providers[1].tier: "),
+        (second(forward_headers=["x", 1]), "providers[1].forward_headers[1]: Expected `str`"),
+        (policies(max_sats_per_1m_input=-1), "policies.rules[0].max_sats_per_1m_input: must be"),
+        (policies(max_sats_per_1m_output=float("nan")), "policies.rules[0].max_sats_per_1m_output: must be"),
+        (
+            policies(allowed_providers=["alpha", "beta"]),
+            "policies.rules[0].allowed_providers: there is no provider 'beta'",
+        ),
+        (policies(allowed_models="gpt-4o"), "policies.rules[0].allowed_models: "),
+        (policies(name=""), "policies.rules[0].name: "),
+        (policies(keyword=["x"]), "policies.rules[0]: Object contains unknown field `keyword`"),
+        (policies(strategy="round_robin"), 'policies.rules[0].strategy: only "cheapest" is supported'),
+        (
+            {**MINIMAL, "policies": {"default_strategy": "lowest_latency"}},
+            'policies.default_strategy: only "cheapest" is supported',
+        ),
+        (
+            {**MINIMAL, "policies": {"rules": [{"name": "a"}, {"name": "b"}, {"name": "a"}]}},
+            "policies.rules[2].name: 'a' is used twice",
+        ),
+        ({**MINIMAL, "server": {"rate_limit_rps": 5}}, "server.rate_limit_rps: not supported here; remove it"),
+        (second(auto_discover=True), "providers[1].auto_discover: not supported here; remove it"),
+        ({**MINIMAL, "vault": {"url": "x"}}, "vault: not supported here; remove the table [vault]"),
+        ({**MINIMAL, "tokenstats": {}}, "tokenstats: not supported here; remove the table [tokenstats]"),
+        ({**MINIMAL, "routing": {}}, "routing: not supported here; remove the table [routing]"),
+        ({**MINIMAL, "logging": {"level": "loud"}}, "logging.level: must be one of trace, debug"),
+        ({**MINIMAL, "logging": {"log_requests": "yes"}}, "logging.log_requests: Expected `bool`"),
+        ({**MINIMAL, "logging": {"file": "x"}}, "logging: Object contains unknown field `file`"),
+        ({**MINIMAL, "server": {"auth_token": 5}}, "server.auth_token: Expected `str | null`"),
+        ({**MINIMAL, "server": {"auth_token": "${TOKEN}"}}, "server.auth_token: environment variable TOKEN is not set"),
+        (
+            {**MINIMAL, "server": {"tokens": [{"name": "a", "token": "${T}"}]}},
+            "server.tokens[0].token: environment variable T is not set",
+        ),
+        ({**MINIMAL, "database": {"url": "${DB}"}}, "database.url: environment variable DB is not set"),
+        ({"providers": {"name": "a"}}, "providers: Expected `array`"),
+        ({"providers": ["a"]}, "providers[0]: Expected `object`"),
     ],
 )
 def test_refused(mapping: dict[str, Any], message: str) -> None:
@@ -145,6 +222,10 @@ def test_refused_in_code() -> None:
         {"idle_timeout": None},
         {"api_key": 5},
         {"name": None},
+        {"api_key": ""},
+        {"api_key_file": 5},
+        {"proxy": "http://[::1"},
+        {"max_connections": True},
     ):
         [name] = wrong
         with pytest.raises(ConfigError, match=name):
@@ -176,7 +257,11 @@ def test_repr_shows_no_secret() -> None:
     """No repr of any part shows a key, a token, a database password or a header's value."""
     secret = "s3cret-value"
     config = Config(
-        providers=(Provider(name="a", url="http://h", api_key=secret, headers={"x": secret}, query={"k": secret}),),
+        providers=(
+            Provider(name="a", url="http://h", api_key=secret, headers={"x": secret}, query={"k": secret}),
+            Provider(name="b", url="http://h", api_key=functools.partial(str, secret)),
+            Provider(name="c", url="http://h", proxy=f"http://u:{secret}@h:1"),
+        ),
         server=Server(auth_token=secret, tokens=(Token(name="n", token=secret + "2"),)),
         database=DatabaseConfig(url=f"postgresql+asyncpg://u:{secret}@h/db"),
         limits=Limits(),
@@ -195,3 +280,125 @@ def test_frozen() -> None:
     config = Config(providers=(Provider(name="a", url="http://h"),))
     with pytest.raises(AttributeError):
         config.metering = "require"  # type: ignore[misc]
+
+
+THE_ORIGINALS = """
+# arbstr configuration
+[server]
+listen = "127.0.0.1:8080"
+auth_token = "${ARBSTR_TOKEN}"
+
+[database]
+path = "./arbstr.db"
+
+[[providers]]
+name = "provider-alpha"
+url = "https://api.provider-alpha.com/v1"
+api_key = "${ALPHA_KEY}"
+models = ["gpt-4o", "claude-3.5-sonnet", "gpt-4o-mini"]
+input_rate = 10
+output_rate = 30
+base_fee = 1
+tier = "frontier"
+
+[[providers]]
+name = "Local box"
+url = "http://localhost:11434/v1"
+models = []
+input_rate = 0.5
+output_rate = 1.25
+tier = "local"
+
+[policies]
+default_strategy = "cheapest"
+
+[[policies.rules]]
+name = "code_generation"
+allowed_models = ["claude-3.5-sonnet", "gpt-4o"]
+strategy = "cheapest"
+max_sats_per_1m_output = 50000
+keywords = ["code", "function", "implement"]
+
+[logging]
+level = "info"
+log_requests = true
+"""
+
+
+def test_a_file_of_the_original(tmp_path: Path) -> None:
+    """A file for the original program, with what exists here, loads as it is."""
+    path = tmp_path / "config.toml"
+    path.write_text(THE_ORIGINALS)
+    config = Config.load(path, {"ARBSTR_TOKEN": "t", "ALPHA_KEY": "a", "ARBSTR_LOCAL_BOX_API_KEY": "l"})
+    alpha, local = config.providers
+    assert (alpha.api_key, alpha.tier, alpha.input_rate, alpha.base_fee) == ("a", "frontier", 10, 1)
+    assert (local.api_key, local.tier, local.output_rate, local.models) == ("l", "local", Decimal("1.25"), ())
+    [rule] = config.policies.rules
+    assert (rule.name, rule.max_sats_per_1m_output) == ("code_generation", 50_000)
+    assert config.logging == Logging(level="info", log_requests=True)
+
+
+def test_readme(tmp_path: Path) -> None:
+    """The README's examples of a configuration load as they are."""
+    text = (Path(__file__).parent.parent / "README.md").read_text("utf-8")
+    whole, azure = re.findall(r"^ *```toml\n(.*?)```", text, re.MULTILINE | re.DOTALL)
+    path = tmp_path / "arbstr.toml"
+    for content in (whole, azure):
+        path.write_text(content)
+        config = Config.load(path, {"ARBSTR_TOKEN": "t", "ALPHA_KEY": "k"})
+        assert len(config.providers) == 1
+
+
+def test_files_are_beside_the_configuration(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a file names is relative to its own folder, wherever one stands; in code it is as it is said."""
+    folder = tmp_path / "etc"
+    folder.mkdir()
+    (folder / "arbstr.toml").write_text(
+        '[[providers]]\nname = "a"\nurl = "http://h"\napi_key_file = "keys/a"\nca_file = "${DIR}/ca.pem"\n'
+    )
+    (tmp_path / "link.toml").symlink_to("etc/arbstr.toml")
+    for path in (folder / "arbstr.toml", Path("etc/arbstr.toml")):
+        [one] = Config.load(path, {"DIR": "/certificates", "ARBSTR_A_API_KEY": "not taken"}).providers
+        assert (one.api_key_file, one.ca_file, one.api_key) == (str(folder / "keys/a"), "/certificates/ca.pem", None)
+    [one] = Config.load("link.toml", {"DIR": "x"}).providers
+    assert one.api_key_file == str(tmp_path / "keys/a")
+    assert Config.parse(provider(api_key_file="a"), {}).providers[0].api_key_file == "a"
+
+
+def test_rates_as_mappings() -> None:
+    """In code, too, the rates of single models may be mappings; what they leave out is the provider's own."""
+    given: Any = {"m": {"input_rate": 3}}
+    one = Provider(name="a", url="http://h", input_rate=1, output_rate=2, model_rates=given)
+    assert one.rates("m") == Rates(input_rate=3, output_rate=2, base_fee=0)
+
+
+@pytest.mark.parametrize(
+    ("level", "number"),
+    [("trace", 10), ("DEBUG", 10), ("Info", 20), ("warn", 30), ("warning", 30), ("ERROR", 40)],
+)
+def test_levels(level: str, number: int) -> None:
+    """Levels are those of the original, in any case."""
+    assert Logging(level=level).number == number
+
+
+@pytest.mark.parametrize(
+    ("facts", "environ", "said", "given"),
+    [
+        ({"api_key": "sk"}, {}, "literal", True),
+        ({"api_key": "${A}"}, {"A": "k"}, "from ${A}", True),
+        ({"api_key": "${A}-${B}"}, {"A": "k"}, "from ${A}${B} (not set)", False),
+        ({"api_key_file": "keys/a"}, {"ARBSTR_ALPHA_API_KEY": "k"}, "file keys/a", True),
+        ({}, {"ARBSTR_ALPHA_API_KEY": "k"}, "ARBSTR_ALPHA_API_KEY", True),
+        ({}, {"ARBSTR_ALPHA_API_KEY": ""}, "none", False),
+        ({"api_key": "k"}, {"ARBSTR_ALPHA_API_KEY": "k"}, "literal", True),
+    ],
+)
+def test_key_sources(facts: dict[str, Any], environ: dict[str, str], said: str, given: bool) -> None:
+    """Where a key comes from is told without the key."""
+    [source] = key_sources(provider(**facts), environ)
+    assert (source.provider, str(source), source.given) == ("alpha", said, given)
+
+
+def test_key_sources_of_nonsense() -> None:
+    """What is no list of providers has no keys."""
+    assert key_sources({}, {}) == key_sources({"providers": "x"}, {}) == key_sources({"providers": [1]}, {}) == []

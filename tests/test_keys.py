@@ -142,6 +142,7 @@ def test_unreadable(broken: str, tmp_path: Path, caplog: pytest.LogCaptureFixtur
         with pytest.raises(ProviderKeyError) as caught:
             await Keys().of(of_file(path))
         assert (caught.value.status_code, caught.value.sent) == (502, False)
+        assert caught.value.__context__ is None, "it may hold what was read"
         assert [record.levelname for record in caplog.records] == ["ERROR"]
         caplog.clear()
         path.rmdir() if broken == "folder" else path.unlink(missing_ok=True)

@@ -30,6 +30,10 @@ WRONG = {
     "settings have names": ("Provider('p', 'http://h')", "misc|call-arg"),
     "a missing configuration": ("ArbstrMiddleware(llm)", "call-arg"),
     "a key that is a number": ("Provider(name='p', url='http://h', api_key=1)", "arg-type"),
+    "a key of a function that gives a number": (
+        "Provider(name='p', url='http://h', api_key=lambda: 1)",
+        "arg-type|return-value",
+    ),
     "a client of another kind": ("Arbstr(config, client='http')", "arg-type"),
     "float money": ("llm.ledger.spawn_usage_update('id', 1, 2, 0.5)", "arg-type"),
     "a missing column": ("llm.ledger.spawn_usage_update('id', 1, 2)", "call-arg"),

@@ -1,6 +1,7 @@
 """The ways to a provider: by proxy, to an authority of its own, on few connections; and what was never sent."""
 
 import asyncio
+import socket
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -72,6 +73,7 @@ async def failing(one: Provider, **options: Any) -> UpstreamError:
         with pytest.raises(UpstreamError) as caught:
             async with asyncio.timeout(10), upstream.open(one, b'{"model":"good"}', []):
                 pass
+        assert caught.value.__context__ is None, "the transport's own error may hold a proxy's login"
         return caught.value
     finally:
         await upstream.close()
@@ -296,8 +298,13 @@ def test_sent_over_sockets(model: str, sent: bool) -> None:
     assert run(main()).sent is sent
 
 
-def test_name_that_does_not_resolve() -> None:
+def test_name_that_does_not_resolve(monkeypatch: pytest.MonkeyPatch) -> None:
     """A name that nobody knows is a provider that was not reached."""
+
+    def unknown(*arguments: Any, **options: Any) -> Any:
+        raise socket.gaierror(socket.EAI_NONAME, "unknown")
+
+    monkeypatch.setattr(socket, "getaddrinfo", unknown)
     error = run(failing(Provider(name="p", url="http://nobody.invalid")))
     assert isinstance(error, UpstreamUnreachable)
     assert error.sent is False

@@ -53,6 +53,19 @@ config = Config(
     response_headers="full",
     cost_comment=True,
 )
+
+
+def vault() -> str:
+    return "sk-secret"
+
+
+async def slow_vault() -> str:
+    return "sk-secret"
+
+
+for key in (vault, slow_vault, None):
+    Provider(name="a", url="http://h", api_key=key, auth_header="api-key", proxy="http://p:1", max_connections=5)
+Provider(name="b", url="http://h", api_key_file="key", ca_file="ca.pem")
 assert_type(Config.load("arbstr.toml"), Config)
 assert_type(Config.load(Path("arbstr.toml"), {"KEY": "value"}), Config)
 assert_type(Config.parse({"providers": []}, {}), Config)
