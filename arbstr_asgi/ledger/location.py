@@ -30,7 +30,7 @@ _DRIVERS = {
 }
 _OPTIONS: dict[str, dict[str, Any]] = {
     "sqlite": {"timeout": 2.0},
-    "postgresql": {"min_size": 1, "max_size": 3, "timeout": 10},
+    "postgresql": {"min_size": 0, "max_size": 3, "timeout": 10},  # to keep one, asyncpg logs tracebacks in an outage
     "mysql": {"min_size": 1, "max_size": 3, "connect_timeout": 10, "charset": "utf8mb4"},
 }
 _PREFIX = re.compile(r"([A-Za-z_][A-Za-z0-9_]{0,30})?")
