@@ -18,7 +18,7 @@ import msgspec
 from arbstr_asgi.app import Arbstr
 from arbstr_asgi.checks import check_listen
 from arbstr_asgi.config import Config
-from arbstr_asgi.errors import ConfigError
+from arbstr_asgi.errors import ArbstrError, ConfigError
 from arbstr_asgi.supervisor import TOLD, Supervisor
 
 try:
@@ -41,10 +41,20 @@ def prepare() -> None:
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     for name in ("arbstr_asgi", "hypercorn.error"):
         logging.getLogger(name).setLevel(logging.INFO)
+    logging.getLogger("hypercorn.error").addFilter(_in_a_line)
     if sys.platform != "win32":
         _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
         with contextlib.suppress(ValueError, OSError):  # where the kernel has a limit of its own
             resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+
+
+def _in_a_line(record: logging.LogRecord) -> bool:
+    """Shorten the traceback of an error that is raised only so that the server aborts the connection."""
+    error = record.exc_info[1] if record.exc_info else None
+    if isinstance(error, ArbstrError):
+        record.levelno, record.levelname = logging.WARNING, "WARNING"
+        record.msg, record.args, record.exc_info = "a reply was broken off: %s", (error.summary(),), None
+    return True
 
 
 def overridden(config: Config, listen: str | None, workers: int | None) -> Config:
