@@ -32,6 +32,7 @@ logger = logging.getLogger("arbstr_asgi")
 
 BACKLOG = 1024
 SECONDS_TO_TRY = 2.0  # for the ledger's database before the start; it may come later
+SECONDS_MORE = 0.5  # the same once clients may have connected, and wait
 SECONDS_TO_TELL = 1.0  # for replies that were told to end to say so
 SECONDS_TO_CLOSE = 70.0  # for a worker, beyond the grace; hypercorn gives an application's shutdown 60
 
@@ -109,6 +110,7 @@ async def serve_here(arbstr: Arbstr, listen: str, grace: float) -> None:
 
 async def serve_on(arbstr: Arbstr, listener: int, grace: float, *, alive: int | None = None) -> None:
     """Serve on a listening socket, which is closed then, until SIGTERM or SIGINT, or until `alive` reads as ended."""
+    arbstr.patience = SECONDS_MORE
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
 
