@@ -18,7 +18,7 @@ from arbstr_asgi.body import ClientGone
 from arbstr_asgi.callers import Caller, Identify, Identity, as_caller
 from arbstr_asgi.config import Config
 from arbstr_asgi.errors import ArbstrError, LedgerError
-from arbstr_asgi.gateway import CHAT_PATH, Gateway
+from arbstr_asgi.gateway import CHAT_PATH, PATIENCE, Gateway
 from arbstr_asgi.ledger import Ledger
 
 
@@ -61,6 +61,8 @@ class Arbstr:
             exception_handlers={HTTPException: _http_error},
             lifespan=self.lifespan,
         )
+        self.patience = PATIENCE
+        """Seconds for which a start waits for the ledger's database; it may come later."""
         self._app.router.redirect_slashes = False  # a redirect would go where the client's Host header says
 
     @property
@@ -71,7 +73,7 @@ class Arbstr:
     @asynccontextmanager
     async def lifespan(self, app: object = None) -> AsyncIterator[None]:
         """Open the ledger for the length of the block. Raises ConfigError or LedgerError where that fails."""
-        await self._gateway.open()
+        await self._gateway.open(self.patience)
         try:
             yield
         finally:

@@ -20,7 +20,7 @@ from arbstr_asgi.advice import about_keys
 from arbstr_asgi.app import Arbstr
 from arbstr_asgi.checks import check_listen
 from arbstr_asgi.config import Config
-from arbstr_asgi.errors import ConfigError
+from arbstr_asgi.errors import ArbstrError, ConfigError
 from arbstr_asgi.keysources import key_sources
 from arbstr_asgi.supervisor import TOLD, Supervisor
 from arbstr_asgi.tomlfile import read_toml
@@ -36,6 +36,7 @@ logger = logging.getLogger("arbstr_asgi")
 
 BACKLOG = 1024
 SECONDS_TO_TRY = 2.0  # for the ledger's database before the start; it may come later
+SECONDS_MORE = 0.5  # the same once clients may have connected, and wait
 SECONDS_TO_TELL = 1.0  # for replies that were told to end to say so
 SECONDS_TO_CLOSE = 70.0  # for a worker, beyond the grace; hypercorn gives an application's shutdown 60
 
@@ -45,10 +46,20 @@ def prepare(level: int = logging.INFO) -> None:
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     for name in ("arbstr_asgi", "hypercorn.error"):
         logging.getLogger(name).setLevel(level)
+    logging.getLogger("hypercorn.error").addFilter(_in_a_line)
     if sys.platform != "win32":
         _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
         with contextlib.suppress(ValueError, OSError):  # where the kernel has a limit of its own
             resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+
+
+def _in_a_line(record: logging.LogRecord) -> bool:
+    """Shorten the traceback of an error that is raised only so that the server aborts the connection."""
+    error = record.exc_info[1] if record.exc_info else None
+    if isinstance(error, ArbstrError):
+        record.levelno, record.levelname = logging.WARNING, "WARNING"
+        record.msg, record.args, record.exc_info = "a reply was broken off: %s", (error.summary(),), None
+    return True
 
 
 def overridden(config: Config, listen: str | None, workers: int | None) -> Config:
@@ -105,6 +116,7 @@ async def serve_here(arbstr: Arbstr, listen: str, grace: float) -> None:
 
 async def serve_on(arbstr: Arbstr, listener: int, grace: float, *, alive: int | None = None) -> None:
     """Serve on a listening socket, which is closed then, until SIGTERM or SIGINT, or until `alive` reads as ended."""
+    arbstr.patience = SECONDS_MORE
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
 

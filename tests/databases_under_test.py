@@ -34,7 +34,12 @@ def server(dialect: str) -> SplitResult:
 
 def administer(dialect: str, *statements: str, database: str | None = None) -> list[tuple[Any, ...]]:
     """Run statements on the server; returns the rows of the last one."""
-    return asyncio.run(_administer(dialect, statements, database))
+    return administer_at(server(dialect), *statements, database=database)
+
+
+def administer_at(at: SplitResult, *statements: str, database: str | None = None) -> list[tuple[Any, ...]]:
+    """The same on a server of the test's own."""
+    return asyncio.run(_administer(at, statements, database))
 
 
 @functools.cache
@@ -117,11 +122,10 @@ def an_entry(correlation_id: str | None = None, **fields: Any) -> Entry:
     return Entry(correlation_id=correlation_id or str(uuid.uuid4()), **fields)
 
 
-async def _administer(dialect: str, statements: tuple[str, ...], database: str | None) -> list[tuple[Any, ...]]:
-    at = server(dialect)
+async def _administer(at: SplitResult, statements: tuple[str, ...], database: str | None) -> list[tuple[Any, ...]]:
     user, password = unquote(at.username or ""), unquote(at.password or "")
     rows: list[tuple[Any, ...]] = []
-    if dialect == "postgresql":
+    if dialect_of(at.geturl()) == "postgresql":
         import asyncpg
 
         name = database or at.path[1:]

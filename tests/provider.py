@@ -411,6 +411,14 @@ async def fails_first(line: Line) -> None:
 
 
 @script
+async def fails_sometimes(line: Line) -> None:
+    """A 503 to every third request."""
+    if len(line.provider.lines) % 3 == 0:
+        return await line.whole(b"{}", JSON_TYPE, 503)
+    return await good(line)
+
+
+@script
 async def error_first(line: Line) -> None:
     """A stream that begins with an error; with the argument "slow" that comes in two parts."""
     await line.head(SSE_TYPE)

@@ -102,15 +102,31 @@ def free_port() -> int:
         return int(listener.getsockname()[1])
 
 
-def write_toml(folder: Path, url: str, port: int, *, workers: int = 1, grace: float = 1.0, more: str = "") -> Path:
+def write_toml(
+    folder: Path,
+    url: str,
+    port: int,
+    *,
+    workers: int = 1,
+    grace: float = 1.0,
+    database: Mapping[str, Any] | None = None,
+    provider: Mapping[str, Any] | None = None,
+    more: str = "",
+) -> Path:
     """A configuration file with `more` at its end; returns its path."""
     path = folder / "arbstr.toml"
-    server = f'listen = "127.0.0.1:{port}"\npublic = true\nworkers = {workers}\ngrace = {grace}\n'
-    rates = "".join(f"{name} = {value}\n" for name, value in RATES.items())
-    path.write_text(
-        f"[server]\n{server}\n[database]\npath = {json.dumps(str(folder / 'ledger.db'))}\n\n"
-        f'[[providers]]\nname = "p"\nurl = "{url}"\n{rates}{more}'
-    )
+    server = {"listen": f"127.0.0.1:{port}", "public": True, "workers": workers, "grace": grace}
+    sections = {
+        "[server]": server,
+        "[database]": database or {"path": str(folder / "ledger.db")},
+        "[[providers]]": {"name": "p", "url": url, **RATES, **(provider or {})},
+    }
+    lines = [
+        line
+        for section, values in sections.items()
+        for line in (section, *(f"{name} = {json.dumps(value)}" for name, value in values.items()), "")
+    ]
+    path.write_text("\n".join(lines) + more)
     return path
 
 
@@ -152,6 +168,18 @@ class Spawned:
         """Return once it has printed this so many times."""
         await eventually(lambda: self.said().count(what) >= times)
 
+    async def until_taken(self) -> None:
+        """Return once its port takes connections, whether they are answered or not."""
+        at = httpx.URL(self.url)
+        async with asyncio.timeout(SECONDS):
+            while True:
+                try:
+                    _, writer = await asyncio.open_connection(at.host, at.port)
+                    writer.close()
+                    return
+                except ConnectionRefusedError:
+                    await asyncio.sleep(0.02)
+
     async def until_refused(self) -> None:
         """Return once nobody listens any more."""
         at = httpx.URL(self.url)
@@ -192,6 +220,12 @@ class Spawned:
         self.process.send_signal(signal.SIGTERM)
         return await self.ended(seconds)
 
+    async def kill(self) -> None:
+        """SIGKILL to it and to its workers, if they are still there."""
+        with suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)  # the process group that we made: it and its workers
+        await self.process.wait()
+
 
 def running(pid: int) -> bool:
     """Whether there is such a process; one that has ended and that nobody has asked for is none."""
@@ -218,6 +252,31 @@ def command(kind: str, port: int, workers: int, app: str, options: Sequence[str]
     return [*options]
 
 
+def kind_arguments(kind: str, port: int, workers: int, app: str, options: Sequence[str], config: Path) -> list[str]:
+    """What Python gets to start a server of this kind."""
+    if kind == "arbstr":
+        return ["-c", "from arbstr_asgi.cli import main; main()", "serve", "-c", str(config), *options]
+    return ["-m", *command(kind, port, workers, app, options)]
+
+
+async def started(folder: Path, arguments: Sequence[str], config: Path, port: int, *, files: int = 0) -> Spawned:
+    """A server of which nothing is known yet; `kill` it in the end."""
+    limited = ["sh", "-c", f'ulimit -Sn {files} && exec "$0" "$@"'] if files else []
+    log = folder / "server.log"
+    with log.open("wb") as out:
+        process = await asyncio.create_subprocess_exec(
+            *limited,
+            sys.executable,
+            *arguments,
+            cwd=folder,
+            env={**os.environ, "ARBSTR_CONFIG": str(config), "PYTHONUNBUFFERED": "1"},
+            stdout=out,
+            stderr=out,
+            start_new_session=True,  # so that the workers of a server that failed can be ended too
+        )
+    return Spawned(process, f"http://127.0.0.1:{port}", log)
+
+
 @asynccontextmanager
 async def spawned(
     folder: Path,
@@ -229,38 +288,23 @@ async def spawned(
     grace: float = 1.0,
     listen: int = 0,
     files: int = 0,
+    database: Mapping[str, Any] | None = None,
+    provider: Mapping[str, Any] | None = None,
     more: str = "",
 ) -> AsyncIterator[Spawned]:
     """A server (hypercorn, uvicorn, granian, arbstr) in front of the provider at `url`; it is gone afterwards.
 
     `listen` is the port that the options of `arbstr` name, instead of that of its file; `files` is the soft limit of
-    its open files, `more` goes to the end of the configuration.
+    its open files, `database` another than the SQLite file in `folder`, `provider` says more of the provider, and
+    `more` goes to the end of the configuration.
     """
     port = listen or free_port()
-    config = write_toml(folder, url, free_port() if listen else port, workers=workers, grace=grace, more=more)
-    arguments = command(kind, port, workers, app, options)
-    if kind == "arbstr":
-        start = ["-c", "from arbstr_asgi.cli import main; main()", "serve", "-c", str(config), *options]
-    else:
-        start = ["-m", *arguments]
-    limited = ["sh", "-c", f'ulimit -Sn {files} && exec "$0" "$@"'] if files else []
-    log = folder / "server.log"
-    with log.open("wb") as out:
-        process = await asyncio.create_subprocess_exec(
-            *limited,
-            sys.executable,
-            *start,
-            cwd=folder,
-            env={**os.environ, "ARBSTR_CONFIG": str(config), "PYTHONUNBUFFERED": "1"},
-            stdout=out,
-            stderr=out,
-            start_new_session=True,  # so that the workers of a server that failed can be ended too
-        )
-    server = Spawned(process, f"http://127.0.0.1:{port}", log)
+    facts: dict[str, Any] = {"workers": workers, "grace": grace, "database": database, "provider": provider}
+    config = write_toml(folder, url, free_port() if listen else port, more=more, **facts)
+    arguments = kind_arguments(kind, port, workers, app, options, config)
+    server = await started(folder, arguments, config, port, files=files)
     try:
         await server.until_up()
         yield server
     finally:
-        with suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)  # the process group that we made: it and its workers
-        await process.wait()
+        await server.kill()

@@ -3,11 +3,16 @@
 import asyncio
 import json
 import sqlite3
+import time
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import pytest
 from asgi_client import PLAIN_REQUEST, Provided, built, call, configured, rows, running
+from provider import provider
+from servers import free_port, kind_arguments, started, write_toml
+from wire import Wire, ask
 
 from arbstr_asgi import DatabaseConfig
 
@@ -69,3 +74,27 @@ def test_a_database_that_is_silent_at_start_holds_nobody_up(opened: Any, tmp_pat
         await app._gateway.close()
 
     asyncio.run(main())
+
+
+def test_arbstr_serve_listens_for_no_client_that_it_lets_wait(tmp_path: Path) -> None:
+    """Whoever gets through to a server whose database is silent at its start is answered soon."""
+
+    async def main() -> tuple[float, Wire]:
+        with closing(sqlite3.connect(tmp_path / "ledger.db", isolation_level=None)) as holder:
+            holder.execute("CREATE TABLE theirs (x)")
+            holder.execute("BEGIN EXCLUSIVE")
+            async with provider() as upstream:
+                port = free_port()
+                config = write_toml(tmp_path, upstream.url, port)
+                server = await started(tmp_path, kind_arguments("arbstr", port, 1, "", (), config), config, port)
+                try:
+                    await server.until_taken()
+                    begun = time.monotonic()
+                    wire = await ask(server.url, {"model": "good"})
+                    return time.monotonic() - begun, wire
+                finally:
+                    await server.kill()
+
+    seconds, wire = asyncio.run(main())
+    assert wire.status == 200
+    assert seconds < 3.0

@@ -219,6 +219,21 @@ def test_sigkill_leaves_the_row_of_the_first_byte(tmp_path: Path) -> None:
     assert row["latency_ms"] is not None
 
 
+def test_a_plain_reply_that_breaks_off_costs_a_line(tmp_path: Path) -> None:
+    """What has begun and can't be finished is aborted for the client, and the log has a line for it, no traceback."""
+
+    async def main() -> tuple[Wire, str]:
+        async with provider() as upstream, spawned(tmp_path, "arbstr", upstream.url) as server:
+            wire = await ask(server.url, asked("closes_chunked", streaming=False))
+            await server.terminate(STOP_SECONDS)
+            return wire, server.said()
+
+    wire, said = asyncio.run(main())
+    assert (wire.status, wire.clean) == (200, False)
+    assert said.count("WARNING hypercorn.error: a reply was broken off: upstream_error: upstream_disconnected") == 1
+    assert "Traceback" not in said
+
+
 def test_sigint(tmp_path: Path) -> None:
     """Ctrl-C ends `arbstr serve` as well as SIGTERM does."""
 

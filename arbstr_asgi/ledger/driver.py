@@ -4,7 +4,7 @@
 """
 
 import importlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from datetime import datetime
 from decimal import Decimal
@@ -42,6 +42,11 @@ class Driver(Protocol):
     @property
     def dialect(self) -> str:
         """`sqlite`, `postgresql` or `mysql`."""
+        ...
+
+    @property
+    def options(self) -> Mapping[str, Any]:
+        """For a database of our own: a small pool, time-outs for connecting."""
         ...
 
     @property

@@ -3,6 +3,7 @@
 import hashlib
 import importlib
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -27,11 +28,6 @@ _DRIVERS = {
     "sqlite": ("aiosqlite", ""),
     "postgresql": ("asyncpg", "[postgres]"),
     "mysql": ("aiomysql", "[mysql]"),
-}
-_OPTIONS: dict[str, dict[str, Any]] = {
-    "sqlite": {"timeout": 2.0},
-    "postgresql": {"min_size": 1, "max_size": 3, "timeout": 10},
-    "mysql": {"min_size": 1, "max_size": 3, "connect_timeout": 10, "charset": "utf8mb4"},
 }
 _PREFIX = re.compile(r"([A-Za-z_][A-Za-z0-9_]{0,30})?")
 
@@ -68,9 +64,9 @@ class Location:
     def __str__(self) -> str:
         return str(DatabaseURL(self.url).obscure_password)
 
-    def connectable(self) -> Database:
-        """A fresh `Database`, not connected: a small pool, time-outs for connecting."""
-        return Database(self.url, **_OPTIONS[self.dialect])
+    def connectable(self, options: Mapping[str, Any]) -> Database:
+        """A fresh `Database` with these options, not connected."""
+        return Database(self.url, **options)
 
     def check_folder(self) -> str | None:
         """What is wrong with the folder of an SQLite file, if anything; the one look at the file system here."""

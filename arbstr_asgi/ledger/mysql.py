@@ -1,6 +1,6 @@
 """MariaDB and MySQL, through aiomysql."""
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from datetime import datetime
 from decimal import Decimal
@@ -20,6 +20,7 @@ class Mysql:
     """Naive UTC for moments; DDL commits by itself, so the lock is one of the connection."""
 
     dialect = "mysql"
+    options: Mapping[str, Any] = {"min_size": 1, "max_size": 3, "connect_timeout": 10, "charset": "utf8mb4"}
     holds = False
     batch_timeout = 15.0
 

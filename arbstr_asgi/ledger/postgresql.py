@@ -1,6 +1,6 @@
 """PostgreSQL, through asyncpg."""
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from datetime import datetime
 from decimal import Decimal
@@ -16,10 +16,21 @@ _LOCK = 0x6172627374720001  # any number that nobody else uses: "arbstr", 1
 _ROW_STATES = {"22", "23", "P0"}  # data, constraints, a trigger's RAISE
 
 
+class _Connection(asyncpg.Connection):  # type: ignore[misc]
+    """One of our own pool's: nothing is left in it that a release would have to ask a silent server to undo."""
+
+    __slots__ = ()
+
+    def get_reset_query(self) -> str:
+        return ""
+
+
 class Postgresql:
     """Takes Python's values as they are."""
 
     dialect = "postgresql"
+    # No size to be kept: asyncpg would log a traceback each time that it can't be in an outage.
+    options: Mapping[str, Any] = {"min_size": 0, "max_size": 3, "timeout": 10, "connection_class": _Connection}
     holds = False
     batch_timeout = 15.0
 

@@ -6,7 +6,7 @@ import sqlite3
 import threading
 import time
 import weakref
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from datetime import datetime
 from decimal import Decimal
@@ -24,6 +24,7 @@ class Sqlite:
     """Text for moments and money; waits in slices for other writers."""
 
     dialect = "sqlite"
+    options: Mapping[str, Any] = {"timeout": 2.0}
     holds = True
     batch_timeout = None  # a call given up would still get its lock, later, for nobody
 

@@ -101,7 +101,7 @@ class Target:
         if isinstance(self._place, Database):
             self._database = self._place
         else:
-            self._database = self._place.connectable()
+            self._database = self._place.connectable(self.driver.options)
             await self._database.connect()
         return self._database
 
