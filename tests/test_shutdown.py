@@ -345,7 +345,7 @@ def test_overrides_reach_a_worker(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         given.append((arbstr._gateway.config, listener, grace, alive))
 
     monkeypatch.setattr(worker, "serve_on", serve_on)
-    monkeypatch.setattr(worker, "prepare", lambda: None)
+    monkeypatch.setattr(worker, "prepare", lambda level: None)
     worker.main(*arguments)
     assert given == [(config, 8, 7.5, 9)]
     path.write_text("providers = 7")

@@ -27,14 +27,13 @@ from typing import Any, NamedTuple
 import httpx
 import uvicorn
 import uvloop
-from httpx_aiohttp import AiohttpTransport
 
 from arbstr_asgi import ArbstrMiddleware, Config, DatabaseConfig, Provider, Server
 from arbstr_asgi.body import body_chunks
 from arbstr_asgi.chat import ensure_stream_options, parse
 from arbstr_asgi.metering import open_meter
 from arbstr_asgi.serve import serving
-from arbstr_asgi.upstream import _session
+from arbstr_asgi.transports import Transports
 
 CHAT = "/v1/chat/completions"
 CPU = "/cpu"
@@ -133,7 +132,7 @@ class BareRelay:
 
     def __init__(self, upstream: str) -> None:
         self._url = httpx.URL(f"{upstream}/chat/completions")
-        self._transport = AiohttpTransport(client=_session)
+        self._transport = Transports().to(Provider(name="p", url=upstream))
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass one call on and its answer back."""
