@@ -83,7 +83,9 @@ class Asking:
     ) -> Answer:
         provider, account = candidate.provider, self._account
         account.begin(provider, candidate.model)
-        outgoing = h.to_provider(client_headers, provider, idempotency_key, await self._keys.of(provider))
+        theirs = provider.forward_authorization and h.first(client_headers, b"authorization") is not None
+        key = None if theirs else await self._keys.of(provider)
+        outgoing = h.to_provider(client_headers, provider, idempotency_key, key)
         reply = await stack.enter_async_context(self._upstream.open(provider, body, outgoing))
         account.tries.answered(reply.status)
         return Answer(provider, reply, reply, False, account.elapsed_ms())
