@@ -19,8 +19,9 @@ MAX_FUNCTION_LINES = 60
 
 # A module may import what is on the lines above its own, never what is beside or below it.
 LEVELS = """
-errors spans entry usage interrupt learning lifespan workers mock table metering.sse metering.grammar metering.excerpt
-ledger.quiet tries
+errors spans entry usage interrupt learning lifespan workers orders mock_reply table metering.sse metering.grammar
+metering.excerpt
+ledger.quiet tries mock
 ledger.columns ledger.faults ledger.losses ledger.snapshot ledger.slots
 tomlfile variables unsupported places requestlog
 checks replies section prompt splice metering.reading metering.stripping metering.pruning
@@ -28,12 +29,12 @@ ledger.values ledger.statements ledger.location
 apikey keysources
 rates settings chat policies metering.meter ledger.driver ledger.backlog ledger.trouble ledger.degrading supervisor
 provider estimate aliasing
-headers body config drains holding leaving matching pricing keys transports metering.plain metering.events
+headers config drains holding leaving matching pricing keys transports metering.plain metering.events
 ledger.sessions ledger.hand ledger.migrations
-callers routing watching verdict upstream listing
+callers body models health routing watching verdict upstream listing
 ledger.sqlite ledger.postgresql ledger.mysql ledger.schema ledger.reader
 breaker lookahead ledger.target metering.decoding metering.sniffing
-ledger.spill ledger.migrate metering.opening advice keyreport
+ledger.spill ledger.migrate metering.opening advice keyreport quote
 ledger.spiller ledger.replay
 ledger.writer
 ledger.ledger
@@ -44,17 +45,19 @@ asking relay
 failover
 exchange
 gateway
+endpoints probes
 app middleware
 arbstr_asgi
 asgi serve
-demo worker
-mock_server
+mocks worker
+demo mock_server
 cli
 """
 
 PURE = """
 errors spans entry usage drains holding learning leaving replies chat headers routing pricing outcome breaker estimate
 matching prompt splice aliasing tries verdict first_event apikey keysources variables unsupported places table listing
+models health quote orders mock_reply
 metering
 metering.sse metering.reading metering.stripping metering.meter metering.grammar metering.excerpt metering.pruning
 metering.plain metering.events metering.decoding metering.sniffing metering.opening
@@ -72,7 +75,7 @@ FOREIGN = {
     "alembic": "ledger.migrations",
     "asyncpg": "ledger.postgresql",
     "pymysql": "ledger.mysql",
-    "starlette": "app asgi body exchange gateway lifespan middleware mock relay watching",
+    "starlette": "app asgi body endpoints exchange gateway lifespan middleware mock probes relay watching",
     "hypercorn": "serve",
     "uvloop": "serve",
     "click": "cli mock_server",
