@@ -74,5 +74,5 @@ async def both_full(stage: Stage) -> None:
                 scene.problems.append("no call was refused")
     stage.result.how = (
         f'one tmpfs with both filled for {seconds:g} s under load, `on_full = "refuse"`, `max_queued = 100`: '
-        f"{refused} more calls got a 503"
+        f"{refused:,} more calls got a 503"
     )

@@ -70,7 +70,7 @@ async def _rounds(stage: Stage, scene: Scene, *, kill: bool) -> None:
         for number in range(first, first + stage.pick(1, 20)):
             if number % SPELL == 0:
                 await to_thread(scene.ledger.down if number // SPELL % 2 else scene.ledger.up)
-            if kill and (number - first) % EARLY == 0:
+            if kill and number % EARLY == stage.pick(stage.random.randrange(EARLY), 0):
                 await scene.start(until_up=False)
                 await sleep(stage.random.uniform(0.0, 1.0))
                 await scene.kill()
