@@ -556,3 +556,34 @@ def test_a_spill_keeps_the_newest_state(tmp_path: Path) -> None:
         await spill.close()
 
     asyncio.run(main())
+
+
+def test_a_spill_knows_how_many_rows_it_has(tmp_path: Path) -> None:
+    """Through new rows, newer states, removals, an emptied table and another opening, as a count of all would say."""
+
+    async def main() -> None:
+        from arbstr_asgi.ledger.values import record
+
+        def counted() -> list[tuple[Any, ...]]:
+            return run_sql(f"sqlite:///{tmp_path}/spill/1.db", "SELECT count(*) FROM requests")
+
+        spill = Spill(Slots(tmp_path / "spill").claim())
+        await spill.open()
+        for turn in range(4):
+            for number in range(5):
+                await spill.write([record(an_entry(f"{turn}-{n}")) for n in range(number, 2 * number + 1)])
+                assert counted() == [(spill.rows,)]
+            kept = await spill.read(3)
+            await spill.write([record(an_entry(f"{turn}-0", **DONE)), record(an_entry(f"{turn}-new"))])
+            await spill.remove(kept)
+            assert counted() == [(spill.rows,)]
+            await spill.remove(await spill.read(1000))
+            assert (counted(), spill.rows) == ([(0,)], 0)
+        await spill.write([record(an_entry("left"))])
+        await spill.close()
+        again = Spill(Slots(tmp_path / "spill").claim())
+        await again.open()
+        assert again.rows == 1
+        await again.close()
+
+    asyncio.run(main())

@@ -51,13 +51,14 @@ class Spill:
         self.rows = 0
         self.oldest: datetime | None = None
         self._target = Target.of(f"sqlite:///{quote(str(slot.file.absolute()))}", "", durable=durable)
+        self._last_id = 0  # of the rows that are counted
         self._sessions: Sessions | None = None
         self._one_at_a_time = asyncio.Lock()  # so that the count is that of the last who wrote
 
     async def open(self) -> None:
-        """Make the table where it is missing, and count."""
+        """Make the tables where they are missing, and count."""
         self._sessions = await self._target.open(migrate=True)
-        await self._run(self._count)
+        await self._run(self._count_new)
 
     async def close(self) -> None:
         """Close the file and give the slot back. Never raises."""
@@ -73,7 +74,7 @@ class Spill:
             driver = self._driver
             async with driver.begin(raw):
                 await keep(driver, raw, _SQL, records)
-            await self._count(raw)
+            await self._count_new(raw)
 
         await self._run(write)
 
@@ -103,7 +104,7 @@ class Spill:
                 await driver.execute_many(raw, _SQL.delete, states)
                 calls = [(record.correlation_id,) * 2 for _, record in kept]
                 await driver.execute_many(raw, _SQL.delete_attempts, calls)
-            await self._count(raw)
+            await self._count_removed(raw, kept)
             if not self.rows and self.slot.size > _WORTH_SHRINKING:
                 await driver.fetch(raw, "VACUUM")
 
@@ -119,8 +120,22 @@ class Spill:
             raise LedgerError("the spill is not open")
         return self._sessions
 
-    async def _count(self, raw: Any) -> None:
-        ((self.rows, oldest),) = await self._driver.fetch(raw, _SQL.count)
+    async def _count_new(self, raw: Any) -> None:
+        """Count those that have come: a walk through all takes long where there are a million."""
+        ((new,),) = await self._driver.fetch(raw, _SQL.behind, (self._last_id,))
+        self.rows += new
+        await self._look_at_bounds(raw)
+
+    async def _count_removed(self, raw: Any, kept: Sequence[Kept]) -> None:
+        """What was read came first, so whatever is left up to its last has stayed."""
+        if kept:
+            ((left,),) = await self._driver.fetch(raw, _SQL.up_to, (kept[-1].id,))
+            self.rows -= len(kept) - left
+        await self._look_at_bounds(raw)
+
+    async def _look_at_bounds(self, raw: Any) -> None:
+        ((last_id, oldest),) = await self._driver.fetch(raw, _SQL.bounds)
+        self._last_id = last_id or 0  # numbers begin anew in a table that has been emptied
         self.oldest = None if oldest is None else datetime.fromisoformat(oldest)
 
     async def _run(self, work: Callable[[Any], Awaitable[T]]) -> T:

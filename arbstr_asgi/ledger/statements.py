@@ -24,7 +24,9 @@ class Statements:
     newest: str  # limit
     of_call: str  # correlation_id, limit
     first: str  # limit; with the id in front
-    count: str  # rows and the earliest arrival
+    behind: str  # this id; how many rows there are
+    up_to: str  # the same up to this id
+    bounds: str  # the greatest id and the earliest arrival
     delete: str  # id, revision, end_reason
     delete_attempts: str  # correlation_id, twice; where no request is left
     in_flight: str  # before, after this id, limit; id, correlation_id, worker_id, timestamp
@@ -70,7 +72,10 @@ def statements(dialect: str, prefix: str) -> Statements:
         newest=f"{select} {order} {mark(0)}",
         of_call=f"{select} WHERE {q['correlation_id']} = {mark(0)} {order} {mark(1)}",
         first=f"SELECT id, {columns} FROM {name} ORDER BY id LIMIT {mark(0)}",  # noqa: S608
-        count=f"SELECT count(*), min({q['timestamp']}) FROM {name}",  # noqa: S608
+        behind=f"SELECT count(*) FROM {name} WHERE id > {mark(0)}",  # noqa: S608
+        up_to=f"SELECT count(*) FROM {name} WHERE id <= {mark(0)}",  # noqa: S608
+        # Each by itself is a look into an index, both at once would be a walk through the table.
+        bounds=f"SELECT (SELECT max(id) FROM {name}), (SELECT min({q['timestamp']}) FROM {name})",  # noqa: S608
         delete=f"DELETE FROM {name} WHERE id = {mark(0)} AND {q['revision']} = {mark(1)} "  # noqa: S608
         f"AND {q['end_reason']} = {mark(2)}",
         delete_attempts=f"DELETE FROM {attempts} WHERE {q['correlation_id']} = {mark(0)} "  # noqa: S608
