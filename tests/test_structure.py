@@ -20,10 +20,12 @@ MAX_FUNCTION_LINES = 60
 # A module may import what is on the lines above its own, never what is beside or below it.
 LEVELS = """
 errors spans entry usage interrupt learning lifespan workers mock table metering.sse metering.grammar metering.excerpt
-ledger.quiet tries
+ledger.quiet tries stats.cursor stats.zones
+stats.query
 ledger.columns ledger.faults ledger.losses ledger.snapshot ledger.slots
 tomlfile variables unsupported places requestlog
 checks replies section prompt splice metering.reading metering.stripping metering.pruning
+stats
 ledger.values ledger.statements ledger.location
 apikey keysources
 rates settings chat policies metering.meter ledger.driver ledger.backlog ledger.trouble ledger.degrading supervisor
@@ -59,6 +61,7 @@ metering
 metering.sse metering.reading metering.stripping metering.meter metering.grammar metering.excerpt metering.pruning
 metering.plain metering.events metering.decoding metering.sniffing metering.opening
 ledger.columns ledger.values ledger.statements ledger.snapshot ledger.degrading
+stats stats.cursor stats.zones stats.query
 """
 OUTSIDE = "asyncio concurrent http io os pathlib random selectors socket ssl subprocess tempfile threading time urllib"
 
