@@ -30,12 +30,12 @@ ledger.values ledger.statements ledger.location
 apikey keysources
 rates settings chat policies metering.meter ledger.driver ledger.backlog ledger.trouble ledger.degrading supervisor
 provider estimate aliasing
-headers body config drains holding leaving matching pricing keys transports metering.plain metering.events
+headers config drains holding leaving matching pricing keys transports metering.plain metering.events
 ledger.sessions ledger.hand ledger.migrations
-callers routing watching verdict upstream listing
+callers body models health routing watching verdict upstream listing
 ledger.sqlite ledger.postgresql ledger.mysql ledger.schema ledger.reader
 breaker lookahead ledger.target metering.decoding metering.sniffing
-ledger.spill ledger.migrate metering.opening advice keyreport
+ledger.spill ledger.migrate metering.opening advice keyreport quote
 ledger.spiller ledger.replay
 ledger.writer
 ledger.ledger
@@ -46,6 +46,7 @@ asking relay
 failover
 exchange
 gateway
+endpoints probes
 app middleware
 arbstr_asgi
 asgi serve
@@ -57,6 +58,7 @@ cli
 PURE = """
 errors spans entry usage drains holding learning leaving replies chat headers routing pricing outcome breaker estimate
 matching prompt splice aliasing tries verdict first_event apikey keysources variables unsupported places table listing
+models health quote
 metering
 metering.sse metering.reading metering.stripping metering.meter metering.grammar metering.excerpt metering.pruning
 metering.plain metering.events metering.decoding metering.sniffing metering.opening
@@ -75,7 +77,7 @@ FOREIGN = {
     "alembic": "ledger.migrations",
     "asyncpg": "ledger.postgresql",
     "pymysql": "ledger.mysql",
-    "starlette": "app asgi body exchange gateway lifespan middleware mock relay watching",
+    "starlette": "app asgi body endpoints exchange gateway lifespan middleware mock probes relay watching",
     "hypercorn": "serve",
     "uvloop": "serve",
     "click": "cli mock_server",
