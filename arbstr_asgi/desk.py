@@ -28,3 +28,5 @@ class Desk(msgspec.Struct, frozen=True, kw_only=True):
     worker_id: str
     commit: Callable[[Entry], Awaitable[None]] | None = None
     """Records, and returns once the row is durable or has been waited for long enough; None: nobody waits."""
+    measure: Callable[[Entry, float], None] | None = None
+    """Is told of each call that has ended, once, and how many seconds it took."""

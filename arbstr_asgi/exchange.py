@@ -95,6 +95,9 @@ class Exchange:
             last = self._account.last()
             if last is not None:
                 self._desk.record(last)
+            ended = last or self._account.committed
+            if self._desk.measure is not None and ended is not None:
+                self._desk.measure(ended, self._clock() - self._arrived)
 
     async def _answer(self, client_headers: h.Headers, send: Send, sent: Callable[[], None]) -> None:
         desk, account, request = self._desk, self._account, self._request
@@ -188,6 +191,11 @@ class Exchange:
     def draining(self) -> bool:
         """Whether the provider is read on for a client that has left."""
         return self._outcome.drains
+
+    @property
+    def streams(self) -> bool:
+        """Whether a provider has begun to answer with a stream."""
+        return self._account.streaming and self._meter is not None
 
     async def _commit_watched(self, receive: Receive, status: int) -> None:
         """The same as `_commit` outside of the relay, where nobody else would notice a hang-up."""

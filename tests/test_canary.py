@@ -300,6 +300,9 @@ def test_bad_input(tmp_path: Path, finds: Finds) -> None:
             assert path.status == 404
             assert not provided.requests
             assert len(await rows(app)) == 2
+            metrics = await Call(app, method="GET", path="/metrics", headers=HEADERS).run()
+            finds.add("metrics", metrics.body.decode())
+            assert b"arbstr_refused_total" in metrics.body
 
     asyncio.run(main())
     finds.add_database(tmp_path / "ledger.db")

@@ -32,7 +32,7 @@ rates settings chat policies metering.meter ledger.driver ledger.backlog ledger.
 provider estimate aliasing
 headers config drains holding leaving matching pricing keys transports metering.plain metering.events
 ledger.sessions ledger.hand ledger.migrations
-callers body models health routing watching verdict upstream listing
+callers body models health routing watching verdict upstream listing labels
 ledger.sqlite ledger.postgresql ledger.mysql ledger.schema ledger.reader
 breaker lookahead ledger.target metering.decoding metering.sniffing
 ledger.spill ledger.migrate metering.opening advice keyreport quote
@@ -40,7 +40,10 @@ ledger.spiller ledger.replay
 ledger.writer
 ledger.ledger
 ledger metering
-outcome first_event desk
+outcome first_event desk gauges exposition
+metrics
+extras
+sharing
 account
 asking relay
 failover
@@ -58,7 +61,7 @@ cli
 PURE = """
 errors spans entry usage drains holding learning leaving replies chat headers routing pricing outcome breaker estimate
 matching prompt splice aliasing tries verdict first_event apikey keysources variables unsupported places table listing
-models health quote
+models health quote labels
 metering
 metering.sse metering.reading metering.stripping metering.meter metering.grammar metering.excerpt metering.pruning
 metering.plain metering.events metering.decoding metering.sniffing metering.opening
@@ -82,6 +85,7 @@ FOREIGN = {
     "uvloop": "serve",
     "click": "cli mock_server",
     "tenacity": "ledger.trouble failover",
+    "prometheus_client": "metrics gauges exposition sharing",
     "msgspec": "*",
 }
 ONLY_FOR_TYPES = {"gateway": "httpx databases", "app": "httpx databases", "middleware": "httpx databases"}
