@@ -19,8 +19,9 @@ MAX_FUNCTION_LINES = 60
 
 # A module may import what is on the lines above its own, never what is beside or below it.
 LEVELS = """
-errors spans entry usage interrupt learning lifespan workers mock table metering.sse metering.grammar metering.excerpt
-ledger.quiet tries stats.cursor stats.zones
+errors spans entry usage interrupt learning lifespan workers orders mock_reply table metering.sse metering.grammar
+metering.excerpt
+ledger.quiet tries mock stats.cursor stats.zones
 stats.query
 ledger.columns ledger.faults ledger.losses ledger.snapshot ledger.slots
 tomlfile variables unsupported places requestlog
@@ -53,15 +54,15 @@ endpoints probes
 app middleware
 arbstr_asgi
 asgi serve
-demo worker
-mock_server
+mocks worker
+demo mock_server
 cli
 """
 
 PURE = """
 errors spans entry usage drains holding learning leaving replies chat headers routing pricing outcome breaker estimate
 matching prompt splice aliasing tries verdict first_event apikey keysources variables unsupported places table listing
-models health quote labels
+models health quote orders mock_reply labels
 metering
 metering.sse metering.reading metering.stripping metering.meter metering.grammar metering.excerpt metering.pruning
 metering.plain metering.events metering.decoding metering.sniffing metering.opening
