@@ -33,7 +33,7 @@ class Config(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
     `metering="require"` overrides a client's `include_usage: false`; `"respect"` lets it opt out of being counted.
     `response_headers="full"` adds cost and latency headers to plain replies, which then wait for their body.
     `cost_comment=True` puts an SSE comment with the cost before `[DONE]`. `sats_per_usd` is what rates given in USD are
-    turned into sats at, once and exactly.
+    turned into sats at, once and exactly. `estimates=True` estimates the tokens of replies without usage.
     """
 
     providers: Sequence[Provider]
@@ -47,6 +47,7 @@ class Config(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
     response_headers: Literal["basic", "full"] = "basic"
     cost_comment: bool = False
     sats_per_usd: Decimal | int | None = None
+    estimates: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -23,8 +23,9 @@ from arbstr_asgi.desk import Desk
 from arbstr_asgi.drains import Drains
 from arbstr_asgi.entry import Entry
 from arbstr_asgi.errors import ArbstrError, ConfigError, LedgerError, ServerError
+from arbstr_asgi.estimator import Estimator
 from arbstr_asgi.exchange import Exchange
-from arbstr_asgi.extras import metrics_of
+from arbstr_asgi.extras import check_extras, estimator_of, metrics_of
 from arbstr_asgi.keys import Keys
 from arbstr_asgi.learning import Learning
 from arbstr_asgi.ledger import Bounds, Ledger
@@ -62,6 +63,7 @@ class Gateway:
         measured: bool = False,
     ) -> None:
         """`measured` says that somebody may ask for `metrics`, which are None where they can't be kept."""
+        check_extras(config)
         self.config = config
         settings = config.database
         self.ledger = Ledger(
@@ -76,6 +78,7 @@ class Gateway:
         self.drains = Drains()
         self.metrics = metrics_of(config) if measured else None
         self._measuring: asyncio.Task[None] | None = None
+        self._estimator: Estimator | None = None
         self._learning = Learning()
         self.matcher = Matcher(config.policies)
         self.breakers = Breakers(provider.name for provider in config.providers)
@@ -103,6 +106,7 @@ class Gateway:
         commit: Callable[[Entry], Awaitable[None]] = self.ledger.commit
         if self.config.logging.log_requests:
             record, commit = logging_finished(record), logging_finished(commit)
+        self._estimator = estimator_of(self.config, self.ledger.record, self.metrics)
         self._desk = Desk(
             config=self.config,
             upstream=self._upstream,
@@ -114,6 +118,7 @@ class Gateway:
             record=record,
             commit=commit if self.config.database.durability == "strict" else None,
             worker_id=self.ledger.worker_id,
+            estimator=self._estimator,
             measure=None if self.metrics is None else self.metrics.finished,
         )
         if self.metrics is not None and self.metrics.shared:
@@ -133,6 +138,9 @@ class Gateway:
         if self._measuring is not None:
             self._measuring.cancel()
             self._measuring = None
+        if self._estimator is not None:
+            await self._estimator.close()
+            self._estimator = None
         await self.ledger.close()
         self.measure()
         await self._upstream.close()
@@ -267,5 +275,8 @@ class Gateway:
             await asyncio.get_running_loop().create_future()
         finally:
             self._desk = self._opening = self._last_rites = None  # the next loop opens it anew
+            if self._estimator is not None:
+                self._estimator.stop()
+                self._estimator = None
             self._try_again = 0.0
             await self._upstream.close()

@@ -212,7 +212,7 @@ def variants(folder: Path) -> list[dict[str, Any]]:
     """Configurations that take different paths through the code."""
     return [
         {},
-        {"response_headers": "full", "cost_comment": True, "metering": "require"},
+        {"response_headers": "full", "cost_comment": True, "metering": "require", "estimates": True},
         {"provider": {**PROVIDER, "inject": False, "disconnect": "cancel"}},
     ]
 

@@ -20,7 +20,7 @@ MAX_FUNCTION_LINES = 60
 # A module may import what is on the lines above its own, never what is beside or below it.
 LEVELS = """
 errors spans entry usage interrupt learning lifespan workers orders mock_reply table metering.sse metering.grammar
-metering.excerpt
+metering.excerpt keeping tokens
 ledger.quiet tries mock stats.cursor stats.zones
 stats.query
 ledger.columns ledger.faults ledger.losses ledger.snapshot ledger.slots
@@ -30,7 +30,8 @@ stats
 ledger.values ledger.statements ledger.location
 apikey keysources
 rates settings chat policies metering.meter ledger.driver ledger.backlog ledger.trouble ledger.degrading supervisor
-provider estimate aliasing
+texts
+provider estimate aliasing estimator
 headers config drains holding leaving matching pricing keys transports metering.plain metering.events
 ledger.sessions ledger.hand ledger.migrations
 callers body models health routing watching verdict upstream listing labels
@@ -62,7 +63,7 @@ cli
 PURE = """
 errors spans entry usage drains holding learning leaving replies chat headers routing pricing outcome breaker estimate
 matching prompt splice aliasing tries verdict first_event apikey keysources variables unsupported places table listing
-models health quote orders mock_reply labels
+models health quote orders mock_reply labels texts
 metering
 metering.sse metering.reading metering.stripping metering.meter metering.grammar metering.excerpt metering.pruning
 metering.plain metering.events metering.decoding metering.sniffing metering.opening
@@ -87,6 +88,7 @@ FOREIGN = {
     "click": "cli mock_server",
     "tenacity": "ledger.trouble failover",
     "prometheus_client": "metrics gauges exposition sharing",
+    "bpe_openai": "tokens",
     "msgspec": "*",
 }
 ONLY_FOR_TYPES = {"gateway": "httpx databases", "app": "httpx databases", "middleware": "httpx databases"}
