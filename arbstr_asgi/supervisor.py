@@ -23,7 +23,7 @@ LONGEST_PAUSE = 30.0
 class Place:
     """A worker's place: the process that fills it, or the moment from which another may. Seconds are monotonic."""
 
-    def __init__(self, number: int) -> None:
+    def __init__(self, number: int = 0) -> None:
         self.number = number
         self.process: subprocess.Popen[bytes] | None = None
         self.since = 0.0
