@@ -82,6 +82,11 @@ class Account:
         sats = self.attempt_sats
         return None if sats is None else sats + self.tries.spent_sats
 
+    def total_sats(self, usage: Usage) -> Decimal | None:
+        """What the call has cost with all its attempts, were this the usage of its answer."""
+        sats = self.price(usage, self.reading.model)
+        return None if sats is None else sats + self.tries.spent_sats
+
     def price(self, usage: Usage | None, response_model: str | None) -> Decimal | None:
         """What so much usage costs at the provider that is asked, by the model that it says has answered."""
         if self.provider is None:

@@ -53,6 +53,7 @@ class Arbstr:
             migrate=migrate,
             transport=transport,
             client=client,
+            measured=True,
         )
         self._app = Starlette(
             routes=[

@@ -64,7 +64,8 @@ class Asking:
         if injected and 200 <= reply.status < 300:
             self._learning.accepted(provider.name, request.model, monotonic())
         chose_itself = request.stream_options not in (None, b"null")
-        if not injected or self._require or chose_itself or reply.status not in REFUSES or not _readable(reply):
+        may_be_ours = reply.status in REFUSES and h.is_plain(reply.headers)
+        if not injected or self._require or chose_itself or not may_be_ours:
             return answer._replace(injected=injected)
         refusal = Lookahead(reply)
         stack.push_async_callback(refusal.close)
@@ -119,7 +120,3 @@ async def _names_ours(refusal: Lookahead) -> bool:
 
     await refusal.read(enough)
     return OURS in seen
-
-
-def _readable(reply: Reply) -> bool:
-    return (h.first(reply.headers, b"content-encoding") or "identity").strip().lower() == "identity"

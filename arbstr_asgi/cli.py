@@ -141,6 +141,7 @@ def check(path: Path) -> None:
 
     Of each provider's key it says where it comes from; of the key itself, its first 6 characters if it has 16 or more.
     """
+    from arbstr_asgi import listing
     from arbstr_asgi.advice import about_keys, about_settings
     from arbstr_asgi.app import Arbstr
     from arbstr_asgi.keyreport import keys_in_files, said_of_keys
@@ -161,6 +162,8 @@ def check(path: Path) -> None:
     for provider, key in zip(config.providers, said_of_keys(config, sources, keys), strict=True):
         models = ", ".join(provider.models) or "every model"
         click.echo(f"provider   {provider.name}: {provider.url} ({models}; key: {key})")
+        for line in listing.said_in_usd(provider):
+            click.echo(f"rates      {line}")
     for warning in (*about_settings(config), *unreadable, *about_keys(config, sources, path)):
         click.echo(f"warning: {warning}", err=True)
     click.echo("ok")
@@ -172,8 +175,8 @@ def check(path: Path) -> None:
 def providers(path: Path, *, as_json: bool) -> None:
     """List the config's providers: their models, what they charge, and where their keys come from.
 
-    Rates are sats per 1,000,000 tokens, base is sats per request, and "-" is unknown. A row without a name has the
-    rates of one model of the provider above it.
+    Rates are sats per 1,000,000 tokens, base is sats per request, both also in USD where they are given so, and "-" is
+    unknown. A row without a name has the rates of one model of the provider above it.
     """
     from arbstr_asgi import listing
     from arbstr_asgi.keyreport import keys_in_files, said_of_keys
@@ -187,5 +190,7 @@ def providers(path: Path, *, as_json: bool) -> None:
         said = said_of_keys(config, key_sources(read_toml(path), os.environ), keys)
         click.echo(table(listing.provider_rows(config, said), listing.COLUMNS))
         click.echo("\nsats per 1,000,000 tokens, base: sats per request; -: unknown")
+        if config.sats_per_usd is not None:
+            click.echo(f"USD: as given, at {config.sats_per_usd:f} sats")
     for warning in unreadable:
         click.echo(f"warning: {warning}", err=True)

@@ -6,11 +6,13 @@ same things and raise `ConfigError` with the path of what is wrong.
 
 import os
 from collections.abc import Iterable, Mapping, Sequence
+from decimal import Decimal
 from pathlib import Path
 from typing import Any, Literal, Self
 
 import msgspec
 
+from arbstr_asgi import checks
 from arbstr_asgi.errors import ConfigError
 from arbstr_asgi.keysources import conventional
 from arbstr_asgi.places import said_with_path
@@ -30,7 +32,8 @@ class Config(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
     `metering="require"` overrides a client's `include_usage: false`; `"respect"` lets it opt out of being counted.
     `response_headers="full"` adds cost and latency headers to plain replies, which then wait for their body.
-    `cost_comment=True` puts an SSE comment with the cost before `[DONE]`.
+    `cost_comment=True` puts an SSE comment with the cost before `[DONE]`. `sats_per_usd` is what rates given in USD are
+    turned into sats at, once and exactly. `estimates=True` estimates the tokens of replies without usage.
     """
 
     providers: Sequence[Provider]
@@ -43,10 +46,12 @@ class Config(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
     metering: Literal["respect", "require"] = "respect"
     response_headers: Literal["basic", "full"] = "basic"
     cost_comment: bool = False
+    sats_per_usd: Decimal | int | None = None
+    estimates: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self._set("providers", tuple(self.providers))
+        self._convert_rates()
         if not self.providers:
             raise ConfigError("providers: at least one is needed")
         seen: set[str] = set()
@@ -65,6 +70,20 @@ class Config(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
             for name in rule.allowed_providers:
                 if name not in seen:
                     raise ConfigError(f"policies.rules[{index}].allowed_providers: there is no provider {name!r}")
+
+    def _convert_rates(self) -> None:
+        price = None
+        if self.sats_per_usd is not None:
+            price = checks.rate("sats_per_usd", self.sats_per_usd)
+            self._set("sats_per_usd", price)
+            self._require_positive("sats_per_usd")
+        known = []
+        for index, provider in enumerate(self.providers):
+            try:
+                known.append(provider.in_sats(price))
+            except ConfigError as error:
+                raise ConfigError(f"providers[{index}].{error.message}") from None
+        self._set("providers", tuple(known))
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], environ: Mapping[str, str] | None = None) -> Self:

@@ -8,6 +8,7 @@ from arbstr_asgi.breaker import Breakers
 from arbstr_asgi.config import Config
 from arbstr_asgi.drains import Drains
 from arbstr_asgi.entry import Entry
+from arbstr_asgi.estimator import Estimator
 from arbstr_asgi.keys import Keys
 from arbstr_asgi.learning import Learning
 from arbstr_asgi.matching import Matcher
@@ -28,3 +29,7 @@ class Desk(msgspec.Struct, frozen=True, kw_only=True):
     worker_id: str
     commit: Callable[[Entry], Awaitable[None]] | None = None
     """Records, and returns once the row is durable or has been waited for long enough; None: nobody waits."""
+    estimator: Estimator | None = None
+    """Takes over what has ended without usage; None: that stays so."""
+    measure: Callable[[Entry, float], None] | None = None
+    """Is told of each call that has ended, once, and how many seconds it took."""

@@ -11,7 +11,7 @@ from starlette.types import Receive, Scope, Send
 
 from arbstr_asgi import headers as h
 from arbstr_asgi.body import ClientGone
-from arbstr_asgi.errors import ArbstrError
+from arbstr_asgi.errors import ArbstrError, ServerError
 from arbstr_asgi.exchange import POLICY
 from arbstr_asgi.gateway import Gateway
 from arbstr_asgi.keyreport import keys_in_files
@@ -20,11 +20,11 @@ from arbstr_asgi.models import model, model_list
 from arbstr_asgi.quote import quote
 from arbstr_asgi.replies import send_error
 
-Answer = Callable[[Gateway, Request], Awaitable[bytes]]
+Answer = Callable[[Gateway, Request], Awaitable[bytes | Response]]
 
 
 class Guarded:
-    """An endpoint for those whom the gateway lets in, as it does for a chat completion; `answer` gives the JSON."""
+    """An endpoint for those whom the gateway lets in, as for a chat completion; `answer` gives JSON or a response."""
 
     def __init__(self, gateway: Gateway, answer: Answer) -> None:
         self._gateway = gateway
@@ -40,7 +40,8 @@ class Guarded:
         except ClientGone:
             return
         else:
-            await Response(said, media_type="application/json")(scope, receive, send)
+            response = said if isinstance(said, Response) else Response(said, media_type="application/json")
+            await response(scope, receive, send)
 
 
 def guarded(gateway: Gateway) -> list[Route]:
@@ -50,6 +51,7 @@ def guarded(gateway: Gateway) -> list[Route]:
         Route("/v1/models/{model:path}", Guarded(gateway, _model), methods=["GET"]),
         Route("/v1/cost", Guarded(gateway, _cost), methods=["POST"]),
         Route("/providers", Guarded(gateway, _providers), methods=["GET"]),
+        Route("/metrics", Guarded(gateway, _metrics), methods=["GET"]),
     ]
 
 
@@ -71,3 +73,12 @@ async def _cost(gateway: Gateway, request: Request) -> bytes:
 async def _providers(gateway: Gateway, request: Request) -> bytes:
     keys, _ = keys_in_files(gateway.config)
     return to_json(provider_listing(gateway.config, keys))
+
+
+async def _metrics(gateway: Gateway, request: Request) -> Response:
+    if gateway.metrics is None:
+        message = 'Metrics need prometheus-client: pip install "arbstr-asgi[metrics]".'
+        raise ServerError(message, status_code=501, code="metrics_not_installed")
+    gateway.measure()
+    text, media_type = await asyncio.to_thread(gateway.metrics.exposition)
+    return Response(text, media_type=media_type)

@@ -14,10 +14,12 @@ from arbstr_asgi.asking import Answer, Asking
 from arbstr_asgi.callers import Caller
 from arbstr_asgi.chat import ChatRequest
 from arbstr_asgi.desk import Desk
+from arbstr_asgi.entry import Entry
 from arbstr_asgi.errors import ArbstrError, ProviderAuthenticationError, ServerError, UpstreamError, UpstreamTimeout
 from arbstr_asgi.failover import Failover
 from arbstr_asgi.holding import Holding
 from arbstr_asgi.interrupt import Interrupt
+from arbstr_asgi.keeping import Kept
 from arbstr_asgi.leaving import Leaving, on_leaving
 from arbstr_asgi.metering import Meter, Reading, open_meter
 from arbstr_asgi.relay import Relay
@@ -49,6 +51,7 @@ class Exchange:
         self._relay: Relay | None = None
         self._failover: Failover | None = None
         self._headers: RawHeaders = []
+        self._kept: Kept | None = None
         self._clock = asyncio.get_running_loop().time
         self._arrived = arrived
         self._account = Account(
@@ -95,6 +98,15 @@ class Exchange:
             last = self._account.last()
             if last is not None:
                 self._desk.record(last)
+            self._tell_of_end(last or self._account.committed)
+
+    def _tell_of_end(self, entry: Entry | None) -> None:
+        desk, account = self._desk, self._account
+        if desk.measure is not None and entry is not None:
+            desk.measure(entry, self._clock() - self._arrived)
+        kept, self._kept = self._kept, None
+        if desk.estimator is not None and kept is not None and entry is not None:
+            desk.estimator.ended(kept, entry, account.reading.events, account.total_sats)
 
     async def _answer(self, client_headers: h.Headers, send: Send, sent: Callable[[], None]) -> None:
         desk, account, request = self._desk, self._account, self._request
@@ -110,6 +122,8 @@ class Exchange:
         )
         async with AsyncExitStack() as stack:
             answer = await failover.ask(stack, request, found, client_headers)
+            if desk.estimator is not None:
+                self._kept = desk.estimator.keep(request.body, streaming=request.stream)
             self._request = request = None  # a long stream need not hold the body that began it
             sent()
             meter = self._answered(answer, authorized=authorized)
@@ -120,6 +134,7 @@ class Exchange:
                 hold_all=self._says_cost() or (desk.commit is not None and self._is_empty()),
                 holding=None if desk.commit is None else self._holding(),
                 idle_timeout=answer.provider.idle_timeout,
+                kept_of=self._kept if self._outcome.answered_well and h.is_plain(answer.reply.headers) else None,
             )
         await relay.end()
 
@@ -188,6 +203,11 @@ class Exchange:
     def draining(self) -> bool:
         """Whether the provider is read on for a client that has left."""
         return self._outcome.drains
+
+    @property
+    def streams(self) -> bool:
+        """Whether a provider has begun to answer with a stream."""
+        return self._account.streaming and self._meter is not None
 
     async def _commit_watched(self, receive: Receive, status: int) -> None:
         """The same as `_commit` outside of the relay, where nobody else would notice a hang-up."""

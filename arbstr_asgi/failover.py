@@ -131,8 +131,7 @@ class Failover:
             wait = verdict.retry_after(headers, datetime.now(UTC))
             sick, may_pass = verdict.is_sick(status, ours=ours), verdict.may_pass(status)
             return answer, Failure(f"provider answered {status}", sick=sick, may_pass=may_pass, wait=wait)
-        encoded = (h.first(headers, b"content-encoding") or "identity").strip().lower() != "identity"
-        if not (watch and self._account.streaming and 200 <= status < 300) or encoded:
+        if not (watch and self._account.streaming and 200 <= status < 300 and h.is_plain(headers)):
             return answer, None
         first, ahead = FirstEvent(headers), Lookahead(answer.reply)
         stack.push_async_callback(ahead.close)

@@ -23,7 +23,9 @@ from arbstr_asgi.desk import Desk
 from arbstr_asgi.drains import Drains
 from arbstr_asgi.entry import Entry
 from arbstr_asgi.errors import ArbstrError, ConfigError, LedgerError, ServerError
+from arbstr_asgi.estimator import Estimator
 from arbstr_asgi.exchange import Exchange
+from arbstr_asgi.extras import check_extras, estimator_of, metrics_of
 from arbstr_asgi.keys import Keys
 from arbstr_asgi.learning import Learning
 from arbstr_asgi.ledger import Bounds, Ledger
@@ -38,6 +40,7 @@ CHAT_PATH = "/v1/chat/completions"
 PATIENCE = 5.0  # seconds for the ledger's database at start
 PATIENCE_OF_A_REQUEST = 0.5  # the same when nobody has opened it before the first one
 SECONDS_UNTIL_RETRY = 1.0  # those who waited for an opening that failed share its failure
+SECONDS_BETWEEN_MEASURES = 1.0
 STOP_SECONDS = 1.0  # for calls that were told to end, before the ledger closes
 
 
@@ -57,7 +60,10 @@ class Gateway:
         migrate: bool | None = None,
         transport: httpx.AsyncBaseTransport | None = None,
         client: httpx.AsyncClient | None = None,
+        measured: bool = False,
     ) -> None:
+        """`measured` says that somebody may ask for `metrics`, which are None where they can't be kept."""
+        check_extras(config)
         self.config = config
         settings = config.database
         self.ledger = Ledger(
@@ -70,6 +76,9 @@ class Gateway:
             bounds=Bounds(settings.max_queued, settings.max_queued_bytes, settings.on_full == "refuse"),
         )
         self.drains = Drains()
+        self.metrics = metrics_of(config) if measured else None
+        self._measuring: asyncio.Task[None] | None = None
+        self._estimator: Estimator | None = None
         self._learning = Learning()
         self.matcher = Matcher(config.policies)
         self.breakers = Breakers(provider.name for provider in config.providers)
@@ -97,6 +106,7 @@ class Gateway:
         commit: Callable[[Entry], Awaitable[None]] = self.ledger.commit
         if self.config.logging.log_requests:
             record, commit = logging_finished(record), logging_finished(commit)
+        self._estimator = estimator_of(self.config, self.ledger.record, self.metrics)
         self._desk = Desk(
             config=self.config,
             upstream=self._upstream,
@@ -108,7 +118,11 @@ class Gateway:
             record=record,
             commit=commit if self.config.database.durability == "strict" else None,
             worker_id=self.ledger.worker_id,
+            estimator=self._estimator,
+            measure=None if self.metrics is None else self.metrics.finished,
         )
+        if self.metrics is not None and self.metrics.shared:
+            self._measuring = asyncio.create_task(self._measure_often(), context=contextvars.Context())
         if not self._callers.guarded:
             logger.warning(
                 "nobody guards the chat completions path: whoever reaches it spends on your provider keys. "
@@ -121,7 +135,14 @@ class Gateway:
         self._stop_all()
         if self._running:
             await asyncio.wait(self._running.values(), timeout=STOP_SECONDS)
+        if self._measuring is not None:
+            self._measuring.cancel()
+            self._measuring = None
+        if self._estimator is not None:
+            await self._estimator.close()
+            self._estimator = None
         await self.ledger.close()
+        self.measure()
         await self._upstream.close()
         if self._last_rites is not None:
             self._last_rites.cancel()
@@ -137,6 +158,19 @@ class Gateway:
             if exchange.draining:
                 exchange.stop()
         asyncio.get_running_loop().call_later(grace, self._stop_all)
+
+    def measure(self) -> None:
+        """Let the metrics know how things stand; the calls they know already."""
+        if self.metrics is not None:
+            streams = sum(exchange.streams for exchange in self._running)
+            states = self.breakers.states(asyncio.get_running_loop().time())
+            self.metrics.state(self.ledger.snapshot(), streams, self.drains.by_provider, states)
+
+    async def _measure_often(self) -> None:
+        """For those who read what this process has left in a file for them."""
+        while True:
+            self.measure()
+            await asyncio.sleep(SECONDS_BETWEEN_MEASURES)
 
     def uninjected(self) -> list[dict[str, str]]:
         """The pairs of provider and model that refuse `stream_options`, so that somebody's streams have no usage."""
@@ -191,6 +225,8 @@ class Gateway:
         except ArbstrError as error:
             if body is not None:
                 self._bodies.release(len(body))
+            if self.metrics is not None:
+                self.metrics.refused(error.status_code)
             await send_error(send, error, our_headers(correlation_id))
             return
         size = len(body)
@@ -239,5 +275,8 @@ class Gateway:
             await asyncio.get_running_loop().create_future()
         finally:
             self._desk = self._opening = self._last_rites = None  # the next loop opens it anew
+            if self._estimator is not None:
+                self._estimator.stop()
+                self._estimator = None
             self._try_again = 0.0
             await self._upstream.close()

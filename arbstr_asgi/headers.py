@@ -37,6 +37,11 @@ def media_type(headers: Headers) -> str:
     return (first(headers, b"content-type") or "").partition(";")[0].strip().lower()
 
 
+def is_plain(headers: Headers) -> bool:
+    """Whether the body has no content-encoding."""
+    return (first(headers, b"content-encoding") or "identity").strip().lower() == "identity"
+
+
 def to_provider(client: Headers, provider: Provider, correlation_id: str, key: str | None) -> list[tuple[bytes, bytes]]:
     """The headers of the provider's request, which `key` authorizes unless something else does."""
     passing = TO_PROVIDER.union(name.encode() for name in provider.forward_headers)

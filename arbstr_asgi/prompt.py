@@ -35,10 +35,15 @@ _text = msgspec.json.Decoder(str)
 
 def read(body: bytes) -> Prompt | None:
     """The prompt in a body, in which escaped lone surrogates are replaced; None where it can't be read."""
+    return read_as(_prompt, body)
+
+
+def read_as(decoder: msgspec.json.Decoder[T], body: bytes) -> T | None:
+    """The same, as the decoder understands it."""
     body = body.removeprefix(BOM)
-    found = decoded(_prompt, body)
+    found = decoded(decoder, body)
     if found is None and len(body) <= MAX_REPAIR_BYTES and b"\\ud" in body.lower():
-        found = decoded(_prompt, _ESCAPES.sub(_repaired, body))
+        found = decoded(decoder, _ESCAPES.sub(_repaired, body))
     return found
 
 

@@ -2,15 +2,16 @@
 
 import re
 from collections.abc import Sequence
+from copy import copy
 from decimal import Decimal
-from typing import Literal
+from typing import Literal, Self
 
 import msgspec
 
 from arbstr_asgi import checks
 from arbstr_asgi.apikey import ApiKey, check_api_key
 from arbstr_asgi.errors import ConfigError
-from arbstr_asgi.rates import RATES, Rates
+from arbstr_asgi.rates import RATES, Charges, Rates, in_usd
 from arbstr_asgi.section import Section
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9 _.-]{0,63}")
@@ -36,16 +37,16 @@ class Drain(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
 Disconnect = Drain | Literal["drain", "cancel"]
 
 
-class Provider(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class Provider(Charges, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Somebody who answers chat completions below `url`, and what they charge.
 
     Rates are sats per 1,000,000 tokens, `base_fee` is sats per request; a rate of None makes the cost unknown, 0 is
-    free. `cached_input_rate` and `reasoning_rate` replace the rate for their share of the tokens; `model_rates` has the
-    rates of single models. An empty `models` serves every model; `aliases` are models that the provider knows by
-    another name, which is what it is asked for. Time-outs are seconds. `inject=False` leaves `stream_options` to the
-    client. `disconnect` says what becomes of a reply whose client has left: "drain" is `Drain()`, "cancel" closes it at
-    once. With `retry_sent` a request that was sent and not answered may go to another provider, although this one may
-    bill it. `tier` is a label for the row.
+    free. Those with `_usd` are USD instead, which a `Config` turns into sats. `cached_input_rate` and `reasoning_rate`
+    replace the rate for their share of the tokens; `model_rates` has the rates of single models. An empty `models`
+    serves every model; `aliases` are models that the provider knows by another name, which is what it is asked for.
+    Time-outs are seconds. `inject=False` leaves `stream_options` to the client. `disconnect` says what becomes of a
+    reply whose client has left: "drain" is `Drain()`, "cancel" closes it at once. With `retry_sent` a request that was
+    sent and not answered may go to another provider, although this one may bill it. `tier` is a label for the row.
 
     The key is `api_key`, in code also a function, sync or async, that is asked at each request; or the first line of
     `api_key_file`, read again when that changes. It is sent as `Bearer <key>`, or alone in another `auth_header`.
@@ -59,11 +60,7 @@ class Provider(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
     api_key_file: str | None = None
     auth_header: str = "authorization"
     models: Sequence[str] = ()
-    input_rate: Decimal | int | None = None
-    output_rate: Decimal | int | None = None
     base_fee: Decimal | int = 0
-    cached_input_rate: Decimal | int | None = None
-    reasoning_rate: Decimal | int | None = None
     model_rates: dict[str, Rates] = msgspec.field(default_factory=dict)
     aliases: dict[str, str] = msgspec.field(default_factory=dict)
     tier: Literal["local", "standard", "frontier"] | None = None
@@ -88,8 +85,6 @@ class Provider(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
             raise ConfigError("name: use letters, digits, space, '_', '.' and '-', at most 64")
         self._set("url", checks.http_url(self.url))
         self._set("models", checks.strings("models", self.models))
-        for name in RATES:
-            self._set(name, checks.rate(name, getattr(self, name)))
         given = msgspec.convert(self.model_rates, dict[str, Rates])
         self._set("model_rates", {model: self._completed(rates) for model, rates in given.items()})
         for name in ("forward_headers", "return_headers"):
@@ -138,5 +133,25 @@ class Provider(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
                 return self.model_rates[model]
         return self
 
+    def in_sats(self, sats_per_usd: Decimal | None) -> Self:
+        """As for any charges, those of single models included."""
+        rates: dict[str, Rates] = {}
+        for model, own in self.model_rates.items():
+            try:
+                rates[model] = own.in_sats(sats_per_usd)
+            except ConfigError as error:
+                raise ConfigError(f"model_rates.{model}.{error.message}") from None
+        known = super().in_sats(sats_per_usd)
+        if all(rates[model] is own for model, own in self.model_rates.items()):
+            return known
+        known = copy(known)
+        known._set("model_rates", rates)
+        return known
+
     def _completed(self, rates: Rates) -> Rates:
-        return Rates(**{n: getattr(self if getattr(rates, n) is None else rates, n) for n in RATES})
+        given: dict[str, Decimal | int | None] = {}
+        for name in RATES:
+            pair = (name, in_usd(name))
+            whose = self if all(getattr(rates, field) is None for field in pair) else rates
+            given.update({field: getattr(whose, field) for field in pair})
+        return Rates(**given)

@@ -9,6 +9,7 @@ from starlette.types import Message, Send
 from arbstr_asgi.account import Account
 from arbstr_asgi.holding import Holding
 from arbstr_asgi.interrupt import Interrupt
+from arbstr_asgi.keeping import Kept
 from arbstr_asgi.metering import Meter
 from arbstr_asgi.metering.plain import MAX_PLAIN_BYTES
 from arbstr_asgi.replies import RawHeaders
@@ -50,11 +51,12 @@ class Relay:
         hold_all: bool,
         holding: Holding | None,
         idle_timeout: float,
+        kept_of: Kept | None = None,
     ) -> None:
         """The head and the body, chunk by chunk, through the meter; what comes of its end is for `end`.
 
         `hold_all` keeps everything until the body has been read, so that the head can say what it cost. `holding`
-        keeps back what must not go before the row is durable.
+        keeps back what must not go before the row is durable. `kept_of` keeps what comes.
         """
         account, outcome, touch, clock = self._account, self._outcome, self._interrupt.touch, self._interrupt.now
         held: list[bytes] | None = [] if hold_all else None
@@ -63,6 +65,8 @@ class Relay:
             await self._start()
         async for chunk in chunks:
             out = meter.feed(chunk)
+            if kept_of is not None:
+                kept_of.add(chunk)
             if account.ttft_ms is None and meter.reading.started:
                 account.ttft_ms = account.elapsed_ms()
             if held is not None:

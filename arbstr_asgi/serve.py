@@ -22,6 +22,7 @@ from arbstr_asgi.checks import check_listen
 from arbstr_asgi.config import Config
 from arbstr_asgi.errors import ArbstrError, ConfigError
 from arbstr_asgi.keysources import key_sources
+from arbstr_asgi.sharing import sharing
 from arbstr_asgi.supervisor import TOLD, Supervisor
 from arbstr_asgi.tomlfile import read_toml
 
@@ -85,8 +86,12 @@ def serve(config: Config, path: Path) -> int:
         run(serve_here(Arbstr(config), server.listen, server.grace))
         return 0
     with _listening(*_address(server.listen)) as listener:
-        patience = server.grace + SECONDS_TO_CLOSE
-        return Supervisor(_command(config, path), listener, server.workers, patience).run()
+        command, patience = _command(config, path), server.grace + SECONDS_TO_CLOSE
+        with sharing() as shared:
+            workers = Supervisor(
+                command, listener, server.workers, patience, environ=shared.environ, ended=shared.ended
+            )
+            return workers.run()
 
 
 def _command(config: Config, path: Path) -> Sequence[str]:

@@ -7,7 +7,7 @@ import signal
 import socket
 import subprocess
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 logger = logging.getLogger("arbstr_asgi")
@@ -23,7 +23,8 @@ LONGEST_PAUSE = 30.0
 class Place:
     """A worker's place: the process that fills it, or the moment from which another may. Seconds are monotonic."""
 
-    def __init__(self) -> None:
+    def __init__(self, number: int = 0) -> None:
+        self.number = number
         self.process: subprocess.Popen[bytes] | None = None
         self.since = 0.0
         self.due = 0.0
@@ -41,13 +42,27 @@ class Supervisor:
     gone, however it went. SIGTERM and SIGINT are blocked in a new worker until it unblocks them, so that none strikes
     before it can hear. The first signal is passed on as SIGTERM; a second one, or a worker that is still there
     `patience` seconds after the first, ends the rest at once. A worker that ends unasked is replaced.
+
+    `environ` gives the environment of the worker in a place, of which there are `count`; `ended` is told of each place
+    whose worker has ended.
     """
 
-    def __init__(self, command: Sequence[str], listener: socket.socket, count: int, patience: float) -> None:
+    def __init__(
+        self,
+        command: Sequence[str],
+        listener: socket.socket,
+        count: int,
+        patience: float,
+        *,
+        environ: Callable[[int], Mapping[str, str]] = lambda place: os.environ,
+        ended: Callable[[int], None] = lambda place: None,
+    ) -> None:
         self._command = command
         self._listener = listener
-        self._places = [Place() for _ in range(count)]
+        self._places = [Place(number) for number in range(count)]
         self._patience = patience
+        self._environ = environ
+        self._place_ended = ended
         self._ending: float | None = None  # since when
         self._clean = True
         self._alive = -1
@@ -90,7 +105,8 @@ class Supervisor:
         place.since = now
         before = signal.pthread_sigmask(signal.SIG_BLOCK, TOLD)
         try:
-            place.process = subprocess.Popen([*self._command, *map(str, fds)], pass_fds=fds)  # noqa: S603 - our own
+            command = [*self._command, *map(str, fds)]
+            place.process = subprocess.Popen(command, pass_fds=fds, env=self._environ(place.number))  # noqa: S603 - ours
         except OSError as error:
             self._failed(place, f"a worker can't be started ({error.strerror})")
         else:
@@ -117,6 +133,7 @@ class Supervisor:
         for place in self._places:
             if place.process is not None and (status := place.process.poll()) is not None:
                 pid, place.process = place.process.pid, None
+                self._place_ended(place.number)
                 if self._ending is None:
                     self._failed(place, f"worker {pid} {_ended(status)} unasked")
                 elif status != 0:

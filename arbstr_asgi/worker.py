@@ -6,6 +6,7 @@ from arbstr_asgi.app import Arbstr
 from arbstr_asgi.config import Config
 from arbstr_asgi.errors import ConfigError
 from arbstr_asgi.serve import overridden, prepare, run, serve_on
+from arbstr_asgi.sharing import take_place
 
 
 def main(path: str, listen: str, workers: str, listener: str, alive: str) -> None:
@@ -14,6 +15,7 @@ def main(path: str, listen: str, workers: str, listener: str, alive: str) -> Non
         config = overridden(Config.load(path), listen, int(workers))
     except ConfigError as error:
         sys.exit(f"Error: {error.message}")
+    take_place()
     prepare(config.logging.number)
     run(serve_on(Arbstr(config), int(listener), config.server.grace, alive=int(alive)))
 

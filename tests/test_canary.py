@@ -219,7 +219,7 @@ def variants(folder: Path) -> list[dict[str, Any]]:
     """Configurations that take different paths through the code."""
     return [
         {},
-        {"response_headers": "full", "cost_comment": True, "metering": "require"},
+        {"response_headers": "full", "cost_comment": True, "metering": "require", "estimates": True},
         {"provider": {**PROVIDER, "inject": False, "disconnect": "cancel"}},
         {"provider": {**PROVIDER, "api_key": None, "api_key_file": in_a_file(folder), "auth_header": "api-key"}},
         {"provider": {**PROVIDER, "api_key": vault}, "logging": Logging(level="trace", log_requests=True)},
@@ -518,6 +518,9 @@ def test_bad_input(tmp_path: Path, finds: Finds) -> None:
             assert path.status == 404
             assert not provided.requests
             assert len(await rows(app)) == 2
+            metrics = await Call(app, method="GET", path="/metrics", headers=HEADERS).run()
+            finds.add("metrics", metrics.body.decode())
+            assert b"arbstr_refused_total" in metrics.body
 
     asyncio.run(main())
     finds.add_database(tmp_path / "ledger.db")

@@ -31,7 +31,13 @@ from arbstr_asgi.listing import provider_listing, to_json
 from arbstr_asgi.serve import serving
 from arbstr_asgi.settings import Limits
 
-GUARDED = [("GET", "/v1/models"), ("GET", "/v1/models/a/b"), ("POST", "/v1/cost"), ("GET", "/providers")]
+GUARDED = [
+    ("GET", "/v1/models"),
+    ("GET", "/v1/models/a/b"),
+    ("POST", "/v1/cost"),
+    ("GET", "/providers"),
+    ("GET", "/metrics"),
+]
 OPEN = [("GET", "/livez"), ("GET", "/readyz"), ("GET", "/health")]
 ASKED = b'{"model":"gpt","messages":[{"role":"user","content":"12345678"}],"max_tokens":10}'
 RULES = (

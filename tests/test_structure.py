@@ -20,18 +20,21 @@ MAX_FUNCTION_LINES = 60
 # A module may import what is on the lines above its own, never what is beside or below it.
 LEVELS = """
 errors spans entry usage interrupt learning lifespan workers orders mock_reply table metering.sse metering.grammar
-metering.excerpt
-ledger.quiet tries mock
+metering.excerpt keeping tokens
+ledger.quiet tries mock stats.cursor stats.zones
+stats.query
 ledger.columns ledger.faults ledger.losses ledger.snapshot ledger.slots
 tomlfile variables unsupported places requestlog
 checks replies section prompt splice metering.reading metering.stripping metering.pruning
+stats
 ledger.values ledger.statements ledger.location
 apikey keysources
 rates settings chat policies metering.meter ledger.driver ledger.backlog ledger.trouble ledger.degrading supervisor
-provider estimate aliasing
+texts
+provider estimate aliasing estimator
 headers config drains holding leaving matching pricing keys transports metering.plain metering.events
 ledger.sessions ledger.hand ledger.migrations
-callers body models health routing watching verdict upstream listing
+callers body models health routing watching verdict upstream listing labels
 ledger.sqlite ledger.postgresql ledger.mysql ledger.schema ledger.reader
 breaker lookahead ledger.target metering.decoding metering.sniffing
 ledger.spill ledger.migrate metering.opening advice keyreport quote
@@ -39,7 +42,10 @@ ledger.spiller ledger.replay
 ledger.writer
 ledger.ledger
 ledger metering
-outcome first_event desk
+outcome first_event desk gauges exposition
+metrics
+extras
+sharing
 account
 asking relay
 failover
@@ -57,11 +63,12 @@ cli
 PURE = """
 errors spans entry usage drains holding learning leaving replies chat headers routing pricing outcome breaker estimate
 matching prompt splice aliasing tries verdict first_event apikey keysources variables unsupported places table listing
-models health quote orders mock_reply
+models health quote orders mock_reply labels texts
 metering
 metering.sse metering.reading metering.stripping metering.meter metering.grammar metering.excerpt metering.pruning
 metering.plain metering.events metering.decoding metering.sniffing metering.opening
 ledger.columns ledger.values ledger.statements ledger.snapshot ledger.degrading
+stats stats.cursor stats.zones stats.query
 """
 OUTSIDE = "asyncio concurrent http io os pathlib random selectors socket ssl subprocess tempfile threading time urllib"
 
@@ -80,6 +87,8 @@ FOREIGN = {
     "uvloop": "serve",
     "click": "cli mock_server",
     "tenacity": "ledger.trouble failover",
+    "prometheus_client": "metrics gauges exposition sharing",
+    "bpe_openai": "tokens",
     "msgspec": "*",
 }
 ONLY_FOR_TYPES = {"gateway": "httpx databases", "app": "httpx databases", "middleware": "httpx databases"}

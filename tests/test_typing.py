@@ -27,7 +27,7 @@ WRONG = {
     "the configuration is frozen": ("config.metering = 'require'", "misc"),
     "no such metering": ("Config(providers=(provider,), metering='sometimes')", "arg-type"),
     "no such setting": ("Provider(name='p', url='http://h', retries=3)", "call-arg"),
-    "settings have names": ("Provider('p', 'http://h')", "misc|call-arg"),
+    "settings have names": ("Provider('p', 'http://h')", "misc|call-arg|arg-type"),
     "a missing configuration": ("ArbstrMiddleware(llm)", "call-arg"),
     "a key that is a number": ("Provider(name='p', url='http://h', api_key=1)", "arg-type"),
     "a key of a function that gives a number": (

@@ -2,10 +2,11 @@
 
 import asyncio
 import logging
+from collections.abc import AsyncIterator, Callable
 from datetime import UTC, datetime
 from decimal import Decimal
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from databases import Database
 
@@ -21,6 +22,7 @@ from arbstr_asgi.ledger.spill import shelter
 from arbstr_asgi.ledger.statements import statements
 from arbstr_asgi.ledger.target import Target
 from arbstr_asgi.ledger.writer import Writer
+from arbstr_asgi.stats import Group, Page, Rebuilt, RequestsQuery, StatsQuery
 
 logger = logging.getLogger("arbstr_asgi.ledger")
 
@@ -220,6 +222,34 @@ class Ledger:
     async def attempts(self, correlation_id: str) -> list[dict[str, Any]]:
         """The committed attempts of one call, in their order; values as in `rows`. Raises LedgerError."""
         return await self._open_reader().attempts(correlation_id)
+
+    async def stats(self, query: StatsQuery) -> list[Group]:
+        """Figures, grouped; one Group with keys () where not. Raises LedgerError."""
+        raise LedgerError("not yet")
+
+    async def requests(self, query: RequestsQuery) -> Page:
+        """One page of rows. Raises LedgerError."""
+        raise LedgerError("not yet")
+
+    def export(self, query: RequestsQuery) -> AsyncIterator[dict[str, Any]]:
+        """All rows from the page on, however many, as in `requests`; few are in memory. Raises LedgerError."""
+        raise LedgerError("not yet")
+
+    async def distinct(self, column: Literal["model", "provider"]) -> list[str]:
+        """The names that rows have had in this column, sorted. Raises LedgerError."""
+        raise LedgerError("not yet")
+
+    async def rebuild(self, progress: Callable[[int, int], None] | None = None) -> Rebuilt:
+        """Compute all roll-ups again. `progress` hears hours done and to do. Raises LedgerError."""
+        raise LedgerError("not yet")
+
+    async def prune(self, before: datetime, progress: Callable[[int, int], None] | None = None) -> int:
+        """Delete rows that arrived earlier, and their attempts; roll-ups stay. Returns how many. Raises LedgerError."""
+        raise LedgerError("not yet")
+
+    async def forget(self, end_user: str) -> dict[str, int]:
+        """Take a person out of every table and the spill; returns the number of rows of each. Raises LedgerError."""
+        raise LedgerError("not yet")
 
     async def check(self) -> None:
         """Raise LedgerError unless the database answers a cheap query in two seconds."""

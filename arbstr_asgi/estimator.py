@@ -1,0 +1,129 @@
+"""Estimates the tokens of calls that have ended without usage, in a thread of its own, behind the reply."""
+
+import asyncio
+import logging
+import queue
+import threading
+from collections.abc import Callable
+from decimal import Decimal
+from typing import NamedTuple, Protocol
+
+import msgspec
+
+from arbstr_asgi import texts
+from arbstr_asgi.entry import Entry
+from arbstr_asgi.keeping import Keeper, Kept
+from arbstr_asgi.ledger.quiet import Quiet
+from arbstr_asgi.usage import Usage
+
+logger = logging.getLogger("arbstr_asgi")
+
+MAX_WAITING = 1000  # calls; what more there are stay without an estimate
+SECONDS_TO_CLOSE = 2.0
+SECONDS_BETWEEN_COMPLAINTS = 60.0
+
+Price = Callable[[Usage], Decimal | None]
+
+
+class Counts(Protocol):
+    """Counts the tokens of a text; raises when `stopped` says so."""
+
+    def count(self, text: str, stopped: Callable[[], bool]) -> int: ...
+
+
+class _Job(NamedTuple):
+    kept: Kept
+    entry: Entry
+    events: int
+    price: Price
+
+    def __repr__(self) -> str:
+        return "<job>"
+
+
+class Estimator:
+    """Takes in calls that have ended, and records those again for which it finds something to count.
+
+    `record` is called from its thread. `load` makes the tokenizer there.
+    """
+
+    def __init__(self, record: Callable[[Entry], None], load: Callable[[], Counts]) -> None:
+        self._record = record
+        self._load = load
+        self.keeper = Keeper()
+        self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
+        self._recording = threading.Lock()
+        self._stopped = False
+        self._quiet = Quiet(SECONDS_BETWEEN_COMPLAINTS)
+        self._thread = threading.Thread(target=self._run, name="arbstr-estimates", daemon=True)
+        self._thread.start()
+
+    def keep(self, request: bytes, *, streaming: bool) -> Kept:
+        """What is to be kept of a call that begins to be answered."""
+        return Kept(self.keeper, request, streaming=streaming)
+
+    def ended(self, kept: Kept, entry: Entry, events: int, price: Price) -> None:
+        """A call has ended: its last state, the events of its reply, and what so much usage costs. Never waits."""
+        if entry.usage_source != "none" or not kept.reply or self._stopped:
+            kept.drop()
+        elif self._jobs.qsize() >= MAX_WAITING:
+            kept.drop()
+            if self._quiet.over():
+                logger.warning("more calls end without usage than can be estimated; some stay without it")
+        else:
+            self._jobs.put(_Job(kept, entry, events, price))
+
+    async def close(self, timeout: float = SECONDS_TO_CLOSE) -> None:
+        """Estimate what waits, for at most `timeout` seconds; the rest stays without."""
+        self._jobs.put(None)
+        await asyncio.to_thread(self._thread.join, timeout)
+        self.stop()
+
+    def stop(self) -> None:
+        """Record nothing more from now on."""
+        with self._recording:
+            self._stopped = True
+        self._jobs.put(None)
+
+    def _run(self) -> None:
+        try:
+            tokenizer = self._load()
+        except Exception as error:  # noqa: BLE001 - whatever keeps it from loading, calls go on
+            logger.critical("estimates: the tokenizer can't be loaded (%s); there will be none", type(error).__name__)
+            self._stopped = True
+            tokenizer = None
+        while (job := self._jobs.get()) is not None:
+            try:
+                if tokenizer is not None and not self._stopped:
+                    self._estimate(tokenizer, job)
+            except Exception as error:  # noqa: BLE001 - without its message, which may quote the texts
+                if not self._stopped and self._quiet.over():
+                    logger.error("an estimate failed with %s", type(error).__name__)  # noqa: TRY400
+            finally:
+                job.kept.drop()
+                del job
+
+    def _estimate(self, tokenizer: Counts, job: _Job) -> None:
+        kept, answered = job.kept, texts.answered(bytes(job.kept.reply), whole=job.kept.whole)
+        if answered is None:
+            return
+        output = sum(self._count(tokenizer, text) for text in answered.texts)
+        if not kept.whole:
+            output = round(output * max(job.events, answered.events) / answered.events)
+        asked = None if kept.request is None else texts.asked(kept.request)
+        given = None if asked is None else asked.overhead + sum(self._count(tokenizer, text) for text in asked.texts)
+        usage = Usage(input_tokens=given, output_tokens=output)
+        entry = msgspec.structs.replace(
+            job.entry,
+            revision=job.entry.revision + 1,
+            input_tokens=given,
+            output_tokens=output,
+            cost_sats=job.price(usage),
+            usage_source="estimated",
+        )
+        with self._recording:
+            if not self._stopped:
+                self._record(entry)
+
+    def _count(self, tokenizer: Counts, text: str) -> int:
+        return tokenizer.count(text, lambda: self._stopped)

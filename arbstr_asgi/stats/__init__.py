@@ -1,0 +1,29 @@
+"""Questions to the ledger and their answers, as values; `arbstr_asgi.ledger` answers them."""
+
+from arbstr_asgi.stats.query import (
+    GROUPS,
+    SORTS,
+    Cursor,
+    Figures,
+    Filters,
+    Group,
+    Page,
+    Rebuilt,
+    RequestsQuery,
+    Spread,
+    StatsQuery,
+)
+
+__all__ = [
+    "GROUPS",
+    "SORTS",
+    "Cursor",
+    "Figures",
+    "Filters",
+    "Group",
+    "Page",
+    "Rebuilt",
+    "RequestsQuery",
+    "Spread",
+    "StatsQuery",
+]

@@ -1,0 +1,160 @@
+"""What may be asked of the ledger, and what it answers."""
+
+from datetime import date, datetime
+from decimal import Decimal
+from typing import Any, NamedTuple
+
+import msgspec
+
+from arbstr_asgi.stats.cursor import Cursor
+from arbstr_asgi.stats.zones import zone_of
+
+GROUPS = ("model", "provider", "end_user", "tenant", "policy", "hour", "day")
+SORTS = ("timestamp", "cost_sats", "latency_ms")
+TIMES = ("hour", "day")
+SOURCES = ("provider", "provider_partial", "estimated")
+
+
+class Filters(msgspec.Struct, frozen=True, kw_only=True):
+    """Which rows count; None: any. Values are equal in every character, case too.
+
+    `status` is the row's `error_status`, and 200 a success without one.
+    """
+
+    correlation_id: str | None = None
+    model: str | None = None
+    provider: str | None = None
+    end_user: str | None = None
+    tenant: str | None = None
+    policy: str | None = None
+    end_reason: str | None = None
+    status: int | None = None
+    success: bool | None = None
+    streaming: bool | None = None
+
+    @property
+    def given(self) -> dict[str, Any]:
+        """The ones that are not None."""
+        return {name: value for name in self.__struct_fields__ if (value := getattr(self, name)) is not None}
+
+
+class StatsQuery(msgspec.Struct, frozen=True, kw_only=True):
+    """Figures of the rows that arrived from `since` on and before `until` (both aware).
+
+    Up to two different `GROUPS`; the hours and days are those of `zone`, an IANA name. At most `limit` groups: those
+    with most requests first or, grouped by hour or day, in the order of time. Raises ValueError.
+    """
+
+    since: datetime
+    until: datetime
+    filters: Filters = Filters()
+    group_by: tuple[str, ...] = ()
+    zone: str = "UTC"
+    limit: int = 100
+
+    def __post_init__(self) -> None:
+        _check_range(self.since, self.until)
+        if len(self.group_by) > 2 or len(set(self.group_by)) < len(self.group_by):
+            raise ValueError("group_by: at most two different ones")
+        if not set(self.group_by) <= set(GROUPS):
+            raise ValueError(f"group_by: use {', '.join(GROUPS)}")
+        if self.limit < 0:
+            raise ValueError("limit: must not be negative")
+        zone_of(self.zone)
+
+
+class Spread(msgspec.Struct, frozen=True):
+    """How long something took, in milliseconds, over the rows that know; None where none does.
+
+    The average is exact; percentiles are off by at most 1.6 %, and exact below 64 ms.
+    """
+
+    average: float | None = None
+    p50: float | None = None
+    p95: float | None = None
+    p99: float | None = None
+
+
+class Figures(msgspec.Struct, frozen=True, kw_only=True):
+    """Sums over rows, exact.
+
+    What is in flight is neither a success nor an error. `tokens` has input and output of each usage source, `priced`
+    the number of rows whose cost is known, `savings_sats` what the dearest candidates would have cost more, over the
+    rows where both are known.
+    """
+
+    total: int
+    success: int
+    error: int
+    streaming: int
+    input_tokens: int
+    output_tokens: int
+    tokens: dict[str, tuple[int, int]]
+    cost_sats: Decimal
+    priced: int
+    savings_sats: Decimal
+    latency_ms: Spread
+    ttft_ms: Spread
+    stream_duration_ms: Spread
+
+
+Key = str | datetime | date | None
+
+
+class Group(msgspec.Struct, frozen=True):
+    """The figures of the rows that share `keys`, in the order of `group_by`.
+
+    A datetime is the start of an hour, a date a day, both in the zone of the query; None is NULL.
+    """
+
+    keys: tuple[Key, ...]
+    figures: Figures
+
+
+class RequestsQuery(msgspec.Struct, frozen=True, kw_only=True):
+    """Rows that arrived from `since` on and before `until`, sorted, ties by their number.
+
+    Unknown costs and latencies count as the smallest. With `after`, the `next` of another page with the same query,
+    the rows behind that, and `offset` is not used. Raises ValueError.
+    """
+
+    since: datetime
+    until: datetime
+    filters: Filters = Filters()
+    sort: str = "timestamp"
+    descending: bool = True
+    limit: int = 20
+    offset: int = 0
+    after: Cursor | None = None
+
+    def __post_init__(self) -> None:
+        _check_range(self.since, self.until)
+        if self.sort not in SORTS:
+            raise ValueError(f"sort: use {', '.join(SORTS)}")
+        if self.limit < 0 or self.offset < 0:
+            raise ValueError("limit and offset: must not be negative")
+        if self.after is not None and not self.after.fits(self.sort):
+            raise ValueError("after: is of another sort")
+
+
+class Page(msgspec.Struct, frozen=True):
+    """Rows with all their columns and `id`.
+
+    `total` is how many there are on all pages; None where counting would take long. `next` is None on the last page.
+    """
+
+    rows: list[dict[str, Any]]
+    total: int | None
+    next: Cursor | None
+
+
+class Rebuilt(NamedTuple):
+    """How many hours were computed again, and how many of them had been wrong."""
+
+    hours: int
+    differed: int
+
+
+def _check_range(since: datetime, until: datetime) -> None:
+    if since.utcoffset() is None or until.utcoffset() is None:
+        raise ValueError("since and until: must have a time zone")
