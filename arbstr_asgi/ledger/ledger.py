@@ -14,12 +14,14 @@ from arbstr_asgi.entry import Entry
 from arbstr_asgi.errors import ConfigError, LedgerError, LedgerUnavailable
 from arbstr_asgi.ledger.backlog import Mark, Settle, Update, promise
 from arbstr_asgi.ledger.faults import described
+from arbstr_asgi.ledger.fragments import Fragments
 from arbstr_asgi.ledger.losses import Losses
 from arbstr_asgi.ledger.reader import Reader
 from arbstr_asgi.ledger.slots import new_worker_id
 from arbstr_asgi.ledger.snapshot import Bounds, Snapshot
 from arbstr_asgi.ledger.spill import shelter
 from arbstr_asgi.ledger.statements import statements
+from arbstr_asgi.ledger.statistics import Statistics
 from arbstr_asgi.ledger.target import Target
 from arbstr_asgi.ledger.writer import Writer
 from arbstr_asgi.stats import Group, Page, Rebuilt, RequestsQuery, StatsQuery
@@ -60,6 +62,7 @@ class Ledger:
         self._bounds = bounds
         self._migrate = self._target.own if migrate is None else migrate
         self._statements = statements(self._target.dialect, self._target.prefix)
+        self._fragments = Fragments(self._target.dialect, self._target.prefix)
         self._losses = Losses()
         self._writer: Writer | None = None
         self._opening = False
@@ -224,8 +227,12 @@ class Ledger:
         return await self._open_reader().attempts(correlation_id)
 
     async def stats(self, query: StatsQuery) -> list[Group]:
-        """Figures, grouped; one Group with keys () where not. Raises LedgerError."""
-        raise LedgerError("not yet")
+        """Figures, grouped; one Group with keys () where not. Raises LedgerError.
+
+        One state of the database, all that is committed in it: closed hours come from roll-ups, the rest from rows.
+        """
+        reader = self._open_reader()
+        return await reader.run(lambda raw: Statistics(reader.driver, self._fragments).groups(raw, query))
 
     async def requests(self, query: RequestsQuery) -> Page:
         """One page of rows. Raises LedgerError."""

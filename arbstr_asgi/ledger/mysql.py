@@ -37,6 +37,19 @@ class Mysql:
             raise
         await self._run(raw, "RELEASE SAVEPOINT arbstr" if nested else "COMMIT")
 
+    @asynccontextmanager
+    async def reading(self, raw: Any) -> AsyncIterator[None]:
+        if self.in_transaction(raw):
+            yield
+            return
+        await self._run(raw, "START TRANSACTION WITH CONSISTENT SNAPSHOT, READ ONLY")
+        try:
+            yield
+        except Exception:
+            await self._run(raw, "ROLLBACK")
+            raise
+        await self._run(raw, "COMMIT")
+
     def in_transaction(self, raw: Any) -> bool:
         return bool(raw.get_transaction_status())
 

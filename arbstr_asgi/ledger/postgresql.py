@@ -38,6 +38,21 @@ class Postgresql:
             raise
         await transaction.commit()
 
+    @asynccontextmanager
+    async def reading(self, raw: Any) -> AsyncIterator[None]:
+        if self.in_transaction(raw):
+            yield
+            return
+        transaction = raw.transaction(isolation="repeatable_read", readonly=True)
+        await transaction.start()
+        try:
+            await raw.execute("SET LOCAL jit = off")  # compiling would take longer than any of our queries
+            yield
+        except Exception:
+            await transaction.rollback()
+            raise
+        await transaction.commit()
+
     def in_transaction(self, raw: Any) -> bool:
         return bool(raw.is_in_transaction())
 

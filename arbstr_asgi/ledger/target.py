@@ -24,7 +24,7 @@ class Target:
     def __init__(self, place: Location | Database, dialect: str, prefix: str, *, durable: bool) -> None:
         self.dialect = dialect
         self.prefix = prefix
-        self.schema = ""  # what `open` found or did: `0002 (up to date)`, `nothing -> 0002`
+        self.schema = ""  # what `open` found or did: `0003 (up to date)`, `nothing -> 0003`
         self._place = place
         self._durable = durable
         self.driver: Driver = load(dialect)
