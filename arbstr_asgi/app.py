@@ -10,16 +10,18 @@ import msgspec
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
 from arbstr_asgi.body import ClientGone
 from arbstr_asgi.callers import Caller, Identify, Identity, as_caller
 from arbstr_asgi.config import Config
-from arbstr_asgi.errors import ArbstrError, LedgerError
+from arbstr_asgi.endpoints import guarded
+from arbstr_asgi.errors import ArbstrError
 from arbstr_asgi.gateway import CHAT_PATH, Gateway
 from arbstr_asgi.ledger import Ledger
+from arbstr_asgi.probes import Probes
 
 
 class Arbstr:
@@ -55,8 +57,8 @@ class Arbstr:
         self._app = Starlette(
             routes=[
                 Route(CHAT_PATH, _Chat(self._gateway), methods=["POST"]),
-                Route("/livez", self._livez),
-                Route("/readyz", self._readyz),
+                *guarded(self._gateway),
+                *Probes(self._gateway, self.snapshot).routes(),
             ],
             exception_handlers={HTTPException: _http_error},
             lifespan=self.lifespan,
@@ -96,9 +98,6 @@ class Arbstr:
         """
         return _Answer(self._gateway, request, as_caller(caller))
 
-    async def _livez(self, request: Request) -> Response:
-        return JSONResponse({"status": "ok"})
-
     def snapshot(self) -> dict[str, Any]:
         """What waits to be written, what went wrong, what is read on for clients that have left; see `Snapshot`.
 
@@ -112,19 +111,6 @@ class Arbstr:
             "drains_by_provider": dict(gateway.drains.by_provider),
             "uninjected": gateway.uninjected(),
         }
-
-    async def _readyz(self, request: Request) -> Response:
-        """Ready while rows are safe: a database that is down is none of the clients' business."""
-        ledger, facts = self._gateway.ledger, self.snapshot()
-        if not ledger.is_open or not ledger.has_room(1):
-            reason = "too much waits to be written" if ledger.is_open else "the ledger is not open"
-            return JSONResponse({"status": "unavailable", "reason": reason, **facts}, status_code=503)
-        try:
-            await ledger.check()
-        except LedgerError as error:
-            status = "spilling" if facts["spills"] else "holding"
-            return JSONResponse({"status": status, "reason": error.summary(), **facts})
-        return JSONResponse({"status": "ok", **facts})
 
 
 class _Chat:

@@ -5,6 +5,7 @@ from collections.abc import AsyncIterator
 
 from starlette.types import Receive
 
+from arbstr_asgi import headers as h
 from arbstr_asgi.errors import RequestError, ServerError
 from arbstr_asgi.settings import Limits
 
@@ -67,3 +68,12 @@ async def body_chunks(receive: Receive) -> AsyncIterator[bytes]:
             yield message["body"]
         if not message.get("more_body", False):
             return
+
+
+def check_headers(client_headers: h.Headers) -> None:
+    """Raises RequestError (415) unless the body is said to be plain JSON."""
+    named = sum(name.lower() == b"content-type" for name, _ in client_headers)
+    if named != 1 or h.media_type(client_headers) != "application/json":
+        raise RequestError(415, "Content-Type must be application/json.", code="unsupported_media_type")
+    if (h.first(client_headers, b"content-encoding") or "identity").lower() != "identity":
+        raise RequestError(415, "A compressed request body is not accepted.", code="unsupported_content_encoding")

@@ -13,10 +13,20 @@ from arbstr_asgi.checks import check_listen
 from arbstr_asgi.config import Config
 from arbstr_asgi.errors import ArbstrError
 from arbstr_asgi.keysources import key_sources
+from arbstr_asgi.orders import BOTH, CHEAP, EXPENSIVE, MEANINGS
 from arbstr_asgi.settings import DatabaseConfig
 from arbstr_asgi.tomlfile import read_toml
 
+LISTED = "\n".join(f"  {word:17} {meaning}" for word, meaning in MEANINGS.items())
 STANDALONE = 'This command needs hypercorn: pip install "arbstr-asgi[standalone]"'
+
+MOCK = f"""
+With --mock, {CHEAP} and {EXPENSIVE} answer, and the ledger is in a temporary folder. The last user message tells one
+or both what to do, as in [{CHEAP}: 503] or [{BOTH}: slow no-usage]:
+
+\b
+{LISTED}
+"""
 
 config_option = click.option(
     "-c",
@@ -47,11 +57,11 @@ def main() -> None:
     """Meter chat completions: tokens, cost and timing of every call, in your own database."""
 
 
-@main.command()
+@main.command(epilog=MOCK)
 @config_option
 @click.option("-l", "--listen", metavar="HOST:PORT", help="Instead of server.listen.")
 @click.option("-w", "--workers", type=click.IntRange(1), help="Instead of server.workers.")
-@click.option("--mock", is_flag=True, help="No config, no key: answer from a provider inside this process.")
+@click.option("--mock", is_flag=True, help="No config, no key: answer from two providers inside this process.")
 def serve(path: Path, listen: str | None, workers: int | None, *, mock: bool) -> None:
     """Run the gateway as a server of its own, on hypercorn.
 
@@ -63,17 +73,31 @@ def serve(path: Path, listen: str | None, workers: int | None, *, mock: bool) ->
     except ImportError:
         raise click.ClickException(STANDALONE) from None
     if mock:
-        from arbstr_asgi.mock_server import serve_mock
-
-        server.prepare()
-        serve_mock(listen or "127.0.0.1:8080")
+        _serve_mock(listen or "127.0.0.1:8080", workers or 1)
         return
     config = server.overridden(Config.load(path), listen, workers)
     server.prepare(config.logging.number)
     try:
         sys.exit(server.serve(config, path))
     except OSError as error:
-        raise click.ClickException(f"can't listen on {config.server.listen}: {error.strerror}") from None
+        raise _deaf(config.server.listen, error) from None
+
+
+def _serve_mock(listen: str, workers: int) -> None:
+    from arbstr_asgi import mock_server
+    from arbstr_asgi import serve as server
+
+    if workers > 1:
+        raise click.ClickException("--mock is one process with its providers and its ledger; leave out -w")
+    server.prepare()
+    try:
+        mock_server.serve_mock(listen)
+    except OSError as error:
+        raise _deaf(listen, error) from None
+
+
+def _deaf(listen: str, error: OSError) -> click.ClickException:
+    return click.ClickException(f"can't listen on {listen}: {error.strerror}")
 
 
 @main.command()

@@ -4,6 +4,7 @@ import asyncio
 import contextvars
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from time import monotonic
 from uuid import uuid4
@@ -13,15 +14,15 @@ import httpx
 from starlette.types import Receive, Scope, Send
 
 from arbstr_asgi import headers as h
-from arbstr_asgi.body import BodyReader, ClientGone, body_chunks
+from arbstr_asgi.body import BodyReader, ClientGone, body_chunks, check_headers
 from arbstr_asgi.breaker import Breakers
 from arbstr_asgi.callers import Caller, Callers, Identify
-from arbstr_asgi.chat import parse
+from arbstr_asgi.chat import ChatRequest, parse
 from arbstr_asgi.config import Config
 from arbstr_asgi.desk import Desk
 from arbstr_asgi.drains import Drains
 from arbstr_asgi.entry import Entry
-from arbstr_asgi.errors import ArbstrError, ConfigError, LedgerError, RequestError, ServerError
+from arbstr_asgi.errors import ArbstrError, ConfigError, LedgerError, ServerError
 from arbstr_asgi.exchange import Exchange
 from arbstr_asgi.keys import Keys
 from arbstr_asgi.learning import Learning
@@ -71,7 +72,7 @@ class Gateway:
         )
         self.drains = Drains()
         self._learning = Learning()
-        self._matcher = Matcher(config.policies)
+        self.matcher = Matcher(config.policies)
         self.breakers = Breakers(provider.name for provider in config.providers)
         self._keys = Keys()
         self._refuses = settings.on_full == "refuse"
@@ -102,7 +103,7 @@ class Gateway:
             upstream=self._upstream,
             drains=self.drains,
             learning=self._learning,
-            matcher=self._matcher,
+            matcher=self.matcher,
             breakers=self.breakers,
             keys=self._keys,
             record=record,
@@ -142,6 +143,24 @@ class Gateway:
         """The pairs of provider and model that refuse `stream_options`, so that somebody's streams have no usage."""
         return self._learning.uninjected(monotonic())
 
+    async def identify(self, scope: Scope) -> Caller:
+        """Who sent a request. Raises ArbstrError where they are not let in."""
+        return await self._callers.identify(scope)
+
+    @asynccontextmanager
+    async def reading(self, scope: Scope, receive: Receive) -> AsyncIterator[ChatRequest]:
+        """The chat completion in a request's body, for a block; nothing is done about it.
+
+        Raises RequestError, ServerError and ClientGone as for a call.
+        """
+        check_headers(scope["headers"])
+        body = await self._bodies.read(body_chunks(receive), h.first(scope["headers"], b"content-length"))
+        size = len(body)
+        try:
+            yield parse(body)
+        finally:
+            self._bodies.release(size)
+
     def _stop_all(self) -> None:
         for exchange in list(self._running):
             exchange.stop()
@@ -163,9 +182,9 @@ class Gateway:
                     "Usage can't be recorded at this moment. Please retry.", code="ledger_full", retry_after=5
                 )
             if caller is None:
-                caller = await self._callers.identify(scope)
+                caller = await self.identify(scope)
             client_headers = scope["headers"]
-            _check_headers(client_headers)
+            check_headers(client_headers)
             body = await self._bodies.read(chunks, h.first(client_headers, b"content-length"))
             exchange = Exchange(desk, parse(body), caller, correlation_id, arrival, arrived)
         except ClientGone:
@@ -223,11 +242,3 @@ class Gateway:
             self._desk = self._opening = self._last_rites = None  # the next loop opens it anew
             self._try_again = 0.0
             await self._upstream.close()
-
-
-def _check_headers(client_headers: h.Headers) -> None:
-    named = sum(name.lower() == b"content-type" for name, _ in client_headers)
-    if named != 1 or h.media_type(client_headers) != "application/json":
-        raise RequestError(415, "Content-Type must be application/json.", code="unsupported_media_type")
-    if (h.first(client_headers, b"content-encoding") or "identity").lower() != "identity":
-        raise RequestError(415, "A compressed request body is not accepted.", code="unsupported_content_encoding")

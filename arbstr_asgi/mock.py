@@ -1,71 +1,138 @@
 """A provider that needs no key and no network: it answers every chat completion with the same words.
 
-It speaks OpenAI's protocol as far as metering can tell: with `stream_options.include_usage` every chunk has
-`"usage": null` and a last chunk without choices has the counts. A token is a word.
+What else it can be told to do is said in `orders`.
 """
 
 import asyncio
 import hashlib
 import json
-from collections.abc import AsyncIterator
-from typing import Any
+from collections.abc import AsyncIterator, Sequence
+from typing import Any, NamedTuple
 
 from starlette.applications import Starlette
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response, StreamingResponse
+from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
+from starlette.types import Send
 
-REPLY = "Every token that passes through here is counted, priced and written down, and nobody waits for it."
+from arbstr_asgi.mock_reply import ERROR, completion, events
+from arbstr_asgi.orders import UnknownOrder, orders, status
+
 CREATED = 1_700_000_000
 SECONDS_PER_WORD = 0.01
+SECONDS_PER_SLOW_WORD = 0.2
+SECONDS_OF_NOTHING = 30.0
+KEPT = 100  # bodies
 
 
 class MockProvider:
-    """An ASGI application; `received` holds the bodies of the requests as they came, the newest last (at most 100)."""
+    """An ASGI application; `received` holds the bodies of the requests as they came, the newest last (at most 100).
 
-    def __init__(self) -> None:
+    `name` is that by which a message tells it what to do.
+    """
+
+    def __init__(self, name: str = "mock") -> None:
+        self.name = name
         self.received: list[bytes] = []
         self.app = Starlette(routes=[Route("/v1/chat/completions", self._chat, methods=["POST"])])
 
     async def _chat(self, request: Request) -> Response:
         body = await request.body()
-        self.received = [*self.received[-99:], body]
+        self.received = [*self.received[1 - KEPT :], body]
         try:
-            asked = json.loads(body)
-            words = str(asked.get("messages") or "").split()
-            model = str(asked["model"])
-        except (ValueError, KeyError, AttributeError):
-            error = {"message": "mock: not a chat completion", "type": "invalid_request_error"}
-            return JSONResponse({"error": error}, 400)
-        count = len(REPLY.split())
-        usage = {"prompt_tokens": len(words), "completion_tokens": count, "total_tokens": len(words) + count}
-        common = {
-            "id": "chatcmpl-" + hashlib.sha256(str(asked.get("messages")).encode()).hexdigest()[:24],
-            "created": CREATED,
-            "model": model,
-        }
-        if asked.get("stream") is not True:
-            message = {"role": "assistant", "content": REPLY}
-            choices = [{"index": 0, "message": message, "finish_reason": "stop"}]
-            return JSONResponse({**common, "object": "chat.completion", "choices": choices, "usage": usage})
-        wanted = (asked.get("stream_options") or {}).get("include_usage") is True
-        events = _events(common, usage if wanted else None)
-        return StreamingResponse(events, media_type="text/event-stream")
+            asked = _read(body, self.name)
+        except UnknownOrder as error:
+            return _refusal(str(error))
+        except (ValueError, KeyError, AttributeError, TypeError, RecursionError):
+            return _refusal("mock: not a chat completion")
+        gone = "stall" in asked.told and await _leaves(request, SECONDS_OF_NOTHING)
+        return _json(ERROR, 504) if gone else _answer(asked)
 
 
-async def _events(common: dict[str, Any], usage: dict[str, int] | None) -> AsyncIterator[bytes]:
-    chunk = {**common, "object": "chat.completion.chunk"}
-    asked = {} if usage is None else {"usage": None}
-    deltas: list[dict[str, str]] = [{"role": "assistant", "content": ""}]
-    deltas += [{"content": word + " "} for word in REPLY.split()]
-    for delta in deltas:
-        yield _event({**chunk, "choices": [{"index": 0, "delta": delta, "finish_reason": None}], **asked})
-        await asyncio.sleep(SECONDS_PER_WORD)
-    yield _event({**chunk, "choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}], **asked})
-    if usage is not None:
-        yield _event({**chunk, "choices": [], "usage": usage})
-    yield b"data: [DONE]\n\n"
+class _Asked(NamedTuple):
+    """What matters of a request: what every part of the answer has, and how much was said."""
+
+    common: dict[str, Any]
+    given: int
+    stream: bool
+    usage: bool
+    told: frozenset[str]
 
 
-def _event(value: dict[str, Any]) -> bytes:
-    return b"data: " + json.dumps(value, separators=(",", ":")).encode() + b"\n\n"
+def _read(body: bytes, name: str) -> _Asked:
+    asked = json.loads(body)
+    messages = asked.get("messages")
+    digest = hashlib.sha256(str(messages).encode("utf-8", "replace")).hexdigest()
+    return _Asked(
+        {"id": f"chatcmpl-{digest[:24]}", "created": CREATED, "model": str(asked["model"])},
+        len(str(messages or "").split()),
+        asked.get("stream") is True,
+        (asked.get("stream_options") or {}).get("include_usage") is True,
+        orders(messages, name),
+    )
+
+
+def _answer(asked: _Asked) -> Response:
+    told, failing = asked.told, status(asked.told)
+    if "reset" in told:
+        # No answer is more than a status in between, and all that hypercorn ends without a sound.
+        return _Reply([], told | {"cut"}, status=102)
+    if failing is not None:
+        return _json(ERROR, failing)
+    if asked.stream:
+        return _Reply(events(asked.common, asked.given, told, asked=asked.usage), told, kind="text/event-stream")
+    whole = completion(asked.common, asked.given, told)
+    middle = len(whole) // 2
+    return _Reply([whole[:middle], whole[middle:]], told, length=len(whole))
+
+
+class _Reply(StreamingResponse):
+    """A reply in parts, with a pause after each, that may stop in the middle."""
+
+    def __init__(
+        self,
+        parts: Sequence[bytes],
+        told: frozenset[str],
+        *,
+        status: int = 200,
+        kind: str = "application/json",
+        length: int | None = None,
+    ) -> None:
+        headers = {} if length is None else {"content-length": str(length)}
+        super().__init__(self._played(parts, told), status, headers, kind)
+        self._whole = not told & {"cut", "hang"}
+
+    async def _played(self, parts: Sequence[bytes], told: frozenset[str]) -> AsyncIterator[bytes]:
+        pause = SECONDS_PER_SLOW_WORD if "slow" in told else SECONDS_PER_WORD
+        for part in parts if self._whole else parts[: len(parts) // 2]:
+            yield part
+            await asyncio.sleep(pause)
+        if "hang" in told:
+            await asyncio.sleep(SECONDS_OF_NOTHING)
+
+    async def stream_response(self, send: Send) -> None:
+        """Send it; a body without an end makes the server close the connection."""
+        await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+        async for part in self.body_iterator:
+            await send({"type": "http.response.body", "body": part, "more_body": True})
+        if self._whole:
+            await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+
+async def _leaves(request: Request, seconds: float) -> bool:
+    """Wait; True as soon as the peer has gone."""
+    try:
+        async with asyncio.timeout(seconds):
+            while (await request.receive())["type"] != "http.disconnect":
+                pass
+    except TimeoutError:
+        return False
+    return True
+
+
+def _json(value: dict[str, Any], status_code: int) -> Response:
+    return Response(json.dumps(value).encode(), status_code, media_type="application/json")
+
+
+def _refusal(message: str) -> Response:
+    return _json({"error": {"message": message, "type": "invalid_request_error", "param": None, "code": None}}, 400)

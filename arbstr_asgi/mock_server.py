@@ -1,5 +1,6 @@
-"""`arbstr serve --mock`: the gateway in front of the mock provider, in one process, for one's own client."""
+"""`arbstr serve --mock`: the gateway in front of the mock providers, in one process, for one's own client."""
 
+import json
 import tempfile
 from pathlib import Path
 
@@ -7,13 +8,18 @@ import click
 
 from arbstr_asgi.app import Arbstr
 from arbstr_asgi.checks import check_listen
-from arbstr_asgi.demo import config
-from arbstr_asgi.mock import MockProvider
-from arbstr_asgi.serve import run, serve_here, serving
+from arbstr_asgi.mocks import mocked
+from arbstr_asgi.orders import CHEAP, MEANINGS
+from arbstr_asgi.serve import run, serve_here
+
+TRIED = {"model": "gpt-4o", "messages": [{"role": "user", "content": f"Hello! [{CHEAP}: 503]"}]}
 
 
 def serve_mock(listen: str) -> None:
-    """Serve until SIGTERM or SIGINT; the ledger is in a temporary folder that goes with the process."""
+    """Serve until SIGTERM or SIGINT; the ledger is in a temporary folder that goes with the process.
+
+    Raises ConfigError, and OSError when it can't listen.
+    """
     check_listen(listen)
     run(_serve_mock(listen))
 
@@ -21,6 +27,22 @@ def serve_mock(listen: str) -> None:
 async def _serve_mock(listen: str) -> None:
     with tempfile.TemporaryDirectory() as folder:
         database = Path(folder) / "mock.db"
-        async with serving(MockProvider().app) as provider_url:
-            click.echo(f"mock provider behind http://{listen}/v1 (any model, no key); ledger: {database}")
-            await serve_here(Arbstr(config(provider_url, database)), listen, grace=1.0)
+        async with mocked(database) as mocks:
+            names = " and ".join(provider.name for provider in mocks.config.providers)
+            click.echo(f"{names} behind http://{listen}/v1, no key; until this ends, the ledger: {database}")
+            click.echo(_said(listen))
+            await serve_here(Arbstr(mocks.config), listen, grace=1.0)
+
+
+def _said(listen: str) -> str:
+    return f"""
+GET  /v1/models, /v1/models/ID, /providers, /health, /livez, /readyz
+POST /v1/chat/completions, /v1/cost
+
+A message tells the providers what to do, as in [mock: stall] or [{CHEAP}: slow no-usage]:
+{", ".join(MEANINGS)}
+One that fails three times in a row is not asked for 30 s; /health shows that.
+
+curl -i http://{listen}/v1/chat/completions -H 'content-type: application/json' \\
+     -d '{json.dumps(TRIED)}'
+"""

@@ -306,6 +306,29 @@ def test_bad_input(tmp_path: Path, finds: Finds) -> None:
     assert finds.marked() == []
 
 
+def test_endpoints(tmp_path: Path, finds: Finds) -> None:
+    """What is told of models, costs, providers and health, and its refusals, quote no secret and no prompt."""
+    provider = {**PROVIDER, "models": ("m",)}
+    paths = [("GET", path) for path in ("/v1/models", "/v1/models/m", "/providers", "/health", "/livez", "/readyz")]
+    paths += [("GET", f"/v1/models/{PROMPT}"), ("GET", f"/{PROMPT}"), ("POST", "/v1/cost"), ("PUT", "/providers")]
+
+    async def main() -> None:
+        provided = Provided(raising(httpx.ConnectError(f"{BUG} {KEY}")))
+        async with running("sub-app", configured(tmp_path, provider, server=SERVER), provided) as app:
+            for _ in range(3):
+                await finds.attempt("chat", Call(app, PLAIN_REQUEST, headers=HEADERS))
+            for method, path in paths:
+                for headers in (HEADERS, {**HEADERS, "authorization": f"Bearer {COOKIE}"}):
+                    await finds.attempt(path, Call(app, PLAIN_REQUEST, path=path, method=method, headers=headers))
+            for name, body in MALFORMED.items():
+                await finds.attempt(name, Call(app, body, path="/v1/cost", headers=HEADERS))
+            finds.add_objects()
+
+    asyncio.run(main())
+    assert finds.marked() == []
+    assert any(what.startswith('{"model":"m","provider":"p"') for where, what in finds.seen if where.endswith("/cost"))
+
+
 def test_identify(tmp_path: Path, finds: Finds) -> None:
     """A host's `identify` may fail with anything in its message, and have anything in its tags."""
 

@@ -9,6 +9,8 @@ import sqlite3
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,7 @@ from starlette.responses import JSONResponse, Response
 from arbstr_asgi import __version__
 from arbstr_asgi.cli import STANDALONE, main
 from arbstr_asgi.mock import MockProvider
+from arbstr_asgi.orders import CHEAP, EXPENSIVE, MEANINGS
 
 SECONDS = 30.0
 ALPHA_KEY = "sk-alpha-secret-key"
@@ -86,7 +89,7 @@ def test_without_hypercorn(command: list[str], monkeypatch: pytest.MonkeyPatch) 
     """Where hypercorn is not installed, what needs it says how to get it, in one line."""
     for name in [name for name in sys.modules if name.split(".")[0] == "hypercorn"]:
         monkeypatch.delitem(sys.modules, name)
-    for name in ("serve", "demo", "mock_server"):
+    for name in ("serve", "demo", "mocks", "mock_server"):
         monkeypatch.delitem(sys.modules, f"arbstr_asgi.{name}", raising=False)
         monkeypatch.delattr(f"arbstr_asgi.{name}", raising=False)
     monkeypatch.setitem(sys.modules, "hypercorn", None)
@@ -214,8 +217,14 @@ def environment(**more: str) -> dict[str, str]:
     return {**kept, "PYTHONUNBUFFERED": "1", **more}
 
 
+def listed(text: str, heading: str) -> list[dict[str, str]]:
+    """The rows of the table below a heading, whose cells have no spaces."""
+    header, _, *found = text.partition(heading)[2].partition(":\n\n")[2].partition("\n\n")[0].splitlines()
+    return [dict(zip(header.split(), line.split(), strict=True)) for line in found]
+
+
 def test_demo(tmp_path: Path) -> None:
-    """`arbstr demo` shows the injection, equal digests and two priced rows, ends with 0, and leaves nothing behind."""
+    """`arbstr demo` shows the injection, equal digests, priced rows and a failover, and leaves nothing behind."""
     command = [sys.executable, "-c", "from arbstr_asgi.cli import main; main()", "demo"]
     temporary = tmp_path / "tmp"
     temporary.mkdir()
@@ -235,13 +244,20 @@ def test_demo(tmp_path: Path) -> None:
     for part in (streaming, plain):
         direct, through = re.findall(r"digest, .*?  ?([0-9a-f]{64} \(\d+ bytes\))", part)
         assert direct == through
-    header, _, *found = plain.partition("one row a call):\n\n")[2].partition("\n\n")[0].splitlines()
-    cells = [dict(zip(header.split(), line.split(), strict=True)) for line in found]
-    assert [row["streaming"] for row in cells] == ["True", "False"]
-    for row in cells:
+    cells = listed(plain, "one row a call")
+    assert [row["streaming"] for row in cells] == ["True", "False", "True"]
+    assert [(row["provider"], row["attempts"]) for row in cells] == [(CHEAP, "1"), (CHEAP, "1"), (EXPENSIVE, "2")]
+    for row, (given, answered, base) in zip(cells, [(5_000, 15_000, 0)] * 2 + [(10_000, 30_000, 1)], strict=True):
         assert (row["end_user"], row["end_reason"]) == ("alice", "completed")
-        tokens = int(row["input_tokens"]) * 10_000 + int(row["output_tokens"]) * 30_000
-        assert float(row["cost_sats"]) == pytest.approx(1 + tokens / 1_000_000)
+        tokens = int(row["input_tokens"]) * given + int(row["output_tokens"]) * answered
+        assert float(row["cost_sats"]) == pytest.approx(base + tokens / 1_000_000)
+    assert f"answered by     {EXPENSIVE}, status 200" in plain
+    attempts = listed(plain.replace("provider answered 503", "failed"), "The attempts of the last call")
+    assert [(row["number"], row["provider"], row["status"]) for row in attempts] == [
+        ("1", CHEAP, "503"),
+        ("2", EXPENSIVE, "200"),
+    ]
+    assert attempts[0]["error_message"] == "failed"
     assert list(temporary.iterdir()) == []
     assert [path.name for path in tmp_path.iterdir()] == ["tmp"]
 
@@ -292,9 +308,29 @@ def free_port() -> int:
         return int(listener.getsockname()[1])
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_serve_mock(number: signal.Signals, tmp_path: Path) -> None:
-    """`arbstr serve --mock` answers any client, and ends with 0 when told to, its ledger gone."""
+def told(word: str, model: str = "gpt-4o", *, stream: bool = False) -> dict[str, Any]:
+    """A chat completion that tells the cheap provider what to do."""
+    content = f"hello [{CHEAP}: {word}]" if word else "hello"
+    return {"model": model, "stream": stream, "messages": [{"role": "user", "content": content}]}
+
+
+def ledger_of(path: Path, count: int) -> list[dict[str, Any]]:
+    """The rows that a process has written, once there are so many finished ones."""
+    deadline = time.monotonic() + SECONDS
+    while True:
+        with sqlite3.connect(path) as connection:
+            connection.row_factory = sqlite3.Row
+            found = [dict(row) for row in connection.execute("SELECT * FROM requests ORDER BY id")]
+        connection.close()
+        if len(found) == count and all(row["end_reason"] != "in_flight" for row in found):
+            return found
+        assert time.monotonic() < deadline, found
+        time.sleep(0.05)
+
+
+@contextmanager
+def mocking(folder: Path) -> Iterator[tuple[str, list[str], "subprocess.Popen[str]"]]:
+    """`arbstr serve --mock`: its URL, what it says at first, and its process."""
     port = free_port()
     script = "from arbstr_asgi.cli import main; main()"
     command = [sys.executable, "-c", script, "serve", "--mock", "--listen", f"127.0.0.1:{port}"]
@@ -303,27 +339,100 @@ def test_serve_mock(number: signal.Signals, tmp_path: Path) -> None:
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        cwd=tmp_path,
-        env=environment(TMPDIR=str(tmp_path)),
+        cwd=folder,
+        env=environment(TMPDIR=str(folder)),
     ) as process:
         try:
-            line = first_line(process)
-            assert f"http://127.0.0.1:{port}/v1" in line
-            ledger = Path(line.rpartition("ledger: ")[2].strip())
-            url = f"http://127.0.0.1:{port}/v1/chat/completions"
-            plain = answered(url, json={"model": "any", "messages": []})
-            assert plain.json()["usage"]["completion_tokens"] > 0
-            streamed = answered(url, json={"model": "any", "messages": [], "stream": True})
-            assert streamed.text.endswith("data: [DONE]\n\n")
-            assert "usage" not in streamed.text
-            assert ledger.exists()
-            process.send_signal(number)
-            _, errors = process.communicate(timeout=SECONDS)
+            assert process.stdout is not None
+            said = [first_line(process)]
+            while "-d '{" not in said[-1]:
+                said.append(process.stdout.readline())
+                assert said[-1], process.communicate()
+            yield f"http://127.0.0.1:{port}", said, process
         finally:
             process.kill()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_serve_mock(number: signal.Signals, tmp_path: Path) -> None:
+    """`arbstr serve --mock` answers any client, and ends with 0 when told to, its ledger gone."""
+    with mocking(tmp_path) as (base, said, process):
+        assert f"{base}/v1" in said[0]
+        ledger = Path(said[0].rpartition("ledger: ")[2].strip())
+        url = f"{base}/v1/chat/completions"
+        plain = answered(url, json=told(""))
+        assert plain.json()["usage"]["completion_tokens"] > 0
+        streamed = answered(url, json=told("", stream=True))
+        assert streamed.text.endswith("data: [DONE]\n\n")
+        assert "usage" not in streamed.text
+        assert [reply.headers["x-arbstr-provider"] for reply in (plain, streamed)] == [CHEAP, CHEAP]
+        assert ledger.exists()
+        process.send_signal(number)
+        _, errors = process.communicate(timeout=SECONDS)
     assert process.returncode == 0
     assert "Traceback" not in errors
     assert not ledger.exists()
+    assert f"curl -i {url}" in "".join(said)
+    assert all(word in "".join(said) for word in (*MEANINGS, "/v1/models", "/v1/cost", "/providers", "/health"))
+
+
+def test_serve_mock_told(tmp_path: Path) -> None:
+    """As a process of its own: a failure is failed over, odd streams keep their rows true, and a stall holds no end."""
+    with mocking(tmp_path) as (base, said, process):
+        ledger = Path(said[0].rpartition("ledger: ")[2].strip())
+        url = f"{base}/v1/chat/completions"
+        over = answered(url, json=told("503"))
+        assert (over.status_code, over.headers["x-arbstr-provider"]) == (200, EXPENSIVE)
+        assert over.headers["x-arbstr-retries"] == f"1/{CHEAP}"
+        for word in ("no-usage", "usage-everywhere", "late-error"):
+            assert answered(url, json=told(word, "gpt-4o-mini", stream=True)).status_code == 200
+        assert answered(url, json=told("", "mock-1")).status_code == 404
+        rows = ledger_of(ledger, 5)
+        assert [(row["provider"], row["attempts"], row["output_tokens"], row["end_reason"]) for row in rows] == [
+            (EXPENSIVE, 2, 17, "completed"),
+            (CHEAP, 1, None, "completed"),
+            (CHEAP, 1, 17, "completed"),
+            (CHEAP, 1, None, "upstream_error"),
+            (None, 0, None, "completed"),
+        ]
+        with httpx.Client(trust_env=False, base_url=base) as client:
+            assert client.get("/v1/models").json()["data"][0]["id"] == "gpt-4o"
+            assert client.post("/v1/cost", json=told("")).json()["provider"] == CHEAP
+            assert client.get("/health").json()["status"] == "ok"
+            with suppress(httpx.TimeoutException):
+                client.post(url, json=told("stall"), timeout=0.5)
+        began = time.monotonic()
+        process.send_signal(signal.SIGTERM)
+        _, errors = process.communicate(timeout=SECONDS)
+        assert time.monotonic() - began < 15
+    assert (process.returncode, "Traceback" in errors) == (0, False)
+
+
+def test_serve_mock_is_one_process() -> None:
+    """More workers would each have a ledger and providers of their own, so they are refused."""
+    result = arbstr("serve", "--mock", "-w", "2")
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert result.stderr == "Error: --mock is one process with its providers and its ledger; leave out -w\n"
+
+
+def test_serve_mock_on_a_port_that_is_taken() -> None:
+    """An address that somebody else has is one line here, too."""
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        listen = f"127.0.0.1:{taken.getsockname()[1]}"
+        command = [sys.executable, "-c", "from arbstr_asgi.cli import main; main()", "serve", "--mock", "-l", listen]
+        result = subprocess.run(
+            command, env=environment(), capture_output=True, text=True, timeout=SECONDS, check=False
+        )
+    assert result.returncode == 1
+    assert result.stderr.splitlines()[-1].startswith(f"Error: can't listen on {listen}: ")
+    assert "Traceback" not in result.stderr
+
+
+def test_help_names_what_mocks_can_be_told() -> None:
+    """`serve --help` explains each word."""
+    text = arbstr("serve", "--help").output
+    for word, meaning in MEANINGS.items():
+        assert re.search(rf"^ +{re.escape(word)} +{re.escape(meaning)}$", text, re.MULTILINE)
 
 
 @pytest.mark.parametrize("workers", ["1", "2"])

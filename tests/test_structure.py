@@ -19,11 +19,13 @@ MAX_FUNCTION_LINES = 60
 
 # A module may import what is on the lines above its own, never what is beside or below it.
 LEVELS = """
-errors spans entry usage interrupt learning lifespan workers mock table metering.sse metering.grammar metering.excerpt
-ledger.quiet tries stats.cursor stats.zones stats.histogram
+errors spans entry usage interrupt learning lifespan workers orders mock_reply metering.sse metering.grammar
+metering.excerpt
+ledger.quiet tries mock stats.cursor stats.zones stats.histogram
 stats.query
 stats.plan stats.tally
 stats
+table
 ledger.columns ledger.faults ledger.losses ledger.snapshot ledger.slots ledger.turns
 tomlfile variables unsupported places requestlog
 checks replies section prompt splice metering.reading metering.stripping metering.pruning
@@ -32,12 +34,12 @@ apikey keysources ledger.fragments ledger.marks
 rates settings chat policies metering.meter ledger.driver ledger.backlog ledger.trouble ledger.degrading supervisor
 ledger.aggregates
 provider estimate aliasing
-headers body config drains holding leaving matching pricing keys transports metering.plain metering.events
+headers config drains holding leaving matching pricing keys transports metering.plain metering.events
 ledger.sessions ledger.hand ledger.migrations ledger.rollups ledger.removal ledger.ordering
-callers routing watching verdict upstream listing
+callers body models health routing watching verdict upstream listing
 ledger.sqlite ledger.postgresql ledger.mysql ledger.schema ledger.statistics ledger.roller
 breaker lookahead ledger.target metering.decoding metering.sniffing ledger.pages ledger.upkeep
-ledger.spill ledger.migrate metering.opening advice keyreport ledger.eraser ledger.reader ledger.caretaker
+ledger.spill ledger.migrate metering.opening advice keyreport quote ledger.eraser ledger.reader ledger.caretaker
 ledger.spiller ledger.replay ledger.readable
 ledger.writer
 ledger.ledger
@@ -48,17 +50,19 @@ asking relay
 failover
 exchange
 gateway
+endpoints probes
 app middleware
 arbstr_asgi
 asgi serve
-demo worker
-mock_server
+mocks worker
+demo mock_server
 cli
 """
 
 PURE = """
 errors spans entry usage drains holding learning leaving replies chat headers routing pricing outcome breaker estimate
 matching prompt splice aliasing tries verdict first_event apikey keysources variables unsupported places table listing
+models health quote orders mock_reply
 metering
 metering.sse metering.reading metering.stripping metering.meter metering.grammar metering.excerpt metering.pruning
 metering.plain metering.events metering.decoding metering.sniffing metering.opening
@@ -72,16 +76,17 @@ OUTSIDE = "asyncio concurrent http io os pathlib random selectors socket ssl sub
 FOREIGN = {
     "aiohttp": "transports upstream",
     "httpx_aiohttp": "transports",
-    "httpx": "transports upstream gateway app middleware demo",
+    "httpx": "transports upstream gateway app middleware demo remote",
     "databases": "ledger.* gateway app middleware",
     "sqlalchemy": "ledger.migrations",
     "alembic": "ledger.migrations",
     "asyncpg": "ledger.postgresql",
     "pymysql": "ledger.mysql",
-    "starlette": "app asgi body exchange gateway lifespan middleware mock relay watching",
+    "starlette": "app asgi body endpoints exchange export gateway lifespan middleware mock probes relay reports "
+    "watching",
     "hypercorn": "serve",
     "uvloop": "serve",
-    "click": "cli mock_server",
+    "click": "cli chores lookups mock_server options",
     "tenacity": "ledger.trouble failover",
     "msgspec": "*",
 }

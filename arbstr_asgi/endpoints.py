@@ -1,0 +1,73 @@
+"""What the sub-app tells those who may call: the models, what a request would cost, the providers."""
+
+import asyncio
+import json
+from collections.abc import Awaitable, Callable
+
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+from starlette.types import Receive, Scope, Send
+
+from arbstr_asgi import headers as h
+from arbstr_asgi.body import ClientGone
+from arbstr_asgi.errors import ArbstrError
+from arbstr_asgi.exchange import POLICY
+from arbstr_asgi.gateway import Gateway
+from arbstr_asgi.keyreport import keys_in_files
+from arbstr_asgi.listing import provider_listing, to_json
+from arbstr_asgi.models import model, model_list
+from arbstr_asgi.quote import quote
+from arbstr_asgi.replies import send_error
+
+Answer = Callable[[Gateway, Request], Awaitable[bytes]]
+
+
+class Guarded:
+    """An endpoint for those whom the gateway lets in, as it does for a chat completion; `answer` gives the JSON."""
+
+    def __init__(self, gateway: Gateway, answer: Answer) -> None:
+        self._gateway = gateway
+        self._answer = answer
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """The ASGI application."""
+        try:
+            await self._gateway.identify(scope)
+            said = await self._answer(self._gateway, Request(scope, receive))
+        except ArbstrError as error:
+            await send_error(send, error, [])
+        except ClientGone:
+            return
+        else:
+            await Response(said, media_type="application/json")(scope, receive, send)
+
+
+def guarded(gateway: Gateway) -> list[Route]:
+    """The routes, each behind the gateway's guard."""
+    return [
+        Route("/v1/models", Guarded(gateway, _models), methods=["GET"]),
+        Route("/v1/models/{model:path}", Guarded(gateway, _model), methods=["GET"]),
+        Route("/v1/cost", Guarded(gateway, _cost), methods=["POST"]),
+        Route("/providers", Guarded(gateway, _providers), methods=["GET"]),
+    ]
+
+
+async def _models(gateway: Gateway, request: Request) -> bytes:
+    return json.dumps(model_list(gateway.config.providers)).encode()
+
+
+async def _model(gateway: Gateway, request: Request) -> bytes:
+    return json.dumps(model(gateway.config.providers, request.path_params["model"])).encode()
+
+
+async def _cost(gateway: Gateway, request: Request) -> bytes:
+    policy = h.first(request.scope["headers"], POLICY)
+    async with gateway.reading(request.scope, request.receive) as asked:
+        now = asyncio.get_running_loop().time()
+        return to_json(quote(gateway.config.providers, gateway.matcher, gateway.breakers, asked, policy, now))
+
+
+async def _providers(gateway: Gateway, request: Request) -> bytes:
+    keys, _ = keys_in_files(gateway.config)
+    return to_json(provider_listing(gateway.config, keys))

@@ -1,0 +1,47 @@
+"""What a request would cost if it came now, in the shape of POST /v1/cost."""
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import msgspec
+
+from arbstr_asgi.breaker import Breakers
+from arbstr_asgi.chat import ChatRequest
+from arbstr_asgi.estimate import estimate_tokens
+from arbstr_asgi.listing import UNIT
+from arbstr_asgi.matching import Matcher
+from arbstr_asgi.provider import Provider
+from arbstr_asgi.routing import candidates
+
+
+def quote(
+    providers: Sequence[Provider],
+    matcher: Matcher,
+    breakers: Breakers,
+    request: ChatRequest,
+    policy: str | None,
+    now: float,
+) -> dict[str, Any]:
+    """Whom the request would go to first, and an estimate in tokens and sats; None is unknown.
+
+    `policy` is the one that the client names, `now` is seconds on the breakers' clock. Raises RequestError where the
+    request itself would be refused.
+    """
+    estimate = estimate_tokens(request)
+    found = candidates(providers, request, matcher.rule(request, policy), estimate=estimate)
+    chosen = breakers.choose(found, now)
+    rates = chosen.provider.rates(request.model, chosen.model)
+    return {
+        "model": msgspec.Raw(json.dumps(request.model).encode()),  # which may hold a lone surrogate
+        "provider": chosen.provider.name,
+        "estimated_input_tokens": estimate.input_tokens,
+        "estimated_output_tokens": estimate.output_tokens,
+        "estimated_cost_sats": chosen.cost,
+        "rates": {
+            "input_rate_sats_per_1m": rates.input_rate,
+            "output_rate_sats_per_1m": rates.output_rate,
+            "base_fee_sats": rates.base_fee,
+        },
+        "rate_unit": UNIT,
+    }
