@@ -25,7 +25,10 @@ ledger.quiet tries mock stats.cursor stats.zones stats.histogram
 stats.query
 stats.plan stats.tally
 stats
-table
+shown sparkline recent stats.moments stats.fields stats.telling
+table series stats.span stats.lines
+stats.params screen
+stats.shapes
 ledger.columns ledger.faults ledger.losses ledger.snapshot ledger.slots ledger.turns
 tomlfile variables unsupported places requestlog
 checks replies section prompt splice metering.reading metering.stripping metering.pruning
@@ -62,13 +65,14 @@ cli
 PURE = """
 errors spans entry usage drains holding learning leaving replies chat headers routing pricing outcome breaker estimate
 matching prompt splice aliasing tries verdict first_event apikey keysources variables unsupported places table listing
-models health quote orders mock_reply
+models health quote shown sparkline recent series screen orders mock_reply
 metering
 metering.sse metering.reading metering.stripping metering.meter metering.grammar metering.excerpt metering.pruning
 metering.plain metering.events metering.decoding metering.sniffing metering.opening
 ledger.columns ledger.values ledger.statements ledger.snapshot ledger.degrading
 ledger.fragments ledger.aggregates ledger.rollups ledger.marks
 stats stats.cursor stats.zones stats.query stats.histogram stats.plan stats.tally
+stats.moments stats.span stats.fields stats.params stats.telling stats.shapes stats.lines
 """
 OUTSIDE = "asyncio concurrent http io os pathlib random selectors socket ssl subprocess tempfile threading time urllib"
 
