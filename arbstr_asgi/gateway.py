@@ -143,6 +143,11 @@ class Gateway:
         """The pairs of provider and model that refuse `stream_options`, so that somebody's streams have no usage."""
         return self._learning.uninjected(monotonic())
 
+    async def ready(self) -> None:
+        """Open the ledger if nobody has. Raises ServerError where that is impossible."""
+        if self._desk is None:
+            await self._open_lazily()
+
     async def identify(self, scope: Scope) -> Caller:
         """Who sent a request. Raises ArbstrError where they are not let in."""
         return await self._callers.identify(scope)

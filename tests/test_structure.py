@@ -40,6 +40,7 @@ provider estimate aliasing
 headers config drains holding leaving matching pricing keys transports metering.plain metering.events
 ledger.sessions ledger.hand ledger.migrations ledger.rollups ledger.removal ledger.ordering
 callers body models health routing watching verdict upstream listing
+answers export
 ledger.sqlite ledger.postgresql ledger.mysql ledger.schema ledger.statistics ledger.roller
 breaker lookahead ledger.target metering.decoding metering.sniffing ledger.pages ledger.upkeep
 ledger.spill ledger.migrate metering.opening advice keyreport quote ledger.eraser ledger.reader ledger.caretaker
@@ -53,6 +54,7 @@ asking relay
 failover
 exchange
 gateway
+reports
 endpoints probes
 app middleware
 arbstr_asgi
