@@ -26,9 +26,9 @@ stats.query
 stats.plan stats.tally
 stats
 shown sparkline recent stats.moments stats.fields stats.telling
-table series stats.span stats.lines
+table series stats.span stats.lines remote
 stats.params screen
-stats.shapes
+stats.shapes options
 ledger.columns ledger.faults ledger.losses ledger.snapshot ledger.slots ledger.turns
 tomlfile variables unsupported places requestlog
 checks replies section prompt splice metering.reading metering.stripping metering.pruning
@@ -45,9 +45,12 @@ ledger.sqlite ledger.postgresql ledger.mysql ledger.schema ledger.statistics led
 breaker lookahead ledger.target metering.decoding metering.sniffing ledger.pages ledger.upkeep
 ledger.spill ledger.migrate metering.opening advice keyreport quote ledger.eraser ledger.reader ledger.caretaker
 ledger.spiller ledger.replay ledger.readable
-ledger.writer
+ledger.writer ledger.visit
 ledger.ledger
 ledger metering
+source
+overview watch
+lookups chores
 outcome first_event desk
 account
 asking relay

@@ -44,7 +44,7 @@ class Upkeep:
 
     async def rebuild(self, progress: Progress | None) -> Rebuilt:
         """Compute every closed hour again, and the days. Raises LedgerError."""
-        await self._step(lambda raw: self._roller.seal(raw, datetime.now(UTC)))
+        await self.roll_up()  # what has only been waiting for that is not wrong
         hours = await self._step(self._roller.closed_hours)
         differed = 0
         for done, hour in enumerate(hours):
