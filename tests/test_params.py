@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta, timezone
 from decimal import Decimal
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -304,3 +305,11 @@ def test_ids(text: str, is_one: bool) -> None:
     """Only what can be a correlation id is looked for."""
     assert is_id(text) is is_one
     assert not is_id("a\0")
+
+
+def test_readme_names_every_parameter() -> None:
+    """The README's table has each parameter, and no other."""
+    text = (Path(__file__).parent.parent / "README.md").read_text("utf-8")
+    table = text.partition("## Ask the ledger")[2].partition("\n## ")[0]
+    cells = [line.split("|")[1] for line in table.splitlines() if line.startswith("| `")]
+    assert {name.strip("` ") for cell in cells for name in cell.split(",")} == {*FOR_STATS, *FOR_REQUESTS}
