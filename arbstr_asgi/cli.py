@@ -10,9 +10,12 @@ import click
 
 from arbstr_asgi import __version__
 from arbstr_asgi.checks import check_listen
+from arbstr_asgi.chores import forget, prune, rollups
 from arbstr_asgi.config import Config
 from arbstr_asgi.errors import ArbstrError
 from arbstr_asgi.keysources import key_sources
+from arbstr_asgi.lookups import stats, tail
+from arbstr_asgi.options import config_option
 from arbstr_asgi.orders import BOTH, CHEAP, EXPENSIVE, MEANINGS
 from arbstr_asgi.settings import DatabaseConfig
 from arbstr_asgi.tomlfile import read_toml
@@ -27,18 +30,6 @@ or both what to do, as in [{CHEAP}: 503] or [{BOTH}: slow no-usage]:
 \b
 {LISTED}
 """
-
-config_option = click.option(
-    "-c",
-    "--config",
-    "path",
-    type=click.Path(path_type=Path, dir_okay=False),
-    default=Path("arbstr.toml"),
-    envvar="ARBSTR_CONFIG",
-    show_default=True,
-    show_envvar=True,
-    help="The TOML file.",
-)
 
 
 class _Group(click.Group):
@@ -55,6 +46,10 @@ class _Group(click.Group):
 @click.version_option(__version__, prog_name="arbstr")
 def main() -> None:
     """Meter chat completions: tokens, cost and timing of every call, in your own database."""
+
+
+for command in (stats, tail, prune, forget, rollups):
+    main.add_command(command)
 
 
 @main.command(epilog=MOCK)

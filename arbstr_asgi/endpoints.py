@@ -1,4 +1,4 @@
-"""What the sub-app tells those who may call: the models, what a request would cost, the providers."""
+"""What the sub-app tells those who may call: models, what a request would cost, providers, and what was used."""
 
 import asyncio
 import json
@@ -7,9 +7,10 @@ from collections.abc import Awaitable, Callable
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
-from starlette.types import Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from arbstr_asgi import headers as h
+from arbstr_asgi import reports
 from arbstr_asgi.body import ClientGone
 from arbstr_asgi.errors import ArbstrError, ServerError
 from arbstr_asgi.exchange import POLICY
@@ -20,11 +21,11 @@ from arbstr_asgi.models import model, model_list
 from arbstr_asgi.quote import quote
 from arbstr_asgi.replies import send_error
 
-Answer = Callable[[Gateway, Request], Awaitable[bytes | Response]]
+Answer = Callable[[Gateway, Request], Awaitable[bytes | ASGIApp]]
 
 
 class Guarded:
-    """An endpoint for those whom the gateway lets in, as for a chat completion; `answer` gives JSON or a response."""
+    """An endpoint for those whom the gateway lets in, as it does for a call; `answer` gives JSON or an app."""
 
     def __init__(self, gateway: Gateway, answer: Answer) -> None:
         self._gateway = gateway
@@ -40,8 +41,8 @@ class Guarded:
         except ClientGone:
             return
         else:
-            response = said if isinstance(said, Response) else Response(said, media_type="application/json")
-            await response(scope, receive, send)
+            answer = Response(said, media_type="application/json") if isinstance(said, bytes) else said
+            await answer(scope, receive, send)
 
 
 def guarded(gateway: Gateway) -> list[Route]:
@@ -52,6 +53,9 @@ def guarded(gateway: Gateway) -> list[Route]:
         Route("/v1/cost", Guarded(gateway, _cost), methods=["POST"]),
         Route("/providers", Guarded(gateway, _providers), methods=["GET"]),
         Route("/metrics", Guarded(gateway, _metrics), methods=["GET"]),
+        Route("/v1/stats", Guarded(gateway, reports.stats), methods=["GET"]),
+        Route("/v1/requests", Guarded(gateway, reports.requests), methods=["GET"]),
+        Route("/v1/requests/{correlation_id:path}", Guarded(gateway, reports.detail), methods=["GET"]),
     ]
 
 

@@ -87,5 +87,6 @@ class Entry(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     ttft_ms: int | None = None
     attempts: int = 0
     worker_id: str | None = None
+    dearest_cost_sats: Decimal | None = None
     tries: tuple[Attempt, ...] = ()
     """The attempts so far, of which each is a row of its own."""

@@ -74,6 +74,7 @@ class Gateway:
             spill=settings.spill,
             durable=settings.durability == "strict",
             bounds=Bounds(settings.max_queued, settings.max_queued_bytes, settings.on_full == "refuse"),
+            retention_days=settings.retention_days,
         )
         self.drains = Drains()
         self.metrics = metrics_of(config) if measured else None
@@ -175,6 +176,11 @@ class Gateway:
     def uninjected(self) -> list[dict[str, str]]:
         """The pairs of provider and model that refuse `stream_options`, so that somebody's streams have no usage."""
         return self._learning.uninjected(monotonic())
+
+    async def ready(self) -> None:
+        """Open the ledger if nobody has. Raises ServerError where that is impossible."""
+        if self._desk is None:
+            await self._open_lazily()
 
     async def identify(self, scope: Scope) -> Caller:
         """Who sent a request. Raises ArbstrError where they are not let in."""

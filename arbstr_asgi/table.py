@@ -1,19 +1,28 @@
 """Rows as text for people."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from decimal import Decimal
 from typing import Any
 
+from arbstr_asgi.shown import shown
 
-def table(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> str:
-    """Rows as aligned text."""
-    cells = [list(columns), *([_shown(row[name]) for name in columns] for row in rows)]
+
+def table(rows: Sequence[Mapping[str, Any]], columns: Sequence[str], right: Collection[str] = ()) -> str:
+    """Rows as aligned text; the columns in `right` end where their names do."""
+    cells = [list(columns), *([_told(row[name]) for name in columns] for row in rows)]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in cells]
+    lines = ["  ".join(_aligned(row, widths, [name in right for name in columns])).rstrip() for row in cells]
     return "\n".join([lines[0], "  ".join("-" * width for width in widths), *lines[1:]])
 
 
-def _shown(value: object) -> str:
+def _aligned(row: Sequence[str], widths: Sequence[int], right: Sequence[bool]) -> list[str]:
+    return [
+        cell.rjust(width) if at_right else cell.ljust(width)
+        for cell, width, at_right in zip(row, widths, right, strict=True)
+    ]
+
+
+def _told(value: object) -> str:
     if isinstance(value, Decimal):
         return f"{value.normalize():f}"
-    return "-" if value is None else str(value)
+    return "-" if value is None else shown(value)

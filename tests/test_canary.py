@@ -550,6 +550,36 @@ def test_endpoints(tmp_path: Path, finds: Finds) -> None:
     assert any(what.startswith('{"model":"m","provider":"p"') for where, what in finds.seen if where.endswith("/cost"))
 
 
+def test_reports(tmp_path: Path, finds: Finds) -> None:
+    """What is told of the ledger has no key, token, prompt or completion in it, nor what was asked in a refusal."""
+    paths = ["/v1/stats", "/v1/stats?group_by=model,end_user", "/v1/requests", "/v1/requests?format=csv"]
+    paths += ["/v1/requests?format=jsonl"]
+    # A filter's value is a parameter of a statement, which aiosqlite logs at DEBUG.
+    names = ("since", "model", "group_by", "tz", "sort", "cursor", "format", "status", "page")
+    paths += [f"/v1/{of}?{name}={PROMPT}" for of in ("stats", "requests") for name in names]
+
+    async def main() -> None:
+        provided = Provided()
+        async with running("sub-app", configured(tmp_path, PROVIDER, server=SERVER), provided) as app:
+            for name, answer in answers().items():
+                provided.answer = answer
+                asked = STREAM_REQUEST if "stream" in name else PLAIN_REQUEST
+                await finds.attempt(name, Call(app, asked, headers=HEADERS))
+            calls = [row["correlation_id"] for row in await rows(app)]
+            for path in (*paths, *(f"/v1/requests/{call}" for call in calls)):
+                path, _, query = path.partition("?")  # noqa: PLW2901 - two parts of it
+                for headers in (HEADERS, {**HEADERS, "authorization": f"Bearer {COOKIE}"}):
+                    scope = {"query_string": query.encode()}
+                    one = Call(app, path=path, method="GET", headers=headers, scope=scope)
+                    await finds.attempt(f"{path}?{query.partition('=')[0]}", one)
+            finds.add_objects()
+
+    asyncio.run(main())
+    assert finds.marked() == []
+    assert any('"counts"' in what for where, what in finds.seen if where.startswith("reply to /v1/stats"))
+    assert any("correlation_id,timestamp" in what for where, what in finds.seen if where.endswith("?format"))
+
+
 def test_identify(tmp_path: Path, finds: Finds) -> None:
     """A host's `identify` may fail with anything in its message, and have anything in its tags."""
 

@@ -29,6 +29,7 @@ from arbstr_asgi.mock import MockProvider
 from arbstr_asgi.orders import CHEAP, EXPENSIVE, MEANINGS
 
 SECONDS = 30.0
+COMMANDS = ["check", "demo", "forget", "migrate", "providers", "prune", "rollups", "serve", "stats", "tail"]
 ALPHA_KEY = "sk-alpha-secret-key"
 GOOD = """
 [server]
@@ -62,7 +63,7 @@ def written(folder: Path, text: str, mode: int = 0o600) -> Path:
 
 
 @pytest.mark.parametrize("option", ["-h", "--help"])
-@pytest.mark.parametrize("command", ["", "serve", "demo", "migrate", "check", "providers"])
+@pytest.mark.parametrize("command", ["", *COMMANDS])
 def test_help(command: str, option: str) -> None:
     """Each command says what it is for and which options it has."""
     result = arbstr(*command.split(), option)
@@ -73,13 +74,7 @@ def test_help(command: str, option: str) -> None:
 
 def test_help_names_the_commands() -> None:
     """The list of commands is complete."""
-    assert re.findall(r"^  (\w+)  ", arbstr("--help").output, re.MULTILINE) == [
-        "check",
-        "demo",
-        "migrate",
-        "providers",
-        "serve",
-    ]
+    assert re.findall(r"^  (\w+)  ", arbstr("--help").output, re.MULTILINE) == COMMANDS
 
 
 def test_version() -> None:

@@ -49,7 +49,7 @@ async def _open_and_record(url: str, correlation_id: str) -> bool:
     ledger.record(an_entry(correlation_id))
     await ledger.close()
     assert ledger.lost == 0
-    return ledger._target.schema == "nothing -> 0002"
+    return ledger._target.schema == "nothing -> 0003"
 
 
 @pytest.mark.parametrize("dialect", DIALECTS)
@@ -76,7 +76,7 @@ def test_eight_processes_migrate_an_empty_database_once(dialect: str, tmp_path: 
         assert migrated == [1] * ROUNDS
         for url in urls:
             assert run_sql(url, "SELECT count(*) FROM requests") == [(PROCESSES,)]
-            assert run_sql(url, "SELECT version_num FROM arbstr_version") == [("0002",)]
+            assert run_sql(url, "SELECT version_num FROM arbstr_version") == [("0003",)]
 
 
 def columns_of(url: str, table: str = "requests") -> dict[str, str]:
@@ -118,8 +118,8 @@ def test_head_is_the_newest_script() -> None:
 
 def test_the_table_has_the_columns_of_the_code(database_url: str) -> None:
     """In their order, with the types that keep money exact, time in milliseconds and case apart."""
-    assert asyncio.run(migrate(database_url)) == "nothing -> 0002"
-    assert asyncio.run(migrate(database_url)) == "0002 (up to date)"
+    assert asyncio.run(migrate(database_url)) == "nothing -> 0003"
+    assert asyncio.run(migrate(database_url)) == "0003 (up to date)"
     columns = columns_of(database_url)
     assert list(columns) == ["id", *(column.name for column in COLUMNS)]
     assert list(columns_of(database_url, "attempts")) == ["id", *(column.name for column in ATTEMPT_COLUMNS)]
@@ -152,7 +152,7 @@ def test_the_sql_script_makes_the_same_tables(database_url: str) -> None:
         lines = "\n".join(line for line in script.splitlines() if not line.startswith("--"))
         with warnings.catch_warnings(action="ignore"):  # MariaDB: "Name … ignored for PRIMARY key"
             run_sql(database_url, *(part for part in lines.split(";") if part.strip()))
-    assert asyncio.run(migrate(database_url, table_prefix="by_hand_")) == "0002 (up to date)"
+    assert asyncio.run(migrate(database_url, table_prefix="by_hand_")) == "0003 (up to date)"
     assert len(opened(database_url, table_prefix="by_hand_", migrate=False)) == 1
     asyncio.run(migrate(database_url))
     assert columns_of(database_url) == columns_of(database_url, "by_hand_requests")
@@ -165,23 +165,35 @@ def test_a_missing_schema_is_told(database_url: str) -> None:
     assert columns_of(database_url) == {}
 
 
+def set_back(url: str) -> None:
+    """Bring a database back to revision 0001."""
+    on = " ON requests" if dialect_of(url) == "mysql" else ""
+    run_sql(
+        url,
+        *(f"DROP INDEX ix_requests_{name}{on}" for name in ("end_user", "latency_ms", "cost_sats")),
+        "ALTER TABLE requests DROP COLUMN dearest_cost_sats",
+        *(f"DROP TABLE {name}" for name in ("rollups", "dirty_hours", "attempts")),
+        "UPDATE arbstr_version SET version_num = '0001'",
+    )
+
+
 def test_a_schema_that_is_behind_or_ahead(database_url: str) -> None:
     """An older revision needs migrating; a newer one of the same major version is used as it is."""
     asyncio.run(migrate(database_url))
-    run_sql(database_url, "DROP TABLE attempts", "UPDATE arbstr_version SET version_num = '0001'")
-    with pytest.raises(LedgerError, match="revision 0001, 0002 is needed"):
+    set_back(database_url)
+    with pytest.raises(LedgerError, match="revision 0001, 0003 is needed"):
         opened(database_url, migrate=False)
-    assert asyncio.run(migrate(database_url)) == "0001 -> 0002"
+    assert asyncio.run(migrate(database_url)) == "0001 -> 0003"
     run_sql(database_url, "UPDATE arbstr_version SET version_num = '0007'")
     run_sql(database_url, "ALTER TABLE requests ADD COLUMN colour VARCHAR(10)")
     assert len(opened(database_url)) == 1
-    for table in ("attempts", "requests"):
+    for table in ("dirty_hours", "rollups", "attempts", "requests"):
         run_sql(database_url, f"DROP TABLE {table}")
         with pytest.raises(LedgerError, match=f"table {table} is missing"):
             opened(database_url)
 
 
-@pytest.mark.parametrize("table", ["requests", "attempts"])
+@pytest.mark.parametrize("table", ["requests", "attempts", "rollups", "dirty_hours"])
 @pytest.mark.parametrize("versioned", [False, True])
 def test_a_foreign_table_is_never_touched(database_url: str, versioned: bool, table: str) -> None:
     """A table of our name without our version, also beside an empty version table, is an error and stays as it is."""
@@ -200,7 +212,19 @@ def test_a_foreign_table_is_never_touched(database_url: str, versioned: bool, ta
     assert len(opened(database_url, table_prefix="ours_")) == 1
 
 
-@pytest.mark.parametrize("statement", ["CREATE TABLE.*requests", "CREATE INDEX.*requests", "CREATE TABLE.*attempts"])
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "CREATE TABLE.*requests",
+        "CREATE INDEX.*requests",
+        "CREATE TABLE.*attempts",
+        "ADD COLUMN.*dearest",
+        "CREATE TABLE.*rollups",
+        "CREATE TABLE.*dirty_hours",
+        "CREATE INDEX.*ix_requests_latency_ms",
+        "INSERT INTO.*sealed",
+    ],
+)
 def test_a_crash_half_way_is_repaired(database_url: str, statement: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """A process that dies behind CREATE TABLE or CREATE INDEX leaves a database that the next start finishes."""
     from alembic.ddl.impl import DefaultImpl
@@ -222,7 +246,7 @@ def test_a_crash_half_way_is_repaired(database_url: str, statement: str, monkeyp
     with pytest.raises(LedgerError, match="arbstr migrate"):
         opened(database_url, migrate=False)
     assert len(opened(database_url)) == 1
-    assert run_sql(database_url, "SELECT version_num FROM arbstr_version") == [("0002",)]
+    assert run_sql(database_url, "SELECT version_num FROM arbstr_version") == [("0003",)]
 
 
 @contextmanager
@@ -268,7 +292,7 @@ def test_a_busy_hosts_database_is_shared(database_url: str, tmp_path: Path) -> N
         ledger = Ledger(database=database)
         with pytest.raises(LedgerError, match="arbstr_requests is missing: run `arbstr migrate`"):
             await ledger.open()
-        assert await migrate(database) == "nothing -> 0002"
+        assert await migrate(database) == "nothing -> 0003"
         await ledger.open()
         for number in range(300):
             ledger.record(an_entry(f"call-{number}"))
@@ -388,7 +412,7 @@ def test_two_ledgers_migrate_in_one_loop(tmp_path: Path) -> None:
 
     asyncio.run(main())
     for name in "abc":
-        assert run_sql(f"sqlite:///{tmp_path}/{name}.db", "SELECT version_num FROM arbstr_version") == [("0002",)]
+        assert run_sql(f"sqlite:///{tmp_path}/{name}.db", "SELECT version_num FROM arbstr_version") == [("0003",)]
 
 
 def test_the_wheel_carries_the_migrations(tmp_path: Path) -> None:
@@ -415,9 +439,11 @@ def test_the_wheel_carries_the_migrations(tmp_path: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         names = set(archive.namelist())
         archive.extractall(tmp_path / "installed")
+    scripts = (root / "migrations" / "versions").glob("*.py")
     shipped = {
-        f"arbstr_asgi/migrations/{name}"
-        for name in ("env.py", "script.py.mako", "versions/0001_requests.py", "versions/0002_attempts.py")
+        "arbstr_asgi/migrations/env.py",
+        "arbstr_asgi/migrations/script.py.mako",
+        *(f"arbstr_asgi/migrations/versions/{path.name}" for path in scripts),
     }
     assert shipped <= names
     program = (

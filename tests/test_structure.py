@@ -19,29 +19,38 @@ MAX_FUNCTION_LINES = 60
 
 # A module may import what is on the lines above its own, never what is beside or below it.
 LEVELS = """
-errors spans entry usage interrupt learning lifespan workers orders mock_reply table metering.sse metering.grammar
+errors spans entry usage interrupt learning lifespan workers orders mock_reply metering.sse metering.grammar
 metering.excerpt keeping tokens
-ledger.quiet tries mock stats.cursor stats.zones
+ledger.quiet tries mock stats.cursor stats.zones stats.histogram
 stats.query
-ledger.columns ledger.faults ledger.losses ledger.snapshot ledger.slots
+stats.plan stats.tally
+stats
+shown sparkline recent stats.moments stats.fields stats.telling
+table series stats.span stats.lines remote
+stats.params screen
+stats.shapes options
+ledger.columns ledger.faults ledger.losses ledger.snapshot ledger.slots ledger.turns
 tomlfile variables unsupported places requestlog
 checks replies section prompt splice metering.reading metering.stripping metering.pruning
-stats
 ledger.values ledger.statements ledger.location
-apikey keysources
+apikey keysources ledger.fragments ledger.marks
 rates settings chat policies metering.meter ledger.driver ledger.backlog ledger.trouble ledger.degrading supervisor
-texts
+ledger.aggregates texts
 provider estimate aliasing estimator
 headers config drains holding leaving matching pricing keys transports metering.plain metering.events
-ledger.sessions ledger.hand ledger.migrations
+ledger.sessions ledger.hand ledger.migrations ledger.rollups ledger.removal ledger.ordering
 callers body models health routing watching verdict upstream listing labels
-ledger.sqlite ledger.postgresql ledger.mysql ledger.schema ledger.reader
-breaker lookahead ledger.target metering.decoding metering.sniffing
-ledger.spill ledger.migrate metering.opening advice keyreport quote
-ledger.spiller ledger.replay
-ledger.writer
+answers export
+ledger.sqlite ledger.postgresql ledger.mysql ledger.schema ledger.statistics ledger.roller
+breaker lookahead ledger.target metering.decoding metering.sniffing ledger.pages ledger.upkeep
+ledger.spill ledger.migrate metering.opening advice keyreport quote ledger.eraser ledger.reader ledger.caretaker
+ledger.spiller ledger.replay ledger.readable
+ledger.writer ledger.visit
 ledger.ledger
 ledger metering
+source
+overview watch
+lookups chores
 outcome first_event desk gauges exposition
 metrics
 extras
@@ -51,6 +60,7 @@ asking relay
 failover
 exchange
 gateway
+reports
 endpoints probes
 app middleware
 arbstr_asgi
@@ -63,12 +73,14 @@ cli
 PURE = """
 errors spans entry usage drains holding learning leaving replies chat headers routing pricing outcome breaker estimate
 matching prompt splice aliasing tries verdict first_event apikey keysources variables unsupported places table listing
-models health quote orders mock_reply labels texts
+models health quote shown sparkline recent series screen orders mock_reply labels texts
 metering
 metering.sse metering.reading metering.stripping metering.meter metering.grammar metering.excerpt metering.pruning
 metering.plain metering.events metering.decoding metering.sniffing metering.opening
 ledger.columns ledger.values ledger.statements ledger.snapshot ledger.degrading
-stats stats.cursor stats.zones stats.query
+ledger.fragments ledger.aggregates ledger.rollups ledger.marks
+stats stats.cursor stats.zones stats.query stats.histogram stats.plan stats.tally
+stats.moments stats.span stats.fields stats.params stats.telling stats.shapes stats.lines
 """
 OUTSIDE = "asyncio concurrent http io os pathlib random selectors socket ssl subprocess tempfile threading time urllib"
 
@@ -76,16 +88,17 @@ OUTSIDE = "asyncio concurrent http io os pathlib random selectors socket ssl sub
 FOREIGN = {
     "aiohttp": "transports upstream",
     "httpx_aiohttp": "transports",
-    "httpx": "transports upstream gateway app middleware demo",
+    "httpx": "transports upstream gateway app middleware demo remote",
     "databases": "ledger.* gateway app middleware",
     "sqlalchemy": "ledger.migrations",
     "alembic": "ledger.migrations",
     "asyncpg": "ledger.postgresql",
     "pymysql": "ledger.mysql",
-    "starlette": "app asgi body endpoints exchange gateway lifespan middleware mock probes relay watching",
+    "starlette": "app asgi body endpoints exchange export gateway lifespan middleware mock probes relay reports "
+    "watching",
     "hypercorn": "serve",
     "uvloop": "serve",
-    "click": "cli mock_server",
+    "click": "cli chores lookups mock_server options",
     "tenacity": "ledger.trouble failover",
     "prometheus_client": "metrics gauges exposition sharing",
     "bpe_openai": "tokens",

@@ -3,5 +3,6 @@
 from arbstr_asgi.ledger.ledger import Ledger
 from arbstr_asgi.ledger.migrate import migrate, migration_sql
 from arbstr_asgi.ledger.snapshot import Bounds, Snapshot
+from arbstr_asgi.ledger.visit import visiting
 
-__all__ = ["Bounds", "Ledger", "Snapshot", "migrate", "migration_sql"]
+__all__ = ["Bounds", "Ledger", "Snapshot", "migrate", "migration_sql", "visiting"]

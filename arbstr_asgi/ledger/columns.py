@@ -66,7 +66,9 @@ COLUMNS: Columns = (
     Column("attempts", Kind.INTEGER, required=True),
     Column("worker_id", Kind.TEXT, 64),
     Column("revision", Kind.INTEGER, required=True),
+    Column("dearest_cost_sats", Kind.MONEY),
 )
+FIRST_COLUMNS = COLUMNS[:-1]  # as revision 0001 made them
 
 
 ATTEMPT_COLUMNS: Columns = (
@@ -84,6 +86,9 @@ ATTEMPT_COLUMNS: Columns = (
     Column("error_message", Kind.TEXT, 500),
     Column("revision", Kind.INTEGER, required=True),
 )
+
+HISTOGRAMS = ("latency_ms", "ttft_ms", "stream_duration_ms")
+ROLLUP_COLUMNS = ("period", "dimensions", "start", "key1", "key2", "total", "sums", *HISTOGRAMS)
 
 
 def places(columns: Columns, *kinds: Kind) -> tuple[int, ...]:

@@ -70,6 +70,10 @@ class Driver(Protocol):
         """A transaction, or a savepoint in the one that is already open; rolls back what fails."""
         ...
 
+    def reading(self, raw: Any) -> AbstractAsyncContextManager[None]:
+        """A transaction that reads one state of the database, and holds no writer up."""
+        ...
+
     def in_transaction(self, raw: Any) -> bool:
         """Whether a transaction is open on this connection."""
         ...

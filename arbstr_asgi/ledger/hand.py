@@ -14,6 +14,7 @@ from arbstr_asgi.ledger.backlog import Backlog, Mark, Update
 from arbstr_asgi.ledger.degrading import LEVELS, degraded
 from arbstr_asgi.ledger.driver import IN_ATTEMPTS, Driver
 from arbstr_asgi.ledger.losses import Losses
+from arbstr_asgi.ledger.marks import Marker
 from arbstr_asgi.ledger.statements import Statements
 from arbstr_asgi.ledger.values import Record
 
@@ -49,10 +50,11 @@ class Chunk:
 class Hand:
     """Chunks in the order in which they are to be committed; one leaves only after its COMMIT."""
 
-    def __init__(self, driver: Driver, statements: Statements, losses: Losses) -> None:
+    def __init__(self, driver: Driver, statements: Statements, losses: Losses, marker: Marker) -> None:
         self._driver = driver
         self._statements = statements
         self._losses = losses
+        self._marker = marker
         self.chunks: deque[Chunk] = deque()
 
     def __len__(self) -> int:
@@ -143,7 +145,13 @@ class Hand:
             return []
         async with driver.begin(raw):
             await keep(driver, raw, sql, records)
-            return [await driver.execute(raw, sql.update_usage, update) for update in updates]
+            counts = [await driver.execute(raw, sql.update_usage, update) for update in updates]
+            found = [await driver.fetch(raw, sql.arrival, update[-1:]) for update in updates]
+            moments = [values.read_moment(row[0]) for rows in found for row in rows]
+            marks = {mark[0]: mark for mark in (*self._marker.of_records(records), *self._marker.of(moments))}
+            if marks:
+                await driver.execute_many(raw, sql.mark_hour, [marks[hour] for hour in sorted(marks)])
+            return counts
 
     def _without_blame(self, chunk: Chunk, reason: str) -> list[Chunk]:
         """What to try instead of a chunk that was refused."""

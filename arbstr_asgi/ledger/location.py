@@ -69,11 +69,17 @@ class Location:
         return Database(self.url, **options)
 
     def check_folder(self) -> str | None:
-        """What is wrong with the folder of an SQLite file, if anything; the one look at the file system here."""
+        """What is wrong with the folder of an SQLite file, if anything; this looks at the file system."""
         if self.dialect != "sqlite":
             return None
         folder = Path(DatabaseURL(self.url).database).absolute().parent
         return None if folder.is_dir() else f"the folder {folder} does not exist; create it"
+
+    def check_file(self) -> str | None:
+        """The same of the file itself, for whoever must not make a new one."""
+        if self.dialect != "sqlite" or Path(DatabaseURL(self.url).database).is_file():
+            return None
+        return "there is no such file"
 
 
 def dialect_of(database: Database) -> str:

@@ -7,7 +7,7 @@ from arbstr_asgi.ledger.target import Target
 
 
 async def migrate(url_or_database: str | Database, *, table_prefix: str | None = None) -> str:
-    """Upgrade the tables and return what was done: `0002 (up to date)` or `nothing -> 0002`.
+    """Upgrade the tables and return what was done: `0003 (up to date)` or `nothing -> 0003`.
 
     The prefix is "" for a URL and "arbstr_" for a connected database, unless given. Raises ConfigError, LedgerError.
     """

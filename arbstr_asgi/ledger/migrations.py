@@ -73,8 +73,15 @@ def _config(dialect: str, prefix: str) -> Config:
     config = Config()  # no ini file, and so no word about logging
     config.set_main_option("script_location", str(folder()).replace("%", "%%"))
     config.set_main_option("path_separator", "os")
-    table, attempts_table, version_table = table_names(prefix)
-    config.attributes.update(dialect=dialect, table=table, attempts_table=attempts_table, version_table=version_table)
+    names = table_names(prefix)
+    config.attributes.update(
+        dialect=dialect,
+        table=names.requests,
+        attempts_table=names.attempts,
+        version_table=names.version,
+        rollups_table=names.rollups,
+        dirty_hours_table=names.dirty_hours,
+    )
     return config
 
 

@@ -20,7 +20,7 @@ class Mysql:
     """Naive UTC for moments; DDL commits by itself, so the lock is one of the connection."""
 
     dialect = "mysql"
-    options: Mapping[str, Any] = {"min_size": 1, "max_size": 3, "connect_timeout": 10, "charset": "utf8mb4"}
+    options: Mapping[str, Any] = {"min_size": 1, "max_size": 5, "connect_timeout": 10, "charset": "utf8mb4"}
     holds = False
     batch_timeout = 15.0
 
@@ -37,6 +37,19 @@ class Mysql:
             await self._run(raw, "ROLLBACK TO SAVEPOINT arbstr" if nested else "ROLLBACK")
             raise
         await self._run(raw, "RELEASE SAVEPOINT arbstr" if nested else "COMMIT")
+
+    @asynccontextmanager
+    async def reading(self, raw: Any) -> AsyncIterator[None]:
+        if self.in_transaction(raw):
+            yield
+            return
+        await self._run(raw, "START TRANSACTION WITH CONSISTENT SNAPSHOT, READ ONLY")
+        try:
+            yield
+        except Exception:
+            await self._run(raw, "ROLLBACK")
+            raise
+        await self._run(raw, "COMMIT")
 
     def in_transaction(self, raw: Any) -> bool:
         return bool(raw.get_transaction_status())

@@ -30,7 +30,7 @@ class Postgresql:
 
     dialect = "postgresql"
     # No size to be kept: asyncpg would log a traceback each time that it can't be in an outage.
-    options: Mapping[str, Any] = {"min_size": 0, "max_size": 3, "timeout": 10, "connection_class": _Connection}
+    options: Mapping[str, Any] = {"min_size": 0, "max_size": 5, "timeout": 10, "connection_class": _Connection}
     holds = False
     batch_timeout = 15.0
 
@@ -45,6 +45,21 @@ class Postgresql:
             yield
         except Exception:
             # Not when cancelled: a ROLLBACK to a silent server would wait for ever.
+            await transaction.rollback()
+            raise
+        await transaction.commit()
+
+    @asynccontextmanager
+    async def reading(self, raw: Any) -> AsyncIterator[None]:
+        if self.in_transaction(raw):
+            yield
+            return
+        transaction = raw.transaction(isolation="repeatable_read", readonly=True)
+        await transaction.start()
+        try:
+            await raw.execute("SET LOCAL jit = off")  # compiling would take longer than any of our queries
+            yield
+        except Exception:
             await transaction.rollback()
             raise
         await transaction.commit()

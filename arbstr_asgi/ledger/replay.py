@@ -10,6 +10,7 @@ from arbstr_asgi.ledger.driver import Driver
 from arbstr_asgi.ledger.faults import described
 from arbstr_asgi.ledger.hand import Hand
 from arbstr_asgi.ledger.losses import Losses
+from arbstr_asgi.ledger.marks import Marker
 from arbstr_asgi.ledger.slots import Slots
 from arbstr_asgi.ledger.spill import Shelter, Spill
 from arbstr_asgi.ledger.statements import Statements
@@ -31,11 +32,13 @@ class Replay:
         statements: Statements,
         losses: Losses,
         shelter: Shelter | None,
+        marker: Marker,
         now: Callable[[], float],
     ) -> None:
         self._driver = driver
         self._statements = statements
         self._losses = losses
+        self._marker = marker
         self._slots = None if shelter is None else shelter.slots
         self._spill = None if shelter is None else shelter.spill
         self._now = now
@@ -102,7 +105,7 @@ class Replay:
         except Exception as error:  # noqa: BLE001
             self._trouble(error)
             return
-        hand = Hand(self._driver, self._statements, self._losses)
+        hand = Hand(self._driver, self._statements, self._losses, self._marker)
         hand.put([record for _, record in kept])
         while hand:
             await hand.write(raw)
@@ -131,9 +134,11 @@ class Replay:
         while True:
             parameters = (self._driver.moment(values.moment(before)), after, BATCH)
             found = await self._driver.fetch(raw, self._statements.in_flight, parameters)
-            dead = [call for _, call, worker_id, at in found if self._dead(worker_id, at, living, before)]
+            dead = {call: at for _, call, worker_id, at in found if self._dead(worker_id, at, living, before)}
             if dead:
+                marks = self._marker.of(map(values.read_moment, dead.values()))
                 async with self._driver.begin(raw):
+                    await self._driver.execute_many(raw, self._statements.mark_hour, marks)
                     for call in dead:
                         await self._driver.execute(raw, self._statements.abandon, (ABANDONED, call))
                         await self._driver.execute(raw, self._statements.abandon_attempt, (ABANDONED, call))

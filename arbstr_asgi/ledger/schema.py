@@ -3,12 +3,12 @@
 from typing import Any, NamedTuple
 
 from arbstr_asgi.errors import LedgerError
-from arbstr_asgi.ledger.columns import ATTEMPT_COLUMNS, COLUMNS, Columns
+from arbstr_asgi.ledger.columns import ATTEMPT_COLUMNS, FIRST_COLUMNS, ROLLUP_COLUMNS
 from arbstr_asgi.ledger.driver import Driver
 from arbstr_asgi.ledger.sessions import Sessions
 from arbstr_asgi.ledger.statements import Statements, statements
 
-HEAD = "0002"  # the newest revision in migrations/versions, known without importing Alembic
+HEAD = "0003"  # the newest revision in migrations/versions, known without importing Alembic
 
 _MIGRATION_TIMEOUT = 120.0  # seconds
 
@@ -22,7 +22,7 @@ class Found(NamedTuple):
 async def ensure(sessions: Sessions, prefix: str, *, migrate: bool) -> str:
     """Bring the tables up to date, or raise LedgerError when they aren't and may not be changed.
 
-    Returns what was done: `0002 (up to date)` or `nothing -> 0002`. A newer schema is fine: within a major version
+    Returns what was done: `0003 (up to date)` or `nothing -> 0003`. A newer schema is fine: within a major version
     it only has more columns.
     """
     sql = statements(sessions.driver.dialect, prefix)
@@ -50,7 +50,7 @@ async def look(driver: Driver, raw: Any, sql: Statements) -> Found:
     """Raises LedgerError when a table of our names isn't ours, or one of ours has gone."""
     # The tables before their version: another process may be migrating, and both appear at once, the version never
     # later.
-    there = [await driver.has_table(raw, name) for name in (sql.table, sql.attempts_table)]
+    there = [await driver.has_table(raw, name) for name, _, _ in _tables(sql)]
     versioned = await driver.has_table(raw, sql.version_table)
     versions = await driver.fetch(raw, sql.version) if versioned else []
     version = str(versions[0][0]) if versions else None
@@ -66,12 +66,17 @@ async def look(driver: Driver, raw: Any, sql: Statements) -> Found:
     return Found(version)
 
 
-def _tables(sql: Statements) -> list[tuple[str, str, Columns]]:
+def _tables(sql: Statements) -> list[tuple[str, str, set[str]]]:
     """Our tables, the revision that made each, and its columns then."""
-    return [(sql.table, "0001", COLUMNS), (sql.attempts_table, "0002", ATTEMPT_COLUMNS)]
+    return [
+        (sql.names.requests, "0001", {"id", *(column.name for column in FIRST_COLUMNS)}),
+        (sql.names.attempts, "0002", {"id", *(column.name for column in ATTEMPT_COLUMNS)}),
+        (sql.names.rollups, "0003", {*ROLLUP_COLUMNS}),
+        (sql.names.dirty_hours, "0003", {"hour", "writer", "mark"}),
+    ]
 
 
-async def _left_unfinished(driver: Driver, raw: Any, table: str, columns: Columns) -> bool:
+async def _left_unfinished(driver: Driver, raw: Any, table: str, columns: set[str]) -> bool:
     """Whether a migration of ours was killed between CREATE TABLE and the version's INSERT.
 
     Only on MySQL, where DDL commits by itself. Ours: the version table is there, without this revision, and the columns
@@ -81,4 +86,4 @@ async def _left_unfinished(driver: Driver, raw: Any, table: str, columns: Column
         return False
     sql = "SELECT column_name FROM information_schema.columns WHERE table_schema = DATABASE() AND table_name = %s"
     found = {str(row[0]) for row in await driver.fetch(raw, sql, (table,))}
-    return found == {"id", *(column.name for column in columns)}
+    return found == columns

@@ -54,6 +54,18 @@ class Sqlite:
                 await raw.execute_fetchall("ROLLBACK TO SAVEPOINT arbstr" if nested else "ROLLBACK")
             raise
 
+    @asynccontextmanager
+    async def reading(self, raw: Any) -> AsyncIterator[None]:
+        if self.in_transaction(raw):
+            yield
+            return
+        await raw.execute_fetchall("BEGIN")
+        try:
+            yield
+        finally:
+            if self.in_transaction(raw):
+                await raw.execute_fetchall("ROLLBACK")
+
     def in_transaction(self, raw: Any) -> bool:
         return bool(raw.in_transaction)
 

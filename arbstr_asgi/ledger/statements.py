@@ -2,13 +2,26 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from arbstr_asgi.entry import OPEN
 from arbstr_asgi.ledger.columns import ATTEMPT_COLUMNS, COLUMNS, Columns
 
 _OPEN = str(OPEN)  # constants of ours
+# What the first state of a call knows already; SQLite would write each of their indexes anew for the second one.
+FIRST_SAYS = ("timestamp", "end_user", "latency_ms")
 
 Marks = Callable[[int], str]
+
+
+class Names(NamedTuple):
+    """What the tables are called: `version` has the schema's."""
+
+    requests: str
+    attempts: str
+    version: str
+    rollups: str
+    dirty_hours: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,6 +31,7 @@ class Statements:
     table: str
     attempts_table: str
     version_table: str
+    names: Names
     upsert: str  # a row
     upsert_attempt: str  # a row
     update_usage: str  # input_tokens, output_tokens, cost_sats, correlation_id
@@ -32,6 +46,8 @@ class Statements:
     in_flight: str  # before, after this id, limit; id, correlation_id, worker_id, timestamp
     abandon: str  # error_message, correlation_id
     abandon_attempt: str  # error_message, correlation_id
+    mark_hour: str  # hour, writer, mark
+    arrival: str  # correlation_id
     version: str
     _attempts: str = field(repr=False)
     _mark: Marks = field(repr=False)
@@ -41,9 +57,9 @@ class Statements:
         return self._attempts.format(", ".join(map(self._mark, range(calls))))
 
 
-def table_names(prefix: str) -> tuple[str, str, str]:
-    """The tables of the rows, of their attempts, and the one with the schema's version."""
-    return f"{prefix}requests", f"{prefix}attempts", f"{prefix}arbstr_version"
+def table_names(prefix: str) -> Names:
+    """The tables with this prefix."""
+    return Names(*(f"{prefix}{name}" for name in ("requests", "attempts", "arbstr_version", "rollups", "dirty_hours")))
 
 
 def quoted(dialect: str, name: str) -> str:
@@ -53,10 +69,11 @@ def quoted(dialect: str, name: str) -> str:
 
 def statements(dialect: str, prefix: str) -> Statements:
     """The SQL for `sqlite`, `postgresql` or `mysql`."""
-    table, attempts_table, version_table = table_names(prefix)
+    names = table_names(prefix)
+    table, attempts_table, version_table = names[:3]
     name, attempts = quoted(dialect, table), quoted(dialect, attempts_table)
     q = {column.name: quoted(dialect, column.name) for column in (*COLUMNS, *ATTEMPT_COLUMNS)}
-    mark = _marks(dialect)
+    mark = marks(dialect)
     columns = ", ".join(q[column.name] for column in COLUMNS)
     select = f"SELECT {columns} FROM {name}"  # noqa: S608 - validated identifiers, no values
     order = f"ORDER BY {q['timestamp']} DESC, id DESC LIMIT"
@@ -64,6 +81,7 @@ def statements(dialect: str, prefix: str) -> Statements:
         table=table,
         attempts_table=attempts_table,
         version_table=version_table,
+        names=names,
         upsert=_upsert(dialect, table, COLUMNS, ["correlation_id"], "end_reason"),
         upsert_attempt=_upsert(dialect, attempts_table, ATTEMPT_COLUMNS, ["correlation_id", "number"]),
         update_usage=f"UPDATE {name} SET {q['input_tokens']} = {mark(0)}, {q['output_tokens']} = {mark(1)}, "  # noqa: S608
@@ -87,6 +105,8 @@ def statements(dialect: str, prefix: str) -> Statements:
         f"WHERE {q['correlation_id']} = {mark(1)} AND {q['end_reason']} = 'in_flight'",
         abandon_attempt=f"UPDATE {attempts} SET {q['maybe_billed']} = TRUE, {q['error_message']} = {mark(0)} "  # noqa: S608
         f"WHERE {q['correlation_id']} = {mark(1)} AND {q['revision']} = 0",
+        mark_hour=mark_hour(dialect, names.dirty_hours),
+        arrival=f"SELECT {q['timestamp']} FROM {name} WHERE {q['correlation_id']} = {mark(0)}",  # noqa: S608
         version=f"SELECT version_num FROM {quoted(dialect, version_table)}",  # noqa: S608
         _attempts=f"SELECT {', '.join(q[column.name] for column in ATTEMPT_COLUMNS)} FROM {attempts} "  # noqa: S608
         f"WHERE {q['correlation_id']} IN ({{}}) ORDER BY {q['correlation_id']}, {q['number']}",
@@ -94,25 +114,34 @@ def statements(dialect: str, prefix: str) -> Statements:
     )
 
 
-def _marks(dialect: str) -> Marks:
+def marks(dialect: str) -> Marks:
     """Writes the placeholder of the parameter at a place, counted from 0."""
     if dialect == "postgresql":
         return lambda place: f"${place + 1}"
     return lambda _: "%s" if dialect == "mysql" else "?"
 
 
+def mark_hour(dialect: str, table: str) -> str:
+    """An INSERT or a new mark: what has read the old one must not take the hour for clean."""
+    name, mark = quoted(dialect, table), marks(dialect)
+    insert = f"INSERT INTO {name} (hour, writer, mark) VALUES ({mark(0)}, {mark(1)}, {mark(2)}) "  # noqa: S608
+    if dialect == "mysql":
+        return f"{insert}ON DUPLICATE KEY UPDATE mark = VALUES(mark)"
+    return f"{insert}ON CONFLICT (hour, writer) DO UPDATE SET mark = excluded.mark"
+
+
 def _upsert(dialect: str, table: str, columns: Columns, key: Sequence[str], reason: str = "") -> str:
-    """An INSERT that takes the place of an older state; where a newer one is there, nothing changes.
+    """An INSERT that takes the place of an older state, but for what that knew; a newer one stays as it is.
 
     Newer is a higher revision; with a `reason` also a finished state after one in flight, whose revision
     `update_usage` may have raised, or after one that was given up as abandoned too early.
     """
-    name, mark = quoted(dialect, table), _marks(dialect)
+    name, mark = quoted(dialect, table), marks(dialect)
     q = {column.name: quoted(dialect, column.name) for column in columns}
     insert = f"INSERT INTO {name} ({', '.join(q.values())}) VALUES ({', '.join(mark(i) for i in range(len(q)))}) "  # noqa: S608
     # MySQL's assignments see the ones before them: what the condition looks at comes last.
     last = [*([reason] if reason else []), "revision"]
-    order = [*(n for n in q if n not in {*key, *last}), *last[:-1]]
+    order = [*(n for n in q if n not in {*key, *last, *(FIRST_SAYS if reason else ())}), *last[:-1]]
     revision = q["revision"]
     if dialect == "mysql":
         newer = f"VALUES({revision}) > {revision}"

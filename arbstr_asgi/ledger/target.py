@@ -24,7 +24,7 @@ class Target:
     def __init__(self, place: Location | Database, dialect: str, prefix: str, *, durable: bool) -> None:
         self.dialect = dialect
         self.prefix = prefix
-        self.schema = ""  # what `open` found or did: `0002 (up to date)`, `nothing -> 0002`
+        self.schema = ""  # what `open` found or did: `0003 (up to date)`, `nothing -> 0003`
         self._place = place
         self._durable = durable
         self.driver: Driver = load(dialect)
@@ -57,22 +57,26 @@ class Target:
         """Whether it is ours to connect, to set up and to disconnect."""
         return isinstance(self._place, Location)
 
-    def check(self) -> None:
-        """Raises LedgerError for a place that can't be one: a missing folder, an unconnected or too small database."""
+    def check(self, *, there: bool = False) -> None:
+        """Raises LedgerError for a place that can't be one: a missing folder, an unconnected or too small database.
+
+        With `there` also for an SQLite file that would have to be made.
+        """
         if isinstance(self._place, Database):
             _check_handed_over(self._place, self.dialect)
             return
-        problem = self._place.check_folder()
+        problem = self._place.check_folder() or (self._place.check_file() if there else None)
         if problem is not None:
             raise LedgerError(f"can't open the ledger at {self}: {problem}")
 
-    async def open(self, *, migrate: bool) -> Sessions:
+    async def open(self, *, migrate: bool, visit: bool = False) -> Sessions:
         """Connect ours or check the host's, then see to the schema. Leaves nothing open when it fails.
 
+        On a `visit` nothing lasting is set on a database, as if it were the host's.
         Raises LedgerUnavailable where trying again may help, another LedgerError where somebody must do something.
         """
         try:
-            sessions = Sessions(await self._connect(), self.driver, own=self.own, durable=self._durable)
+            sessions = Sessions(await self._connect(), self.driver, own=self.own and not visit, durable=self._durable)
             self.schema = await schema.ensure(sessions, self.prefix, migrate=migrate)
         except LedgerError:
             await self.close()

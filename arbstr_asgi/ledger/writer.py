@@ -13,6 +13,7 @@ from arbstr_asgi.errors import LedgerError, LedgerUnavailable
 from arbstr_asgi.ledger.backlog import Backlog, Item, Mark, Update
 from arbstr_asgi.ledger.hand import Hand
 from arbstr_asgi.ledger.losses import Losses
+from arbstr_asgi.ledger.marks import Marker
 from arbstr_asgi.ledger.replay import Replay
 from arbstr_asgi.ledger.sessions import Sessions
 from arbstr_asgi.ledger.spill import Shelter
@@ -48,9 +49,10 @@ class Writer:
         self._migrate = migrate
         self._losses = losses
         self._backlog = Backlog()
-        self._hand = Hand(target.driver, statements, losses)
+        marker = Marker()
+        self._hand = Hand(target.driver, statements, losses, marker)
         self.spill = None if shelter is None else shelter.spill
-        self._replay = Replay(target.driver, statements, losses, shelter, monotonic)
+        self._replay = Replay(target.driver, statements, losses, shelter, marker, monotonic)
         self._some = asyncio.Event()
         self._hurry = asyncio.Event()
         self._ending = asyncio.Event()

@@ -1,9 +1,9 @@
 """Questions to the ledger and their answers, as values; `arbstr_asgi.ledger` answers them."""
 
+from arbstr_asgi.stats.cursor import Cursor
 from arbstr_asgi.stats.query import (
     GROUPS,
     SORTS,
-    Cursor,
     Figures,
     Filters,
     Group,

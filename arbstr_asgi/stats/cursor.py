@@ -27,9 +27,9 @@ class Cursor(NamedTuple):
     @classmethod
     def decode(cls, text: str) -> "Cursor":
         """What `encode` wrote. Raises ValueError for anything else."""
+        if not text.isascii() or len(text) > _LONGEST:
+            raise ValueError("not a cursor")
         try:
-            if not text.isascii() or len(text) > _LONGEST:
-                raise ValueError
             raw = base64.b64decode(text + "=" * (-len(text) % 4), altchars=b"-_", validate=True)
             kind, value, number = msgspec.json.decode(raw, type=tuple[str, str, int])
             found = cls(_read(kind, value), number)

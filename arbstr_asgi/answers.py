@@ -1,0 +1,101 @@
+"""What is said of the ledger, to whoever asks: an endpoint's client or the terminal."""
+
+from collections.abc import AsyncIterator, Sequence
+from datetime import UTC, datetime
+from typing import Any, Literal, Protocol
+
+from arbstr_asgi.errors import RequestError
+from arbstr_asgi.provider import Provider
+from arbstr_asgi.stats import Filters, Group, Page, RequestsQuery, StatsQuery, shapes
+from arbstr_asgi.stats.fields import Pairs
+from arbstr_asgi.stats.params import Listing, is_id, stats_query
+from arbstr_asgi.stats.shapes import Json
+
+_EVER = (datetime.min.replace(tzinfo=UTC), datetime.max.replace(tzinfo=UTC))
+
+
+class Book(Protocol):
+    """What can be asked of a ledger; each raises LedgerError where it can't answer. See `Ledger`."""
+
+    async def stats(self, query: StatsQuery) -> list[Group]:
+        """Figures, grouped."""
+        ...
+
+    async def requests(self, query: RequestsQuery) -> Page:
+        """One page of rows."""
+        ...
+
+    def export(self, query: RequestsQuery) -> AsyncIterator[dict[str, Any]]:
+        """All rows from the page on."""
+        ...
+
+    async def distinct(self, column: Literal["model", "provider"]) -> list[str]:
+        """The names that rows have had in this column."""
+        ...
+
+    async def attempts(self, correlation_id: str) -> list[dict[str, Any]]:
+        """The attempts of one call, in their order."""
+        ...
+
+
+class Answers:
+    """Answers from a ledger, with what the configuration knows of models and providers.
+
+    All raise LedgerError, and RequestError for what can't be asked: 400 for a parameter, 404 for what is not there.
+    """
+
+    def __init__(self, book: Book, providers: Sequence[Provider]) -> None:
+        self._book = book
+        self._providers = {provider.name for provider in providers}
+        self._models = [
+            *dict.fromkeys(name for provider in providers for name in (*provider.models, *provider.aliases))
+        ]
+
+    async def stats(self, pairs: Pairs, now: datetime) -> Json:
+        """As GET /v1/stats says it; `now` is the current time, in UTC.
+
+        All rows and their groups are asked for one after the other, so the groups may have newer rows.
+        """
+        query = stats_query(pairs, now)
+        await self.check(query.filters)
+        (whole,) = await self._book.stats(_replaced(query, (), 1))
+        groups: list[Group] = []
+        if query.group_by:
+            groups = await self._book.stats(_replaced(query, query.group_by, query.limit + 1))
+        wanted = query.filters.model
+        models = [name for name in self._models if wanted in (None, name)]
+        return shapes.stats(query, whole.figures, groups, models)
+
+    async def requests(self, asked: Listing) -> Json:
+        """As GET /v1/requests says it."""
+        await self.check(asked.query.filters)
+        return shapes.requests(asked, await self._book.requests(asked.query))
+
+    async def detail(self, correlation_id: str) -> Json:
+        """One request and its attempts."""
+        since, until = _EVER
+        rows: list[dict[str, Any]] = []
+        if is_id(correlation_id):
+            filters = Filters(correlation_id=correlation_id)
+            rows = (await self._book.requests(RequestsQuery(since=since, until=until, filters=filters, limit=1))).rows
+        if not rows:
+            raise RequestError(404, "There is no such request.", param="correlation_id", code="request_not_found")
+        return shapes.detail(rows[0], await self._book.attempts(correlation_id))
+
+    async def check(self, filters: Filters) -> None:
+        """Raises RequestError (404) for a model or a provider that nobody has ever heard of."""
+        if filters.model is not None and filters.model not in self._models:
+            await self._look_up("model", filters.model)
+        if filters.provider is not None and filters.provider not in self._providers:
+            await self._look_up("provider", filters.provider)
+
+    async def _look_up(self, column: Literal["model", "provider"], name: str) -> None:
+        if name not in await self._book.distinct(column):
+            message = f"There is no such {column}, neither in the configuration nor in the ledger."
+            raise RequestError(404, message, param=column, code=f"{column}_not_found")
+
+
+def _replaced(query: StatsQuery, group_by: tuple[str, ...], limit: int) -> StatsQuery:
+    return StatsQuery(
+        since=query.since, until=query.until, filters=query.filters, group_by=group_by, zone=query.zone, limit=limit
+    )

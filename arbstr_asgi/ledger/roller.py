@@ -1,0 +1,155 @@
+"""Makes roll-ups: an hour from its rows, a day from its hours; each step can be done again, and by anybody."""
+
+import secrets
+from collections.abc import Iterable
+from datetime import datetime, timedelta
+from typing import Any
+
+from arbstr_asgi.ledger.aggregates import Aggregate, Cell
+from arbstr_asgi.ledger.driver import Driver
+from arbstr_asgi.ledger.fragments import Asking, Fragments, key_of
+from arbstr_asgi.ledger.rollups import Rollups, row_of
+from arbstr_asgi.ledger.statements import mark_hour
+from arbstr_asgi.ledger.turns import in_turns
+from arbstr_asgi.ledger.values import Row
+from arbstr_asgi.stats.plan import GROUPINGS, HOUR, HOURS
+from arbstr_asgi.stats.tally import Tally
+from arbstr_asgi.stats.zones import number_of, start_of
+
+LAG = timedelta(minutes=5)  # from an hour's end to its roll-up: until then what belongs to it may still come
+_PLACES = {",".join(grouping): place for place, grouping in enumerate(GROUPINGS)}
+
+
+class Changed(Exception):
+    """Somebody has written to the hour, or rolled it up, in the meantime."""
+
+
+class Roller:
+    """Works on a raw connection that is in no transaction."""
+
+    def __init__(self, driver: Driver, fragments: Fragments) -> None:
+        self._driver = driver
+        self._fragments = fragments
+        self.sql = Rollups(fragments)
+        self._mark = mark_hour(fragments.dialect, fragments.tables.dirty_hours)
+        self._aggregate = Aggregate(fragments, GROUPINGS)
+
+    async def state(self, raw: Any, name: str) -> int:
+        """Up to which hour the ledger is `sealed` or `pruned`."""
+        ((total,),) = await self._driver.fetch(raw, self.sql.state, (name,))
+        return int(total)
+
+    async def seal(self, raw: Any, now: datetime) -> list[int]:
+        """Take in the hours that are over: mark the ones that have rows, whoever wrote them. Returns the dirty hours.
+
+        From the first hour that has rows on; a process of an older version leaves no marks.
+        """
+        sealed, over = await self.state(raw, "sealed"), number_of(now - LAG, HOUR)
+        if over > sealed:
+            hours = await self.hours_with_rows(raw, sealed, over)
+            async with self._driver.begin(raw):
+                await self.mark(raw, hours)
+                await self._driver.execute(raw, self.sql.raise_state, (over, "sealed", over))
+        return await self.dirty(raw, max(sealed, over))
+
+    async def mark(self, raw: Any, hours: Iterable[int]) -> None:
+        """Have these hours rolled up."""
+        marks = [(hour, 0, secrets.randbits(63)) for hour in hours]
+        if marks:
+            await self._driver.execute_many(raw, self._mark, marks)
+
+    async def dirty(self, raw: Any, end: int) -> list[int]:
+        """The hours before `end` whose roll-ups are to be made, the newest first."""
+        pruned = await self.state(raw, "pruned")
+        return [int(row[0]) for row in await self._driver.fetch(raw, self.sql.dirty, (pruned, end))][::-1]
+
+    async def hour(self, raw: Any, hour: int, *, compare: bool = False) -> bool:
+        """Make the roll-ups of a closed hour; with `compare` whether others stood there. Raises Changed."""
+        async with self._driver.reading(raw):
+            marks = await self._driver.fetch(raw, self.sql.marks, (hour,))
+            rows = await self._of_rows(raw, hour)
+            before = await self._stored(raw, hour) if compare else []
+        async with self._driver.begin(raw):
+            for writer, mark in marks:
+                if not await self._driver.execute(raw, self.sql.unmark, (hour, writer, mark)):
+                    raise Changed
+            if not marks or await self.state(raw, "pruned") > hour:
+                raise Changed
+            await self._driver.execute(raw, self.sql.new_generation, ())
+            await self._put(raw, "hour", hour, rows)
+            await self._driver.execute(raw, self.sql.delete, ("day", hour // HOURS))
+        return compare and before != sorted(rows)
+
+    async def days(self, raw: Any) -> list[int]:
+        """The days that are over and clean, and not rolled up yet."""
+        sealed = await self.state(raw, "sealed")
+        hours = await self._driver.fetch(raw, self.sql.made, ("hour", 0, sealed // HOURS * HOURS))
+        made = await self._driver.fetch(raw, self.sql.made, ("day", 0, sealed // HOURS))
+        dirty = await self.dirty(raw, sealed)
+        return sorted({row[0] // HOURS for row in hours} - {row[0] for row in made} - {hour // HOURS for hour in dirty})
+
+    async def day(self, raw: Any, day: int) -> None:
+        """Make the roll-ups of a day from those of its hours. Raises Changed."""
+        found: dict[Cell, Tally] = {}
+        async with self._driver.reading(raw):
+            generation = await self.state(raw, "generation")
+            span = day * HOURS, (day + 1) * HOURS
+            async for some in in_turns(await self._driver.fetch(raw, self.sql.hours, span)):
+                for dimensions, key1, key2, _, *texts in some:
+                    grouping = _PLACES[dimensions]
+                    cell, tally = Cell(grouping, (key1, key2)[: len(GROUPINGS[grouping])], 0), Tally.decode(*texts)
+                    found.setdefault(cell, Tally.empty()).add(tally)
+        rows = [row_of("day", day, cell, tally) async for some in in_turns([*found.items()]) for cell, tally in some]
+        async with self._driver.begin(raw):
+            if not await self._driver.execute(raw, self.sql.next_generation, (generation,)):
+                raise Changed
+            await self._put(raw, "day", day, rows)
+
+    async def hours_with_rows(self, raw: Any, first: int, end: int) -> list[int]:
+        """The hours from `first` to before `end` that have rows, oldest first."""
+        asking = Asking(self._fragments.dialect)
+        bounds = [self._driver.moment(start_of(hour, HOUR)) for hour in (first, end)]
+        sql = f"SELECT DISTINCT {self._fragments.period(HOUR)} FROM {self._fragments.requests} "  # noqa: S608 - no values
+        sql += f"WHERE {self._fragments.between(asking, *bounds)}"
+        return sorted(int(row[0]) for row in await self._driver.fetch(raw, sql, asking.parameters))
+
+    async def closed_hours(self, raw: Any) -> list[int]:
+        """The hours that have rows or roll-ups, as far as they are sealed and not pruned."""
+        span = await self.state(raw, "pruned"), await self.state(raw, "sealed")
+        made = await self._driver.fetch(raw, self.sql.made, ("hour", *span))
+        return sorted({*await self.hours_with_rows(raw, *span), *(int(row[0]) for row in made)})
+
+    async def give_up(self, raw: Any, end: int) -> bool:
+        """From now on the hours before `end` have roll-ups alone; False where one of them is dirty."""
+        async with self._driver.begin(raw):
+            before = await self.state(raw, "pruned")
+            clean = not await self._driver.fetch(raw, self.sql.dirty, (before, end))
+            if clean:
+                await self._driver.execute(raw, self.sql.raise_state, (end, "pruned", end))
+                await self._driver.execute(raw, self.sql.forget_marks, (end,))
+        return clean
+
+    async def forget(self, raw: Any, end_user: str) -> int:
+        """Delete the roll-ups of a person; returns how many."""
+        async with self._driver.begin(raw):
+            await self._driver.execute(raw, self.sql.new_generation, ())
+            return await self._driver.execute(raw, self.sql.forget, (key_of(end_user),))
+
+    async def _of_rows(self, raw: Any, hour: int) -> list[Row]:
+        asking = Asking(self._fragments.dialect)
+        bounds = [self._driver.moment(start_of(number, HOUR)) for number in (hour, hour + 1)]
+        sql = self._aggregate.sql(asking, [self._fragments.between(asking, *bounds)])
+        found: dict[Cell, Tally] = {}
+        async for some in in_turns(await self._driver.fetch(raw, sql, asking.parameters)):
+            self._aggregate.read(some, found)
+        cells = [(cell, tally) for cell, tally in found.items() if tally.total]
+        return [row_of("hour", hour, cell, tally) async for some in in_turns(cells) for cell, tally in some]
+
+    async def _stored(self, raw: Any, hour: int) -> list[Row]:
+        found = await self._driver.fetch(raw, self.sql.hours, (hour, hour + 1))
+        return sorted(("hour", dimensions, hour, *rest) for dimensions, *rest in found)
+
+    async def _put(self, raw: Any, period: str, start: int, rows: list[Row]) -> None:
+        await self._driver.execute(raw, self.sql.delete, (period, start))
+        if rows:
+            await self._driver.execute_many(raw, self.sql.insert, rows)

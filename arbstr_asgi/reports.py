@@ -1,0 +1,66 @@
+"""What the sub-app tells of its ledger: figures, requests, and files of them."""
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+
+from starlette.requests import Request
+from starlette.types import ASGIApp
+
+from arbstr_asgi.answers import Answers
+from arbstr_asgi.errors import LedgerError, ServerError
+from arbstr_asgi.export import Export
+from arbstr_asgi.gateway import Gateway
+from arbstr_asgi.ledger.columns import COLUMNS
+from arbstr_asgi.listing import to_json
+from arbstr_asgi.stats.fields import Fields
+from arbstr_asgi.stats.lines import lines
+from arbstr_asgi.stats.params import listing
+
+logger = logging.getLogger("arbstr_asgi")
+
+_NAMES = ("id", *(column.name for column in COLUMNS))
+
+
+async def stats(gateway: Gateway, request: Request) -> bytes:
+    """GET /v1/stats."""
+    with _answering():
+        answers = await _answers(gateway)
+        return to_json(await answers.stats(request.query_params.multi_items(), datetime.now(UTC)))
+
+
+async def requests(gateway: Gateway, request: Request) -> bytes | ASGIApp:
+    """GET /v1/requests; with `format`, a file."""
+    asked = listing(request.query_params.multi_items(), datetime.now(UTC))
+    with _answering():
+        answers = await _answers(gateway)
+        if asked.format == "json":
+            return to_json(await answers.requests(asked))
+        await answers.check(asked.query.filters)
+        return await Export(lines(asked.format, _NAMES), gateway.ledger.export(asked.query)).begin()
+
+
+async def detail(gateway: Gateway, request: Request) -> bytes:
+    """GET /v1/requests/{correlation_id}."""
+    Fields(request.query_params.multi_items(), ())
+    with _answering():
+        answers = await _answers(gateway)
+        return to_json(await answers.detail(request.path_params["correlation_id"]))
+
+
+async def _answers(gateway: Gateway) -> Answers:
+    await gateway.ready()
+    return Answers(gateway.ledger, gateway.config.providers)
+
+
+@contextmanager
+def _answering() -> Iterator[None]:
+    """Says in no more than general words that the ledger can't answer; the log has the details."""
+    try:
+        yield
+    except LedgerError as error:
+        logger.warning("a question to the ledger was not answered: %s", error)
+        raise ServerError(
+            "The usage ledger can't answer at this moment. Please retry.", code="ledger_unavailable", retry_after=5
+        ) from None

@@ -1,0 +1,70 @@
+"""Where the terminal's answers come from: a running server, or the database of a configuration."""
+
+import os
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime
+from decimal import Decimal
+from pathlib import Path
+from typing import Any, Protocol
+
+import msgspec
+
+from arbstr_asgi.answers import Answers
+from arbstr_asgi.config import Config
+from arbstr_asgi.errors import ConfigError
+from arbstr_asgi.ledger import visiting
+from arbstr_asgi.listing import to_json
+from arbstr_asgi.remote import Remote
+from arbstr_asgi.stats.params import listing
+
+Pairs = Sequence[tuple[str, str]]
+STATS, REQUESTS = "/v1/stats", "/v1/requests"
+
+_decoder = msgspec.json.Decoder(dict[str, Any], float_hook=Decimal)
+
+
+class Source(Protocol):
+    """Answers as a server's endpoints give them."""
+
+    async def get(self, path: str, pairs: Pairs) -> dict[str, Any]:
+        """The answer to a GET. Raises LedgerError or RequestError."""
+        ...
+
+
+@asynccontextmanager
+async def source(path: Path, url: str | None, token_file: Path | None) -> AsyncIterator[Source]:
+    """The server at `url`, else the database of the config at `path`. Raises ConfigError or LedgerError."""
+    if url is not None:
+        async with Remote(url, _token(token_file)) as remote:
+            yield remote
+        return
+    config = Config.load(path)
+    async with visiting(config.database.resolved_url, table_prefix=config.database.table_prefix) as book:
+        yield Local(Answers(book, config.providers))
+
+
+class Local:
+    """The answers of a ledger, as if they had come from a server."""
+
+    def __init__(self, answers: Answers) -> None:
+        self._answers = answers
+
+    async def get(self, path: str, pairs: Pairs) -> dict[str, Any]:
+        """The answer, in plain values. Raises LedgerError or RequestError."""
+        now = datetime.now(UTC)
+        if path == STATS:
+            found = await self._answers.stats(pairs, now)
+        else:
+            found = await self._answers.requests(listing(pairs, now))
+        return _decoder.decode(to_json(found))
+
+
+def _token(file: Path | None) -> str | None:
+    if file is None:
+        return os.environ.get("ARBSTR_TOKEN") or None
+    try:
+        return file.read_text("utf-8").strip()
+    except (OSError, UnicodeError) as error:
+        said = error.strerror if isinstance(error, OSError) else "not text"
+        raise ConfigError(f"--token-file: {file}: {said}") from None

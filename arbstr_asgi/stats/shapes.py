@@ -1,0 +1,138 @@
+"""Answers of the ledger in the shapes of GET /v1/stats and GET /v1/requests; money is in sats and exact."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import date, datetime
+from decimal import Decimal
+from typing import Any
+
+from arbstr_asgi.stats.moments import written
+from arbstr_asgi.stats.params import Listing
+from arbstr_asgi.stats.query import SOURCES, Figures, Group, Key, Page, Spread, StatsQuery
+from arbstr_asgi.stats.telling import plain, record, told
+
+Json = dict[str, Any]
+
+NOTHING = "No requests found in the specified time range"
+NO_FIGURES = Figures(
+    total=0,
+    success=0,
+    error=0,
+    streaming=0,
+    input_tokens=0,
+    output_tokens=0,
+    tokens=dict.fromkeys(SOURCES, (0, 0)),
+    cost_sats=Decimal(0),
+    priced=0,
+    savings_sats=Decimal(0),
+    latency_ms=Spread(),
+    ttft_ms=Spread(),
+    stream_duration_ms=Spread(),
+)
+
+
+def stats(query: StatsQuery, whole: Figures, groups: Sequence[Group] = (), models: Iterable[str] = ()) -> Json:
+    """The figures of all rows and, where the query groups, of each group.
+
+    By model alone they are `models` with a member for each, those of `models` too that have no rows, otherwise a
+    list, `groups`. `truncated` says that there are more than the query's limit.
+    """
+    found: Json = {"since": written(query.since), "until": written(query.until)}
+    if not whole.total:
+        found |= {"empty": True, "message": NOTHING}
+    found |= figures(whole)
+    if not query.group_by:
+        return found
+    found |= {"group_by": [*query.group_by], "tz": query.zone, "truncated": len(groups) > query.limit}
+    shown = groups[: query.limit]
+    if query.group_by == ("model",):
+        idle = dict.fromkeys(models, NO_FIGURES)
+        busy = {str(group.keys[0]): group.figures for group in shown}
+        found["models"] = {name: figures(each) for name, each in {**busy, **idle, **busy}.items()}
+    else:
+        found["groups"] = [
+            {**dict(zip(query.group_by, map(_key, group.keys), strict=True)), **figures(group.figures)}
+            for group in shown
+        ]
+    return found
+
+
+def figures(found: Figures) -> Json:
+    """Counts, sums and durations; `unpriced` requests have no known cost and are in no sum of sats."""
+    return {
+        "counts": {
+            "total": found.total,
+            "success": found.success,
+            "error": found.error,
+            "streaming": found.streaming,
+            "in_flight": found.total - found.success - found.error,
+        },
+        "costs": {
+            "total_cost_sats": plain(found.cost_sats),
+            "total_input_tokens": found.input_tokens,
+            "total_output_tokens": found.output_tokens,
+        },
+        "performance": {"avg_latency_ms": found.latency_ms.average or 0},
+        "unpriced": found.total - found.priced,
+        "savings_sats": plain(found.savings_sats),
+        "tokens": {source: {"input": given, "output": made} for source, (given, made) in found.tokens.items()},
+        "latency_ms": _spread(found.latency_ms),
+        "ttft_ms": _spread(found.ttft_ms),
+        "stream_duration_ms": _spread(found.stream_duration_ms),
+    }
+
+
+def requests(asked: Listing, page: Page) -> Json:
+    """One page; `total` and `total_pages` are null where counting would take long, `page` behind a cursor."""
+    query = asked.query
+    return {
+        "data": [request(row) for row in page.rows],
+        "page": asked.page,
+        "per_page": query.limit,
+        "total": page.total,
+        "total_pages": None if page.total is None else -(-page.total // query.limit),
+        "next_cursor": None if page.next is None else page.next.encode(),
+        "since": written(query.since),
+        "until": written(query.until),
+    }
+
+
+def request(row: Mapping[str, Any]) -> Json:
+    """One request on a page; `error` is there where it failed."""
+    timing = {"latency_ms": row["latency_ms"], "ttft_ms": row["ttft_ms"]}
+    if row["stream_duration_ms"] is not None:
+        timing["stream_duration_ms"] = row["stream_duration_ms"]
+    found: Json = {
+        "id": row["id"],
+        "correlation_id": row["correlation_id"],
+        "timestamp": told(row["timestamp"]),
+        "model": row["model"],
+        **({} if row["provider"] is None else {"provider": row["provider"]}),
+        **{name: row[name] for name in ("policy", "end_user", "tenant", "streaming", "success")},
+        **{name: row[name] for name in ("end_reason", "disconnect", "attempts", "usage_source")},
+        "tokens": {
+            "input": row["input_tokens"],
+            "output": row["output_tokens"],
+            "cached": row["cached_tokens"],
+            "reasoning": row["reasoning_tokens"],
+        },
+        "cost": {"sats": told(row["cost_sats"])},
+        "timing": timing,
+    }
+    if not row["success"] and (row["error_status"] is not None or row["error_message"] is not None):
+        found["error"] = {"status": row["error_status"], "message": row["error_message"]}
+    return found
+
+
+def detail(row: Mapping[str, Any], attempts: Iterable[Mapping[str, Any]]) -> Json:
+    """All columns of one request, and those of its attempts as `tries`."""
+    return {**record(row), "tries": [record(attempt) for attempt in attempts]}
+
+
+def _spread(spread: Spread) -> Json:
+    return {"p50": spread.p50, "p95": spread.p95, "p99": spread.p99}
+
+
+def _key(key: Key) -> str | None:
+    if isinstance(key, datetime):
+        return key.isoformat(timespec="seconds")
+    return key.isoformat() if isinstance(key, date) else key
