@@ -4,6 +4,8 @@ from collections.abc import AsyncIterator, Sequence
 from datetime import UTC, datetime
 from typing import Any, Literal, Protocol
 
+import msgspec
+
 from arbstr_asgi.errors import RequestError
 from arbstr_asgi.provider import Provider
 from arbstr_asgi.stats import Filters, Group, Page, RequestsQuery, StatsQuery, shapes
@@ -41,11 +43,13 @@ class Book(Protocol):
 class Answers:
     """Answers from a ledger, with what the configuration knows of models and providers.
 
-    All raise LedgerError, and RequestError for what can't be asked: 400 for a parameter, 404 for what is not there.
+    `whose` is the end user who asks, and who is told of nobody else; None asks about everybody. All raise LedgerError,
+    and RequestError for what can't be asked: 400 for a parameter, 403 for somebody else, 404 for what is not there.
     """
 
-    def __init__(self, book: Book, providers: Sequence[Provider]) -> None:
+    def __init__(self, book: Book, providers: Sequence[Provider], whose: str | None = None) -> None:
         self._book = book
+        self._whose = whose
         self._providers = {provider.name for provider in providers}
         self._models = [
             *dict.fromkeys(name for provider in providers for name in (*provider.models, *provider.aliases))
@@ -57,7 +61,7 @@ class Answers:
         All rows and their groups are asked for one after the other, so the groups may have newer rows.
         """
         query = stats_query(pairs, now)
-        await self.check(query.filters)
+        query = msgspec.structs.replace(query, filters=await self.allowed(query.filters))
         (whole,) = await self._book.stats(_replaced(query, (), 1))
         groups: list[Group] = []
         if query.group_by:
@@ -68,26 +72,33 @@ class Answers:
 
     async def requests(self, asked: Listing) -> Json:
         """As GET /v1/requests says it."""
-        await self.check(asked.query.filters)
-        return shapes.requests(asked, await self._book.requests(asked.query))
+        query = msgspec.structs.replace(asked.query, filters=await self.allowed(asked.query.filters))
+        return shapes.requests(asked, await self._book.requests(query))
 
     async def detail(self, correlation_id: str) -> Json:
         """One request and its attempts."""
         since, until = _EVER
         rows: list[dict[str, Any]] = []
         if is_id(correlation_id):
-            filters = Filters(correlation_id=correlation_id)
+            filters = Filters(correlation_id=correlation_id, end_user=self._whose)
             rows = (await self._book.requests(RequestsQuery(since=since, until=until, filters=filters, limit=1))).rows
         if not rows:
             raise RequestError(404, "There is no such request.", param="correlation_id", code="request_not_found")
         return shapes.detail(rows[0], await self._book.attempts(correlation_id))
 
-    async def check(self, filters: Filters) -> None:
-        """Raises RequestError (404) for a model or a provider that nobody has ever heard of."""
+    async def allowed(self, filters: Filters) -> Filters:
+        """What of it may be told to whoever asks. Raises RequestError.
+
+        That is a 403 for somebody else's figures, and a 404 for a model or a provider that nobody has ever heard of.
+        """
+        if self._whose is not None and filters.end_user not in (None, self._whose):
+            message = "An end user may ask about itself only."
+            raise RequestError(403, message, param="end_user", code="other_end_user")
         if filters.model is not None and filters.model not in self._models:
             await self._look_up("model", filters.model)
         if filters.provider is not None and filters.provider not in self._providers:
             await self._look_up("provider", filters.provider)
+        return filters if self._whose is None else msgspec.structs.replace(filters, end_user=self._whose)
 
     async def _look_up(self, column: Literal["model", "provider"], name: str) -> None:
         if name not in await self._book.distinct(column):

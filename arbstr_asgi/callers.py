@@ -20,11 +20,15 @@ MAX_TAGS_BYTES = 4096
 
 
 class Caller(msgspec.Struct, frozen=True):
-    """Who a call is for: columns of its row. `tags` is stored as JSON, at most 4 KiB."""
+    """Who a call is for: columns of its row. `tags` is stored as JSON, at most 4 KiB.
+
+    An `operator` may ask the ledger about everybody, an end user about itself.
+    """
 
     end_user: str | None = None
     tenant: str | None = None
     tags: Mapping[str, Any] | None = None
+    operator: bool = False
 
     def tags_json(self) -> str | None:
         """`tags` as JSON text; None, with a WARNING, for what can't be stored."""
@@ -60,7 +64,7 @@ class Callers:
 
     def __init__(self, server: Server, identify: Identify | None) -> None:
         self._identify = identify
-        self._tokens = [(token.token.encode(), Caller(token.name)) for token in server.tokens]
+        self._tokens = [(token.token.encode(), Caller(token.name, operator=token.operator)) for token in server.tokens]
         if server.auth_token is not None:
             self._tokens.append((server.auth_token.encode(), Caller()))
         self.guarded = bool(self._tokens) or identify is not None or server.public

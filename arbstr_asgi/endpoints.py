@@ -12,6 +12,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from arbstr_asgi import headers as h
 from arbstr_asgi import reports
 from arbstr_asgi.body import ClientGone
+from arbstr_asgi.callers import Caller
 from arbstr_asgi.errors import ArbstrError, ServerError
 from arbstr_asgi.exchange import POLICY
 from arbstr_asgi.gateway import Gateway
@@ -21,7 +22,7 @@ from arbstr_asgi.models import model, model_list
 from arbstr_asgi.quote import quote
 from arbstr_asgi.replies import send_error
 
-Answer = Callable[[Gateway, Request], Awaitable[bytes | ASGIApp]]
+Answer = Callable[[Gateway, Request, Caller], Awaitable[bytes | ASGIApp]]
 
 
 class Guarded:
@@ -34,8 +35,8 @@ class Guarded:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """The ASGI application."""
         try:
-            await self._gateway.identify(scope)
-            said = await self._answer(self._gateway, Request(scope, receive))
+            caller = await self._gateway.identify(scope)
+            said = await self._answer(self._gateway, Request(scope, receive), caller)
         except ArbstrError as error:
             await send_error(send, error, [])
         except ClientGone:
@@ -59,27 +60,27 @@ def guarded(gateway: Gateway) -> list[Route]:
     ]
 
 
-async def _models(gateway: Gateway, request: Request) -> bytes:
+async def _models(gateway: Gateway, request: Request, caller: Caller) -> bytes:
     return json.dumps(model_list(gateway.config.providers)).encode()
 
 
-async def _model(gateway: Gateway, request: Request) -> bytes:
+async def _model(gateway: Gateway, request: Request, caller: Caller) -> bytes:
     return json.dumps(model(gateway.config.providers, request.path_params["model"])).encode()
 
 
-async def _cost(gateway: Gateway, request: Request) -> bytes:
+async def _cost(gateway: Gateway, request: Request, caller: Caller) -> bytes:
     policy = h.first(request.scope["headers"], POLICY)
     async with gateway.reading(request.scope, request.receive) as asked:
         now = asyncio.get_running_loop().time()
         return to_json(quote(gateway.config.providers, gateway.matcher, gateway.breakers, asked, policy, now))
 
 
-async def _providers(gateway: Gateway, request: Request) -> bytes:
+async def _providers(gateway: Gateway, request: Request, caller: Caller) -> bytes:
     keys, _ = keys_in_files(gateway.config)
     return to_json(provider_listing(gateway.config, keys))
 
 
-async def _metrics(gateway: Gateway, request: Request) -> Response:
+async def _metrics(gateway: Gateway, request: Request, caller: Caller) -> Response:
     if gateway.metrics is None:
         message = 'Metrics need prometheus-client: pip install "arbstr-asgi[metrics]".'
         raise ServerError(message, status_code=501, code="metrics_not_installed")

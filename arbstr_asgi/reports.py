@@ -1,14 +1,16 @@
-"""What the sub-app tells of its ledger: figures, requests, and files of them."""
+"""What the sub-app tells of its ledger: figures, requests, and files of them; an end user only of its own."""
 
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 
+import msgspec
 from starlette.requests import Request
 from starlette.types import ASGIApp
 
 from arbstr_asgi.answers import Answers
+from arbstr_asgi.callers import Caller
 from arbstr_asgi.errors import LedgerError, ServerError
 from arbstr_asgi.export import Export
 from arbstr_asgi.gateway import Gateway
@@ -23,35 +25,35 @@ logger = logging.getLogger("arbstr_asgi")
 _NAMES = ("id", *(column.name for column in COLUMNS))
 
 
-async def stats(gateway: Gateway, request: Request) -> bytes:
+async def stats(gateway: Gateway, request: Request, caller: Caller) -> bytes:
     """GET /v1/stats."""
     with _answering():
-        answers = await _answers(gateway)
+        answers = await _answers(gateway, caller)
         return to_json(await answers.stats(request.query_params.multi_items(), datetime.now(UTC)))
 
 
-async def requests(gateway: Gateway, request: Request) -> bytes | ASGIApp:
+async def requests(gateway: Gateway, request: Request, caller: Caller) -> bytes | ASGIApp:
     """GET /v1/requests; with `format`, a file."""
     asked = listing(request.query_params.multi_items(), datetime.now(UTC))
     with _answering():
-        answers = await _answers(gateway)
+        answers = await _answers(gateway, caller)
         if asked.format == "json":
             return to_json(await answers.requests(asked))
-        await answers.check(asked.query.filters)
-        return await Export(lines(asked.format, _NAMES), gateway.ledger.export(asked.query)).begin()
+        query = msgspec.structs.replace(asked.query, filters=await answers.allowed(asked.query.filters))
+        return await Export(lines(asked.format, _NAMES), gateway.ledger.export(query)).begin()
 
 
-async def detail(gateway: Gateway, request: Request) -> bytes:
+async def detail(gateway: Gateway, request: Request, caller: Caller) -> bytes:
     """GET /v1/requests/{correlation_id}."""
     Fields(request.query_params.multi_items(), ())
     with _answering():
-        answers = await _answers(gateway)
+        answers = await _answers(gateway, caller)
         return to_json(await answers.detail(request.path_params["correlation_id"]))
 
 
-async def _answers(gateway: Gateway) -> Answers:
+async def _answers(gateway: Gateway, caller: Caller) -> Answers:
     await gateway.ready()
-    return Answers(gateway.ledger, gateway.config.providers)
+    return Answers(gateway.ledger, gateway.config.providers, None if caller.operator else caller.end_user)
 
 
 @contextmanager

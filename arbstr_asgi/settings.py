@@ -19,10 +19,11 @@ _LEVELS = {
 
 
 class Token(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A bearer token that makes its holder the end user `name`."""
+    """A bearer token that makes its holder the end user `name`; an `operator` may ask about everybody's usage."""
 
     name: str
     token: str
+    operator: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -520,3 +520,39 @@ def test_a_server_that_raises(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         assert endless.closed
 
     served(tmp_path, main)
+
+
+def test_an_end_user_is_told_of_itself_only(tmp_path: Path) -> None:
+    """Figures, pages, files and details of others are not told to an end user, but to an operator."""
+    tokens = (
+        Token(name="alice", token="t-alice"),
+        Token(name="bob", token="t-bob"),
+        Token(name="ann", token="t-ann", operator=True),
+    )
+
+    async def main(app: Any) -> None:
+        for entry in entries():
+            app.ledger.record(entry)
+        await app.ledger.flush()
+
+        async def as_user(token: str, path: str, *pairs: tuple[str, str]) -> Call:
+            headers = [(b"authorization", f"Bearer {token}".encode())]
+            return await ask(app, path, *pairs, headers=headers)
+
+        mine = json.loads((await as_user("t-alice", STATS, *WHOLE, ("group_by", "end_user"))).body)
+        assert [group["end_user"] for group in mine["groups"]] == ["alice"]
+        assert mine["counts"]["total"] == 3
+        page = json.loads((await as_user("t-alice", REQUESTS, *WHOLE)).body)
+        assert {row["end_user"] for row in page["data"]} == {"alice"}
+        assert page["total"] == 3
+        lines = (await as_user("t-alice", REQUESTS, *WHOLE, ("format", "jsonl"))).body.splitlines()
+        assert {json.loads(line)["end_user"] for line in lines} == {"alice"}
+        assert (await as_user("t-alice", f"{REQUESTS}/c-1")).status == 200
+        assert (await as_user("t-bob", f"{REQUESTS}/c-1")).status == 404
+        for path in (STATS, REQUESTS):
+            refused = await as_user("t-bob", path, *WHOLE, ("end_user", "alice"))
+            assert (refused.status, refused.error["code"]) == (403, "other_end_user")
+        everybody = json.loads((await as_user("t-ann", STATS, *WHOLE)).body)
+        assert everybody["counts"]["total"] == 5
+
+    served(tmp_path, main, server=Server(tokens=tokens))
