@@ -67,6 +67,7 @@ class Gateway:
             spill=settings.spill,
             durable=settings.durability == "strict",
             bounds=Bounds(settings.max_queued, settings.max_queued_bytes, settings.on_full == "refuse"),
+            retention_days=settings.retention_days,
         )
         self.drains = Drains()
         self._learning = Learning()

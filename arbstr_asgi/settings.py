@@ -62,6 +62,7 @@ class DatabaseConfig(Section, frozen=True, kw_only=True, forbid_unknown_fields=T
     Below `spill`, a folder, rows wait that the database can't take. With `durability="strict"` an answer is complete
     for its client only when its row is on disk. In memory at most `max_queued` entries wait (about `max_queued_bytes`),
     which takes a database and a spill that both fail; then `on_full="serve"` loses rows, `"refuse"` refuses calls.
+    Rows older than `retention_days` are deleted; their statistics by hour and day stay.
     """
 
     url: str | None = None
@@ -72,9 +73,12 @@ class DatabaseConfig(Section, frozen=True, kw_only=True, forbid_unknown_fields=T
     on_full: Literal["serve", "refuse"] = "serve"
     max_queued: int = 100_000
     max_queued_bytes: int = 128 * 1024 * 1024
+    retention_days: float | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.retention_days is not None:
+            self._require_positive("retention_days")
         if self.url and self.path:
             raise ConfigError("path: give url or path, not both")
         if self.spill is not None and not self.spill:

@@ -439,15 +439,11 @@ def test_the_wheel_carries_the_migrations(tmp_path: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         names = set(archive.namelist())
         archive.extractall(tmp_path / "installed")
+    scripts = (root / "migrations" / "versions").glob("*.py")
     shipped = {
-        f"arbstr_asgi/migrations/{name}"
-        for name in (
-            "env.py",
-            "script.py.mako",
-            "versions/0001_requests.py",
-            "versions/0002_attempts.py",
-            "versions/0003_rollups.py",
-        )
+        "arbstr_asgi/migrations/env.py",
+        "arbstr_asgi/migrations/script.py.mako",
+        *(f"arbstr_asgi/migrations/versions/{path.name}" for path in scripts),
     }
     assert shipped <= names
     program = (

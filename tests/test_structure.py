@@ -20,23 +20,25 @@ MAX_FUNCTION_LINES = 60
 # A module may import what is on the lines above its own, never what is beside or below it.
 LEVELS = """
 errors spans entry usage interrupt learning lifespan workers mock table metering.sse metering.grammar metering.excerpt
-ledger.quiet tries stats.cursor stats.zones
+ledger.quiet tries stats.cursor stats.zones stats.histogram
 stats.query
-ledger.columns ledger.faults ledger.losses ledger.snapshot ledger.slots
+stats.plan stats.tally
+stats
+ledger.columns ledger.faults ledger.losses ledger.snapshot ledger.slots ledger.turns
 tomlfile variables unsupported places requestlog
 checks replies section prompt splice metering.reading metering.stripping metering.pruning
-stats
 ledger.values ledger.statements ledger.location
-apikey keysources
+apikey keysources ledger.fragments ledger.marks
 rates settings chat policies metering.meter ledger.driver ledger.backlog ledger.trouble ledger.degrading supervisor
+ledger.aggregates
 provider estimate aliasing
 headers body config drains holding leaving matching pricing keys transports metering.plain metering.events
-ledger.sessions ledger.hand ledger.migrations
+ledger.sessions ledger.hand ledger.migrations ledger.rollups ledger.removal ledger.ordering
 callers routing watching verdict upstream listing
-ledger.sqlite ledger.postgresql ledger.mysql ledger.schema ledger.reader
-breaker lookahead ledger.target metering.decoding metering.sniffing
-ledger.spill ledger.migrate metering.opening advice keyreport
-ledger.spiller ledger.replay
+ledger.sqlite ledger.postgresql ledger.mysql ledger.schema ledger.statistics ledger.roller
+breaker lookahead ledger.target metering.decoding metering.sniffing ledger.pages ledger.upkeep
+ledger.spill ledger.migrate metering.opening advice keyreport ledger.eraser ledger.reader ledger.caretaker
+ledger.spiller ledger.replay ledger.readable
 ledger.writer
 ledger.ledger
 ledger metering
@@ -61,7 +63,8 @@ metering
 metering.sse metering.reading metering.stripping metering.meter metering.grammar metering.excerpt metering.pruning
 metering.plain metering.events metering.decoding metering.sniffing metering.opening
 ledger.columns ledger.values ledger.statements ledger.snapshot ledger.degrading
-stats stats.cursor stats.zones stats.query
+ledger.fragments ledger.aggregates ledger.rollups ledger.marks
+stats stats.cursor stats.zones stats.query stats.histogram stats.plan stats.tally
 """
 OUTSIDE = "asyncio concurrent http io os pathlib random selectors socket ssl subprocess tempfile threading time urllib"
 

@@ -2,29 +2,27 @@
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from pathlib import Path
-from typing import Any, Literal
 
 from databases import Database
 
 from arbstr_asgi.entry import Entry
 from arbstr_asgi.errors import ConfigError, LedgerError, LedgerUnavailable
 from arbstr_asgi.ledger.backlog import Mark, Settle, Update, promise
+from arbstr_asgi.ledger.caretaker import Caretaker
 from arbstr_asgi.ledger.faults import described
 from arbstr_asgi.ledger.fragments import Fragments
 from arbstr_asgi.ledger.losses import Losses
+from arbstr_asgi.ledger.readable import AT_ONCE, Readable
 from arbstr_asgi.ledger.reader import Reader
 from arbstr_asgi.ledger.slots import new_worker_id
 from arbstr_asgi.ledger.snapshot import Bounds, Snapshot
 from arbstr_asgi.ledger.spill import shelter
 from arbstr_asgi.ledger.statements import statements
-from arbstr_asgi.ledger.statistics import Statistics
 from arbstr_asgi.ledger.target import Target
 from arbstr_asgi.ledger.writer import Writer
-from arbstr_asgi.stats import Group, Page, Rebuilt, RequestsQuery, StatsQuery
 
 logger = logging.getLogger("arbstr_asgi.ledger")
 
@@ -33,13 +31,14 @@ COMMIT_PATIENCE = 2.0  # seconds for which an answer is held for its row
 _CLOSED = "the ledger is not open"
 
 
-class Ledger:
+class Ledger(Readable):
     """Records one row for each call; give it a `url`, or a connected `database` of the host's.
 
     The table prefix is "" on a database of our own and "arbstr_" on the host's; `migrate` (at start) is on for our own
     and off for the host's. `spill` is the folder below which rows wait for a database that can't take them (default:
     beside an SQLite file, else `arbstr-spill`). `durable` commits survive a power cut on SQLite too. At most `bounds`
-    wait in memory. Raises ConfigError for what can't work; nothing is read or opened before `open()`.
+    wait in memory. Rows older than `retention_days` are deleted, and their roll-ups kept. Raises ConfigError for what
+    can't work; nothing is read or opened before `open()`.
     """
 
     def __init__(
@@ -52,6 +51,7 @@ class Ledger:
         spill: str | None = None,
         durable: bool = False,
         bounds: Bounds = Bounds(),  # noqa: B008 - a frozen value
+        retention_days: float | None = None,
     ) -> None:
         place = url if database is None else database
         if place is None or (url is not None and database is not None):
@@ -67,6 +67,8 @@ class Ledger:
         self._writer: Writer | None = None
         self._opening = False
         self._worker_id = ""
+        self._retention = None if retention_days is None else timedelta(days=retention_days)
+        self._caretaker: Caretaker | None = None
 
     def __repr__(self) -> str:
         return f"<Ledger {self._target} {'open' if self.is_open else 'closed'}>"
@@ -141,6 +143,9 @@ class Ledger:
             except asyncio.CancelledError:
                 await self._writer.stop(1.0)
                 raise
+            self._at_once = asyncio.Semaphore(AT_ONCE)
+            writer = self._writer
+            self._caretaker = Caretaker(lambda: writer.sessions, self._fragments, self._retention)
         finally:
             self._opening = False
 
@@ -150,6 +155,8 @@ class Ledger:
         What the database did not take is in the spill for the next start; what that can't take either is counted in
         `lost` and logged as CRITICAL. A second call does nothing.
         """
+        if self._caretaker is not None:
+            await self._caretaker.stop()
         if self._writer is not None:
             await self._writer.stop(timeout)
 
@@ -215,59 +222,12 @@ class Ledger:
         except Exception as error:  # noqa: BLE001 - fire and forget
             logger.warning("ledger: usage of %s not updated: %s", correlation_id, described(error))
 
-    async def rows(self, *, limit: int = 100, correlation_id: str | None = None) -> list[dict[str, Any]]:
-        """The newest committed rows first, or those of one call; the values are equal on every database.
-
-        `timestamp` is aware UTC, money Decimal with nine decimals. Raises LedgerError.
-        """
-        return await self._open_reader().rows(limit, correlation_id)
-
-    async def attempts(self, correlation_id: str) -> list[dict[str, Any]]:
-        """The committed attempts of one call, in their order; values as in `rows`. Raises LedgerError."""
-        return await self._open_reader().attempts(correlation_id)
-
-    async def stats(self, query: StatsQuery) -> list[Group]:
-        """Figures, grouped; one Group with keys () where not. Raises LedgerError.
-
-        One state of the database, all that is committed in it: closed hours come from roll-ups, the rest from rows.
-        """
-        reader = self._open_reader()
-        return await reader.run(lambda raw: Statistics(reader.driver, self._fragments).groups(raw, query))
-
-    async def requests(self, query: RequestsQuery) -> Page:
-        """One page of rows. Raises LedgerError."""
-        raise LedgerError("not yet")
-
-    def export(self, query: RequestsQuery) -> AsyncIterator[dict[str, Any]]:
-        """All rows from the page on, however many, as in `requests`; few are in memory. Raises LedgerError."""
-        raise LedgerError("not yet")
-
-    async def distinct(self, column: Literal["model", "provider"]) -> list[str]:
-        """The names that rows have had in this column, sorted. Raises LedgerError."""
-        raise LedgerError("not yet")
-
-    async def rebuild(self, progress: Callable[[int, int], None] | None = None) -> Rebuilt:
-        """Compute all roll-ups again. `progress` hears hours done and to do. Raises LedgerError."""
-        raise LedgerError("not yet")
-
-    async def prune(self, before: datetime, progress: Callable[[int, int], None] | None = None) -> int:
-        """Delete rows that arrived earlier, and their attempts; roll-ups stay. Returns how many. Raises LedgerError."""
-        raise LedgerError("not yet")
-
-    async def forget(self, end_user: str) -> dict[str, int]:
-        """Take a person out of every table and the spill; returns the number of rows of each. Raises LedgerError."""
-        raise LedgerError("not yet")
-
-    async def check(self) -> None:
-        """Raise LedgerError unless the database answers a cheap query in two seconds."""
-        await self._open_reader().check()
-
     def _open_reader(self) -> Reader:
         if self._writer is None or not self.is_open:
             raise LedgerError(_CLOSED)
         if self._writer.sessions is None:
             raise LedgerUnavailable("the database can't answer: it has not been reached yet")
-        return Reader(self._writer.sessions, self._statements)
+        return Reader(self._writer.sessions, self._statements, self._fragments)
 
     def _update(self, update: Update, *, urgent: bool) -> None:
         if self._writer is None or not self._writer.accepting:

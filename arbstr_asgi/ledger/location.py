@@ -30,8 +30,8 @@ _DRIVERS = {
 }
 _OPTIONS: dict[str, dict[str, Any]] = {
     "sqlite": {"timeout": 2.0},
-    "postgresql": {"min_size": 1, "max_size": 3, "timeout": 10},
-    "mysql": {"min_size": 1, "max_size": 3, "connect_timeout": 10, "charset": "utf8mb4"},
+    "postgresql": {"min_size": 1, "max_size": 5, "timeout": 10},
+    "mysql": {"min_size": 1, "max_size": 5, "connect_timeout": 10, "charset": "utf8mb4"},
 }
 _PREFIX = re.compile(r"([A-Za-z_][A-Za-z0-9_]{0,30})?")
 

@@ -1,36 +1,49 @@
 """Reading the ledger: the rows, and whether the database answers."""
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from typing import Any, TypeVar
 
 from arbstr_asgi.errors import LedgerError
 from arbstr_asgi.ledger import values
 from arbstr_asgi.ledger.columns import ATTEMPT_COLUMNS
-from arbstr_asgi.ledger.driver import Driver
 from arbstr_asgi.ledger.faults import described
-from arbstr_asgi.ledger.sessions import Sessions, Work
+from arbstr_asgi.ledger.fragments import Fragments
+from arbstr_asgi.ledger.pages import Pages
+from arbstr_asgi.ledger.sessions import Sessions
 from arbstr_asgi.ledger.statements import Statements
+from arbstr_asgi.ledger.statistics import Statistics
+from arbstr_asgi.stats import Group, Page, RequestsQuery, StatsQuery
 
 T = TypeVar("T")
+Q = TypeVar("Q")
 
 _CHECK_TIMEOUT = 2.0  # seconds
 READ_TIMEOUT = 30.0
-_ATTEMPTS = 4  # one more than our pool has connections: each may have died unnoticed while it was idle
+_ATTEMPTS = 6  # one more than our pool has connections: each may have died unnoticed while it was idle
 
 
 class Reader:
     """Queries on connections of their own, beside the writer."""
 
-    def __init__(self, sessions: Sessions, statements: Statements) -> None:
-        self._sessions = sessions
+    def __init__(self, sessions: Sessions, statements: Statements, fragments: Fragments) -> None:
+        self.sessions = sessions
         self._statements = statements
+        self._fragments = fragments
 
-    @property
-    def driver(self) -> Driver:
-        """What it speaks to the database with."""
-        return self._sessions.driver
+    async def groups(self, query: StatsQuery) -> list[Group]:
+        """Figures. Raises LedgerError."""
+        return await self._run(Statistics(self.sessions.driver, self._fragments).groups, query)
+
+    async def names(self, column: str) -> list[str]:
+        """The values of a column, sorted. Raises LedgerError."""
+        return await self._run(Statistics(self.sessions.driver, self._fragments).names, column)
+
+    async def page(self, query: RequestsQuery, *, counted: bool = True) -> Page:
+        """One page. Raises LedgerError."""
+        pages = Pages(self.sessions.driver, self._fragments)
+        return await self._run(pages.page if counted else pages.uncounted, query)
 
     async def rows(self, limit: int, correlation_id: str | None) -> list[dict[str, Any]]:
         """The newest rows, or those of one call. Raises LedgerError."""
@@ -53,21 +66,20 @@ class Reader:
         await self._fetch(self._statements.version, (), _CHECK_TIMEOUT)
 
     async def _fetch(self, sql: str, parameters: Sequence[Any], timeout: float) -> list[Sequence[Any]]:
-        sessions = self._sessions
+        fetch = self.sessions.driver.fetch
+        return await self._run(lambda raw, found: fetch(raw, sql, found), parameters, timeout)
 
-        async def fetch(raw: Any) -> list[Sequence[Any]]:
-            return await sessions.driver.fetch(raw, sql, parameters)
+    async def _run(self, work: Callable[[Any, Q], Awaitable[T]], query: Q, timeout: float = READ_TIMEOUT) -> T:
+        sessions = self.sessions
 
-        return await self.run(fetch, timeout)
+        async def ask(raw: Any) -> T:
+            return await work(raw, query)
 
-    async def run(self, work: Work[T], timeout: float = READ_TIMEOUT) -> T:
-        """Work that only reads. Raises LedgerError."""
-        sessions = self._sessions
         try:
             async with asyncio.timeout(timeout):  # SQLite's calls can't be given up, but they need not be waited for
                 for _ in range(_ATTEMPTS - 1):
                     with suppress(Exception):
-                        return await sessions.run(work, timeout=timeout)
-                return await sessions.run(work, timeout=timeout)
+                        return await sessions.run(ask, timeout=timeout)
+                return await sessions.run(ask, timeout=timeout)
         except Exception as error:
             raise LedgerError(f"the database can't answer: {described(error, sessions.database)}") from error

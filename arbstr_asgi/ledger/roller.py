@@ -1,13 +1,16 @@
 """Makes roll-ups: an hour from its rows, a day from its hours; each step can be done again, and by anybody."""
 
-from collections.abc import Sequence
-from datetime import UTC, datetime, timedelta
+import secrets
+from collections.abc import Iterable
+from datetime import datetime, timedelta
 from typing import Any
 
 from arbstr_asgi.ledger.aggregates import Aggregate, Cell
 from arbstr_asgi.ledger.driver import Driver
-from arbstr_asgi.ledger.fragments import Asking, Fragments
+from arbstr_asgi.ledger.fragments import Asking, Fragments, key_of
 from arbstr_asgi.ledger.rollups import Rollups, row_of
+from arbstr_asgi.ledger.statements import mark_hour
+from arbstr_asgi.ledger.turns import in_turns
 from arbstr_asgi.ledger.values import Row
 from arbstr_asgi.stats.plan import GROUPINGS, HOUR, HOURS
 from arbstr_asgi.stats.tally import Tally
@@ -17,7 +20,7 @@ LAG = timedelta(minutes=5)  # from an hour's end to its roll-up: until then what
 _PLACES = {",".join(grouping): place for place, grouping in enumerate(GROUPINGS)}
 
 
-class Changed(Exception):  # noqa: N818 - nobody's fault
+class Changed(Exception):
     """Somebody has written to the hour, or rolled it up, in the meantime."""
 
 
@@ -28,6 +31,7 @@ class Roller:
         self._driver = driver
         self._fragments = fragments
         self.sql = Rollups(fragments)
+        self._mark = mark_hour(fragments.dialect, fragments.tables.dirty_hours)
         self._aggregate = Aggregate(fragments, GROUPINGS)
 
     async def state(self, raw: Any, name: str) -> int:
@@ -42,11 +46,17 @@ class Roller:
         """
         sealed, over = await self.state(raw, "sealed"), number_of(now - LAG, HOUR)
         if over > sealed:
-            hours = await self._hours_with_rows(raw, sealed, over)
+            hours = await self.hours_with_rows(raw, sealed, over)
             async with self._driver.begin(raw):
-                await self._driver.execute_many(raw, self.sql.mark, [(hour, 0, 0) for hour in hours])
+                await self.mark(raw, hours)
                 await self._driver.execute(raw, self.sql.raise_state, (over, "sealed", over))
         return await self.dirty(raw, max(sealed, over))
+
+    async def mark(self, raw: Any, hours: Iterable[int]) -> None:
+        """Have these hours rolled up."""
+        marks = [(hour, 0, secrets.randbits(63)) for hour in hours]
+        if marks:
+            await self._driver.execute_many(raw, self._mark, marks)
 
     async def dirty(self, raw: Any, end: int) -> list[int]:
         """The hours before `end` whose roll-ups are to be made, the newest first."""
@@ -65,6 +75,7 @@ class Roller:
                     raise Changed
             if not marks or await self.state(raw, "pruned") > hour:
                 raise Changed
+            await self._driver.execute(raw, self.sql.new_generation, ())
             await self._put(raw, "hour", hour, rows)
             await self._driver.execute(raw, self.sql.delete, ("day", hour // HOURS))
         return compare and before != sorted(rows)
@@ -79,20 +90,66 @@ class Roller:
 
     async def day(self, raw: Any, day: int) -> None:
         """Make the roll-ups of a day from those of its hours. Raises Changed."""
-        span = day * HOURS, (day + 1) * HOURS
         found: dict[Cell, Tally] = {}
         async with self._driver.reading(raw):
-            hours = await self._driver.fetch(raw, self.sql.made, ("hour", *span))
-            for dimensions, key1, key2, _, *texts in await self._driver.fetch(raw, self.sql.hours, span):
-                place = _PLACES[dimensions]
-                cell = Cell(place, (key1, key2)[: len(GROUPINGS[place])], 0)
-                tally = Tally.decode(*texts)
-                if cell in found:
-                    found[cell].add(tally)
-                else:
-                    found[cell] = tally
-        rows = [row_of("day", day, cell, tally) for cell, tally in found.items()]
+            generation = await self.state(raw, "generation")
+            span = day * HOURS, (day + 1) * HOURS
+            async for some in in_turns(await self._driver.fetch(raw, self.sql.hours, span)):
+                for dimensions, key1, key2, _, *texts in some:
+                    grouping = _PLACES[dimensions]
+                    cell, tally = Cell(grouping, (key1, key2)[: len(GROUPINGS[grouping])], 0), Tally.decode(*texts)
+                    found.setdefault(cell, Tally.empty()).add(tally)
+        rows = [row_of("day", day, cell, tally) async for some in in_turns([*found.items()]) for cell, tally in some]
         async with self._driver.begin(raw):
-            await self._put(raw, "day", day, rows)
-            if await self._driver.fetch(raw, self.sql.made, ("hour", *span)) != hours:
+            if not await self._driver.execute(raw, self.sql.next_generation, (generation,)):
                 raise Changed
+            await self._put(raw, "day", day, rows)
+
+    async def hours_with_rows(self, raw: Any, first: int, end: int) -> list[int]:
+        """The hours from `first` to before `end` that have rows, oldest first."""
+        asking = Asking(self._fragments.dialect)
+        bounds = [self._driver.moment(start_of(hour, HOUR)) for hour in (first, end)]
+        sql = f"SELECT DISTINCT {self._fragments.period(HOUR)} FROM {self._fragments.requests} "  # noqa: S608 - no values
+        sql += f"WHERE {self._fragments.between(asking, *bounds)}"
+        return sorted(int(row[0]) for row in await self._driver.fetch(raw, sql, asking.parameters))
+
+    async def closed_hours(self, raw: Any) -> list[int]:
+        """The hours that have rows or roll-ups, as far as they are sealed and not pruned."""
+        span = await self.state(raw, "pruned"), await self.state(raw, "sealed")
+        made = await self._driver.fetch(raw, self.sql.made, ("hour", *span))
+        return sorted({*await self.hours_with_rows(raw, *span), *(int(row[0]) for row in made)})
+
+    async def give_up(self, raw: Any, end: int) -> bool:
+        """From now on the hours before `end` have roll-ups alone; False where one of them is dirty."""
+        async with self._driver.begin(raw):
+            before = await self.state(raw, "pruned")
+            clean = not await self._driver.fetch(raw, self.sql.dirty, (before, end))
+            if clean:
+                await self._driver.execute(raw, self.sql.raise_state, (end, "pruned", end))
+                await self._driver.execute(raw, self.sql.forget_marks, (end,))
+        return clean
+
+    async def forget(self, raw: Any, end_user: str) -> int:
+        """Delete the roll-ups of a person; returns how many."""
+        async with self._driver.begin(raw):
+            await self._driver.execute(raw, self.sql.new_generation, ())
+            return await self._driver.execute(raw, self.sql.forget, (key_of(end_user),))
+
+    async def _of_rows(self, raw: Any, hour: int) -> list[Row]:
+        asking = Asking(self._fragments.dialect)
+        bounds = [self._driver.moment(start_of(number, HOUR)) for number in (hour, hour + 1)]
+        sql = self._aggregate.sql(asking, [self._fragments.between(asking, *bounds)])
+        found: dict[Cell, Tally] = {}
+        async for some in in_turns(await self._driver.fetch(raw, sql, asking.parameters)):
+            self._aggregate.read(some, found)
+        cells = [(cell, tally) for cell, tally in found.items() if tally.total]
+        return [row_of("hour", hour, cell, tally) async for some in in_turns(cells) for cell, tally in some]
+
+    async def _stored(self, raw: Any, hour: int) -> list[Row]:
+        found = await self._driver.fetch(raw, self.sql.hours, (hour, hour + 1))
+        return sorted(("hour", dimensions, hour, *rest) for dimensions, *rest in found)
+
+    async def _put(self, raw: Any, period: str, start: int, rows: list[Row]) -> None:
+        await self._driver.execute(raw, self.sql.delete, (period, start))
+        if rows:
+            await self._driver.execute_many(raw, self.sql.insert, rows)

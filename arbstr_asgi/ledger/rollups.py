@@ -24,9 +24,14 @@ class Rollups:
         mark = marks(fragments.dialect)
         table, dirty = self._table, self._dirty
         state = f"WHERE period = 'state' AND dimensions = {mark(0)}"
-        # total, name; `sums` is free for whoever holds the lease
         self.state = f"SELECT total FROM {table} {state}"  # noqa: S608
-        self.set_state = f"UPDATE {table} SET total = {mark(0)} WHERE period = 'state' AND dimensions = {mark(1)}"  # noqa: S608
+        # total, name, total
+        self.raise_state = (
+            f"UPDATE {table} SET total = {mark(0)} WHERE period = 'state' AND dimensions = {mark(1)} "  # noqa: S608
+            f"AND total < {mark(2)}"
+        )
+        new = f"UPDATE {table} SET total = total + 1 WHERE period = 'state' AND dimensions = 'generation'"  # noqa: S608
+        self.new_generation, self.next_generation = new, f"{new} AND total = {mark(0)}"
         # until, holder, now, holder
         self.take_lease = (
             f"UPDATE {table} SET total = {mark(0)}, sums = {mark(1)} WHERE period = 'state' AND dimensions = 'lease' "  # noqa: S608
@@ -39,6 +44,8 @@ class Rollups:
         self.forget_marks = f"DELETE FROM {dirty} WHERE hour < {mark(0)}"  # noqa: S608
         of_all = f"WHERE period = {mark(0)} AND dimensions = '' AND start >= {mark(1)} AND start < {mark(2)}"
         self.made = f"SELECT start FROM {table} {of_all} ORDER BY start"  # noqa: S608
+        hours = "WHERE period = 'hour' AND dimensions = ''"
+        self.everything = f"SELECT coalesce(sum(total), 0) FROM {table} {hours}"  # noqa: S608
         columns = ", ".join(ROLLUP_COLUMNS)
         values = ", ".join(mark(place) for place in range(len(ROLLUP_COLUMNS)))
         self.insert = f"INSERT INTO {table} ({columns}) VALUES ({values})"  # noqa: S608
@@ -46,7 +53,6 @@ class Rollups:
         every = ", ".join(f"'{','.join(grouping)}'" for grouping in GROUPINGS)  # constants of ours
         one = f"WHERE period = {mark(0)} AND dimensions IN ({every}) AND start = {mark(1)}"
         self.delete = f"DELETE FROM {table} {one}"  # noqa: S608
-        self.read_one = f"SELECT dimensions, key1, key2, total, {_TEXTS} FROM {table} {one}"  # noqa: S608
         several = f"WHERE period = 'hour' AND dimensions IN ({every}) AND start >= {mark(0)} AND start < {mark(1)}"
         self.hours = f"SELECT dimensions, key1, key2, total, {_TEXTS} FROM {table} {several}"  # noqa: S608
         self.forget = f"DELETE FROM {table} WHERE dimensions = 'end_user' AND key1 = {mark(0)}"  # noqa: S608

@@ -98,7 +98,7 @@ def statements(dialect: str, prefix: str) -> Statements:
         f"WHERE {q['correlation_id']} = {mark(1)} AND {q['end_reason']} = 'in_flight'",
         abandon_attempt=f"UPDATE {attempts} SET {q['maybe_billed']} = TRUE, {q['error_message']} = {mark(0)} "  # noqa: S608
         f"WHERE {q['correlation_id']} = {mark(1)} AND {q['revision']} = 0",
-        mark_hour=_mark_hour(dialect, names.dirty_hours),
+        mark_hour=mark_hour(dialect, names.dirty_hours),
         arrival=f"SELECT {q['timestamp']} FROM {name} WHERE {q['correlation_id']} = {mark(0)}",  # noqa: S608
         version=f"SELECT version_num FROM {quoted(dialect, version_table)}",  # noqa: S608
         _attempts=f"SELECT {', '.join(q[column.name] for column in ATTEMPT_COLUMNS)} FROM {attempts} "  # noqa: S608
@@ -114,7 +114,7 @@ def marks(dialect: str) -> Marks:
     return lambda _: "%s" if dialect == "mysql" else "?"
 
 
-def _mark_hour(dialect: str, table: str) -> str:
+def mark_hour(dialect: str, table: str) -> str:
     """An INSERT or a new mark: what has read the old one must not take the hour for clean."""
     name, mark = quoted(dialect, table), marks(dialect)
     insert = f"INSERT INTO {name} (hour, writer, mark) VALUES ({mark(0)}, {mark(1)}, {mark(2)}) "  # noqa: S608

@@ -1,21 +1,20 @@
 """Figures of the ledger: from roll-ups what they know, the rest from rows, in one state of the database."""
 
-import asyncio
-from collections.abc import AsyncIterator, Sequence
-from datetime import datetime, timedelta, tzinfo
+from collections.abc import Sequence
+from datetime import UTC, datetime, timedelta, tzinfo
 from typing import Any, NamedTuple
 
 from arbstr_asgi.ledger.aggregates import Aggregate, Cell
 from arbstr_asgi.ledger.driver import Driver
 from arbstr_asgi.ledger.fragments import Asking, Fragments, key_of, value_of
 from arbstr_asgi.ledger.rollups import Rollups
+from arbstr_asgi.ledger.turns import in_turns
 from arbstr_asgi.stats import Filters, Group, StatsQuery
 from arbstr_asgi.stats.plan import DAY, HOUR, Known, Parts, only_rows, parts, rolled
 from arbstr_asgi.stats.query import TIMES, Key
 from arbstr_asgi.stats.tally import Tally
 from arbstr_asgi.stats.zones import bound, called, local, number_of, start_of, step, zone_of
 
-_AT_ONCE = 200  # rows that are read without letting others have the loop
 _MOST_DAYS = 4000  # for which roll-ups are put together where the zone's days begin within an hour
 _A_MILLISECOND = timedelta(milliseconds=1)
 
@@ -81,6 +80,25 @@ class Statistics:
                 found[keys] = found.get(keys, 0) + int(total)
         return found
 
+    async def rolled_up(self, raw: Any) -> int:
+        """How many rows roll-ups know of, in all."""
+        ((total,),) = await self._driver.fetch(raw, self._rollups.everything)
+        return int(total)
+
+    async def names(self, raw: Any, column: str) -> list[str]:
+        """The values that rows have had in a column that is rolled up."""
+        always = datetime.min.replace(tzinfo=UTC), datetime.max.replace(tzinfo=UTC)
+        asked = Asked.of(StatsQuery(since=always[0], until=always[1], group_by=(column,)))
+        async with self._driver.reading(raw):
+            divided = await self.divided(raw, asked)
+            found = set(await self.totals(raw, asked, divided))
+            for span in divided.rows:
+                asking = Asking(self._fragments.dialect)
+                bounds = self._fragments.between(asking, *map(self._driver.moment, span))
+                sql = f"SELECT DISTINCT {self._fragments.key(column)} FROM {self._fragments.requests} WHERE {bounds}"  # noqa: S608
+                found |= {(row[0],) for row in await self._driver.fetch(raw, sql, asking.parameters)}
+        return sorted(name for (key,) in found if (name := value_of(key)) is not None)
+
     async def known(self, raw: Any, since: datetime, until: datetime) -> Known:
         """What the roll-ups know of this time."""
         fetch, sql = self._driver.fetch, self._rollups
@@ -130,7 +148,7 @@ class Statistics:
         ]
         rows = await self._driver.fetch(raw, aggregate.sql(asking, conditions), asking.parameters)
         found: dict[Cell, Tally] = {}
-        async for some in _in_turns(rows):
+        async for some in in_turns(rows):
             aggregate.read(some, found)
         return {cell: tally for cell, tally in found.items() if tally.total}
 
@@ -148,7 +166,7 @@ class Statistics:
         first = {keys[0] for keys in chosen} if chosen and asked.names == asked.grouping[:1] else ()
         sql = self._rollups.rows(asking, asked.grouping, span, asked.keys, first)
         seconds = HOUR if span[0] == "hour" else DAY
-        async for some in _in_turns(await self._driver.fetch(raw, sql, asking.parameters)):
+        async for some in in_turns(await self._driver.fetch(raw, sql, asking.parameters)):
             for start, key1, key2, *texts in some:
                 keys = _picked(asked, (key1, key2))
                 if chosen is None or keys in chosen:
@@ -213,10 +231,3 @@ def _split_hours(asked: Asked, known: Known) -> frozenset[int]:
         if called(start, asked.zone) != called(behind, asked.zone):
             found.append(number)
     return frozenset(found)
-
-
-async def _in_turns(rows: list[Sequence[Any]]) -> AsyncIterator[list[Sequence[Any]]]:
-    """A few at a time, so that the loop can do something else in between."""
-    for place in range(0, len(rows), _AT_ONCE):
-        yield rows[place : place + _AT_ONCE]
-        await asyncio.sleep(0)

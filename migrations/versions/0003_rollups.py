@@ -113,11 +113,11 @@ def _fill(table: str, rollups: str, dirty_hours: str) -> None:
     requests, hours, states = quote(table), quote(dirty_hours), quote(rollups)
     op.execute(f"DELETE FROM {hours}")  # noqa: S608 - validated identifiers
     op.execute(f"INSERT INTO {hours} (hour, writer, mark) SELECT DISTINCT {hour}, 0, 0 FROM {requests}")  # noqa: S608
-    # Hours before `sealed` are rolled up, empty or dirty, those before `pruned` have no rows any more, and whoever
-    # has the `lease` rolls up.
+    # Hours before `sealed` are rolled up, empty or dirty, those before `pruned` have no rows any more, `generation`
+    # counts the hours that were rolled up, and whoever has the `lease` rolls up.
     op.execute(f"DELETE FROM {states} WHERE period = 'state'")  # noqa: S608
     sealed = f"SELECT coalesce(max(hour) + 1, 0) FROM {hours}"  # noqa: S608
-    for state, total in (("sealed", sealed), ("pruned", "SELECT 0"), ("lease", "SELECT 0")):
+    for state, total in (("sealed", sealed), ("pruned", "SELECT 0"), ("generation", "SELECT 0"), ("lease", "SELECT 0")):
         op.execute(
             f"INSERT INTO {states} (period, dimensions, start, key1, key2, total) "  # noqa: S608
             f"VALUES ('state', '{state}', 0, '', '', ({total}))"

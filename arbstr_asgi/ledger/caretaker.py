@@ -1,0 +1,81 @@
+"""A task beside the writer that rolls up what is over, and prunes; one process at a time does."""
+
+import asyncio
+import contextvars
+import logging
+import secrets
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from arbstr_asgi.ledger.fragments import Fragments
+from arbstr_asgi.ledger.quiet import Quiet
+from arbstr_asgi.ledger.rollups import Rollups
+from arbstr_asgi.ledger.sessions import Sessions
+from arbstr_asgi.ledger.upkeep import Upkeep
+
+logger = logging.getLogger("arbstr_asgi.ledger")
+
+FIRST = 3.0  # seconds from the opening: who lives shorter doesn't pay
+PAUSE = 15.0  # seconds between two looks
+REST = 1.0  # times as long as it worked
+LEASE = 60.0  # seconds for which the others leave it to us
+_QUIET = 300.0
+
+
+class Caretaker:
+    """Works while the ledger is open; what it does not get done is done later, or by somebody else."""
+
+    def __init__(
+        self, sessions: Callable[[], Sessions | None], fragments: Fragments, retention: timedelta | None
+    ) -> None:
+        self._sessions = sessions
+        self._fragments = fragments
+        self._sql = Rollups(fragments)
+        self._retention = retention
+        self._name = secrets.token_hex(8)
+        self._leased = float("-inf")  # until when, on the monotonic clock
+        self._quiet = Quiet(_QUIET)
+        self._task = asyncio.create_task(self._run(), name="arbstr-caretaker", context=contextvars.Context())
+
+    async def stop(self) -> None:
+        """End between two steps, or leave one to its connection. Never raises."""
+        self._task.cancel()
+        await asyncio.wait({self._task})
+
+    async def _run(self) -> None:
+        await asyncio.sleep(FIRST)
+        while True:
+            try:
+                await self._look()
+            except Exception as error:  # noqa: BLE001 - it is not what the ledger is for
+                if self._quiet.over():
+                    logger.warning("ledger: no roll-ups are made, trying again: %s", error)
+            await asyncio.sleep(PAUSE)
+
+    async def _look(self) -> None:
+        sessions = self._sessions()
+        if sessions is None or not await self._leads(sessions):
+            return
+        upkeep = Upkeep(sessions, self._fragments, rest=REST)
+        await upkeep.roll_up(lambda: self._leads(sessions))
+        if self._retention is not None and await self._leads(sessions):
+            await upkeep.prune(datetime.now(UTC) - self._retention, None)
+
+    async def _leads(self, sessions: Sessions) -> bool:
+        """Whether it is ours to do; asks again when half of the lease is over."""
+        if time.monotonic() < self._leased - LEASE / 2:
+            return True
+        now = time.time()
+
+        async def take(raw: Any) -> int:
+            parameters = (int(now + LEASE), self._name, int(now), self._name)
+            async with sessions.driver.begin(raw):
+                return await sessions.driver.execute(raw, self._sql.take_lease, parameters)
+
+        begun = time.monotonic()
+        if not await sessions.run(take):
+            return False
+        self._leased = begun + LEASE
+        return True

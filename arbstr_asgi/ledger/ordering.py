@@ -1,0 +1,96 @@
+"""How pages are sorted, and where the next one begins; values are always parameters."""
+
+from collections.abc import Iterator
+from decimal import Decimal
+from typing import Any, NamedTuple
+
+from arbstr_asgi.ledger import values
+from arbstr_asgi.ledger.driver import Driver
+from arbstr_asgi.ledger.fragments import Asking, Fragments
+from arbstr_asgi.stats import Cursor, RequestsQuery
+
+
+class Stratum(NamedTuple):
+    """A part of all rows, in their order: a condition ("" for none) and what to sort by."""
+
+    condition: str
+    order: str
+
+
+class Ordering:
+    """Of one query. `walks`: along the index of the sorted column, not of the time; for SQLite, which can't know."""
+
+    def __init__(self, driver: Driver, fragments: Fragments, query: RequestsQuery, *, walks: bool) -> None:
+        self._driver = driver
+        self._fragments = fragments
+        self._query = query
+        self._walks = walks
+
+    def strata(self) -> Iterator[tuple[Asking, Stratum]]:
+        """One after the other they are the rows that are asked for; each with the parameters that it begins with."""
+        query = self._query
+        columns, after = self._columns(), query.after
+        if after is None:
+            yield Asking(self._driver.dialect), Stratum("", self._order(columns))
+        elif after.value is not None:
+            asking = Asking(self._driver.dialect)
+            yield asking, Stratum(self._behind(asking, columns, after), self._order(columns))
+            if query.descending and query.sort != "timestamp":
+                yield Asking(self._driver.dialect), Stratum(f"{self._name} IS NULL", self._order([]))
+        else:
+            asking = Asking(self._driver.dialect)
+            behind = f"{self._name} IS NULL AND id {self._sign} {asking.mark(after.id)}"
+            yield asking, Stratum(behind, self._order([]))
+            if not query.descending:
+                yield Asking(self._driver.dialect), Stratum(f"{self._name} IS NOT NULL", self._order(columns))
+
+    def between(self, asking: Asking) -> str:
+        """The condition for the time."""
+        moment = self._driver.moment
+        query = self._query
+        found = self._fragments.between(asking, moment(query.since), moment(query.until))
+        if self._driver.dialect == "sqlite" and self._walks:
+            found = found.replace(self._fragments.name("timestamp"), f"+{self._fragments.name('timestamp')}")
+        return found
+
+    @property
+    def _name(self) -> str:
+        return self._fragments.name(self._query.sort)
+
+    @property
+    def _sign(self) -> str:
+        return "<" if self._query.descending else ">"
+
+    def _columns(self) -> list[str]:
+        columns = self._fragments.exact(self._query.sort) if self._query.sort == "cost_sats" else [self._name]
+        if self._driver.dialect == "sqlite" and self._query.sort != "timestamp" and not self._walks:
+            return [f"+{column}" for column in columns]
+        return columns
+
+    def _order(self, columns: list[str]) -> str:
+        way = "DESC" if self._query.descending else "ASC"
+        nulls = ""
+        if self._driver.dialect == "postgresql" and self._query.sort != "timestamp":
+            nulls = " NULLS LAST" if self._query.descending else " NULLS FIRST"
+        return ", ".join([*(f"{column} {way}{nulls}" for column in columns), f"id {way}"])
+
+    def _behind(self, asking: Asking, columns: list[str], after: Cursor) -> str:
+        """Behind a row; said so that each database finds the place in its index by the first column."""
+        sign, parts = self._sign, self._parts(after.value)
+        first = f"{columns[0]} {sign}= {asking.mark(parts[0])}"
+        opened = [
+            f"({column} {sign} {asking.mark(part)} OR ({column} = {asking.mark(part)} AND "
+            for column, part in zip(columns, parts, strict=True)
+        ]
+        return f"{first} AND {''.join(opened)}id {sign} {asking.mark(after.id)}{'))' * len(opened)}"
+
+    def _parts(self, value: Any) -> list[Any]:
+        if self._query.sort == "timestamp":
+            return [self._driver.moment(values.moment(value))]
+        if self._query.sort == "latency_ms":
+            return [value]
+        amount = values.money(value) or Decimal(0)
+        if self._driver.dialect != "sqlite":
+            return [amount]
+        sats = int(amount)
+        return [sats, int((amount - sats).scaleb(9))]

@@ -1,0 +1,124 @@
+"""Pages of rows: their numbers first, by an index, then the rows themselves."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from msgspec.structs import replace
+
+from arbstr_asgi.ledger import values
+from arbstr_asgi.ledger.columns import COLUMNS
+from arbstr_asgi.ledger.driver import Driver
+from arbstr_asgi.ledger.fragments import Asking, Fragments
+from arbstr_asgi.ledger.ordering import Ordering
+from arbstr_asgi.ledger.statistics import Asked, Statistics
+from arbstr_asgi.stats import Cursor, Filters, Page, RequestsQuery, StatsQuery
+from arbstr_asgi.stats.plan import DIMENSIONS, rolled
+from arbstr_asgi.stats.zones import bound
+
+COUNTED = 50_000  # rows at most that are counted one by one
+_AT_ONCE = 500  # rows whose numbers are in one statement
+_LOOKUP = 4  # times as much work as a step along an index
+
+
+class Pages:
+    """Asks on one connection at a time."""
+
+    def __init__(self, driver: Driver, fragments: Fragments) -> None:
+        self._driver = driver
+        self._fragments = fragments
+        self._statistics = Statistics(driver, fragments)
+        columns = ", ".join(fragments.name(column.name) for column in COLUMNS)
+        self._rows = f"SELECT id, {columns} FROM {fragments.requests} WHERE id IN "  # noqa: S608 - no values
+
+    async def page(self, raw: Any, query: RequestsQuery, *, counted: bool = True) -> Page:
+        """What the query asks for; `total` only if it is to be counted."""
+        query = replace(query, since=bound(query.since), until=bound(query.until))
+        if query.since >= query.until:
+            return Page([], 0, None)
+        async with self._driver.reading(raw):
+            total = await self._total(raw, query.filters, query) if counted else None
+            numbers = await self._numbers(raw, query, await self._walks(raw, query, total))
+            rows = await self._read(raw, numbers[: query.limit])
+        more = len(numbers) > query.limit and rows
+        return Page(rows, total, Cursor(rows[-1][query.sort], rows[-1]["id"]) if more else None)
+
+    async def uncounted(self, raw: Any, query: RequestsQuery) -> Page:
+        """The same without `total`."""
+        return await self.page(raw, query, counted=False)
+
+    async def _numbers(self, raw: Any, query: RequestsQuery, walks: bool) -> list[int]:
+        """One more than the page has, where there is one."""
+        found: list[int] = []
+        ordering = Ordering(self._driver, self._fragments, query, walks=walks)
+        offset = query.offset if query.after is None else 0
+        for asking, stratum in ordering.strata():
+            conditions = [stratum.condition] if stratum.condition else []
+            conditions += [ordering.between(asking), *self._fragments.fits(asking, query.filters)]
+            sql = f"SELECT id FROM {self._fragments.requests} WHERE {' AND '.join(conditions)} "  # noqa: S608
+            limit = query.limit + 1 - len(found)
+            sql += f"ORDER BY {stratum.order} LIMIT {asking.mark(limit)} OFFSET {asking.mark(offset)}"
+            found += [int(row[0]) for row in await self._driver.fetch(raw, sql, asking.parameters)]
+            if len(found) > query.limit:
+                break
+        return found
+
+    async def _read(self, raw: Any, numbers: Sequence[int]) -> list[dict[str, Any]]:
+        found: dict[int, dict[str, Any]] = {}
+        for place in range(0, len(numbers), _AT_ONCE):
+            asking = Asking(self._driver.dialect)
+            sql = f"{self._rows}({asking.all_of(numbers[place : place + _AT_ONCE])})"
+            for number, *row in await self._driver.fetch(raw, sql, asking.parameters):
+                found[number] = {"id": number, **values.read(row)}
+        return [found[number] for number in numbers]
+
+    async def _walks(self, raw: Any, query: RequestsQuery, total: int | None) -> bool:
+        """Whether it is less work to go along the sorted column until enough rows fit than to sort all that fit."""
+        if query.sort == "timestamp" or self._driver.dialect != "sqlite":
+            return False
+        fitting = total if total is not None else await self._total(raw, _rolled_up(query.filters), query)
+        if fitting is None:
+            return True
+        everything = await self._statistics.rolled_up(raw)
+        wanted = query.limit + (query.offset if query.after is None else 0)
+        steps = wanted * max(everything, fitting) / max(fitting, 1)
+        return steps * (_LOOKUP if query.filters.given else 1) < fitting * _LOOKUP
+
+    async def _total(self, raw: Any, filters: Filters, query: RequestsQuery) -> int | None:
+        """How many rows there are; None where counting them would take long."""
+        if filters.correlation_id is not None:
+            return await self._counted(raw, filters, query)
+        known = _rolled_up(filters)
+        asked = Asked.of(StatsQuery(since=query.since, until=query.until, filters=known))
+        divided = await self._statistics.divided(raw, asked)
+        found = sum((await self._statistics.totals(raw, asked, divided)).values())
+        for since, until in divided.rows:
+            part = replace(query, since=since, until=until)
+            if await self._counted(raw, Filters(), part) is None:
+                return None
+            found += await self._counted(raw, known, part) or 0
+        if known == filters:
+            return found
+        return await self._counted(raw, filters, query) if found <= COUNTED else None
+
+    async def _counted(self, raw: Any, filters: Filters, query: RequestsQuery) -> int | None:
+        asking = Asking(self._driver.dialect)
+        moment = self._driver.moment
+        conditions = [
+            self._fragments.between(asking, moment(query.since), moment(query.until)),
+            *self._fragments.fits(asking, filters),
+        ]
+        inner = f"SELECT 1 AS one FROM {self._fragments.requests} WHERE {' AND '.join(conditions)} "  # noqa: S608
+        inner += f"LIMIT {asking.mark(COUNTED + 1)}"
+        sql = f"SELECT count(*) FROM ({inner}) found"  # noqa: S608
+        ((count,),) = await self._driver.fetch(raw, sql, asking.parameters)
+        return int(count) if count <= COUNTED else None
+
+
+def _rolled_up(filters: Filters) -> Filters:
+    """Of these, ones that a roll-up knows: where not all of them, the end user or the first two."""
+    given = {name: value for name, value in filters.given.items() if name in DIMENSIONS}
+    if rolled((), Filters(**given)) is not None:
+        return Filters(**given)
+    if "end_user" in given:
+        return Filters(end_user=given["end_user"])
+    return Filters(**dict(list(given.items())[:2]))
