@@ -1,6 +1,6 @@
 """What is known of one call, and the ledger's entries made of it."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import datetime
 from decimal import Decimal
 from typing import Any
@@ -49,6 +49,7 @@ class Account:
         self.outcome = Outcome()
         self.reading = Reading()
         self.provider: Provider | None = None
+        self.candidates: Sequence[Provider] = ()
         self.policy: str | None = None
         self.tries = Tries(arrival, elapsed_ms)
         self.committed: Entry | None = None
@@ -88,6 +89,14 @@ class Account:
             return None
         return cost(usage, self.provider.rates(response_model, self.model, self._asked_for))
 
+    @property
+    def dearest_cost_sats(self) -> Decimal | None:
+        """What the same usage would have cost at the dearest candidate, of at least two whose cost is known."""
+        usage, model = self.reading.usage, self.model
+        found = [cost(usage, one.rates(model, one.aliases.get(model))) for one in self.candidates]
+        known = [sats for sats in found if sats is not None]
+        return max(known) if len(known) > 1 else None
+
     def in_flight(self) -> Entry:
         """The first state of the row: the provider has answered."""
         return self._row(0, self.tries.so_far)
@@ -125,6 +134,7 @@ class Account:
             error_status=outcome.error_status,
             error_message=error_message,
             cost_sats=self.cost_sats,
+            dearest_cost_sats=self.dearest_cost_sats,
             response_model=reading.model,
             response_id=reading.id,
             finish_reason=reading.finish_reason,

@@ -102,6 +102,7 @@ class Exchange:
         rule = desk.matcher.rule(request, h.first(client_headers, POLICY))
         account.policy = None if rule is None else rule.name
         found = candidates(desk.config.providers, request, rule)
+        account.candidates = [candidate.provider for candidate in found]
         asking = Asking(desk.upstream, desk.learning, desk.keys, account, require=desk.config.metering == "require")
         failover = self._failover = Failover(asking, desk.breakers, account, desk.config.failover, self._clock)
         authorized = h.first(client_headers, b"authorization") is not None

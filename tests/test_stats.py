@@ -1,25 +1,19 @@
 """Statistics and pages are those of the rows, whatever of them comes from roll-ups."""
 
-import asyncio
 import random
-from collections.abc import Callable, Coroutine, Iterator
-from contextlib import ExitStack
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
-from pathlib import Path
-from typing import Any, NamedTuple
 
 import naive_statistics as naive
-import pytest
-from databases_under_test import DIALECTS, an_entry, fresh_database
+from databases_under_test import an_entry
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
+from ledger_bench import Bench, bench
 
 from arbstr_asgi.entry import Entry
-from arbstr_asgi.ledger import Ledger, caretaker
-from arbstr_asgi.ledger.upkeep import Upkeep
 from arbstr_asgi.stats import GROUPS, SORTS, Filters, RequestsQuery, StatsQuery
-from arbstr_asgi.stats.zones import number_of, start_of
+
+__all__ = ["bench"]
 
 DST = datetime(2026, 3, 29, tzinfo=UTC)  # Europe puts its clocks forward, at 01:00 UTC
 BACK = datetime(2025, 10, 26, tzinfo=UTC)  # and back
@@ -27,52 +21,6 @@ HOSTILE = "'; DROP TABLE requests; --"
 NAMES = ["gpt-4o", "GPT-4o", "gpt-4o ", "", " ", "é", "🙂", HOSTILE, '"', "%s", "a|b", "|"]
 ZONES = ["UTC", "Europe/Berlin", "Asia/Kolkata", "Australia/Lord_Howe", "America/St_Johns", "Asia/Kathmandu"]
 STATES = ("rows", "rolled up", "dirty", "partly rolled up")
-
-
-class Bench(NamedTuple):
-    """An open ledger on one of the databases, its loop, and nobody who rolls up by himself."""
-
-    run: Callable[[Coroutine[Any, Any, Any]], Any]
-    ledger: Ledger
-
-    @property
-    def upkeep(self) -> Upkeep:
-        """Rolls up when it is told to."""
-        return self.ledger._upkeep()
-
-    async def sql(self, statement: str) -> None:
-        """Past the ledger."""
-        sessions = self.ledger._open_reader().sessions
-        await sessions.run(lambda raw: sessions.driver.execute(raw, statement, ()))
-
-    async def clear(self) -> None:
-        """As after a migration of an empty database."""
-        for table in ("attempts", "requests", "dirty_hours", "rollups"):
-            await self.sql(f"DELETE FROM {table}" + (" WHERE period <> 'state'" if table == "rollups" else ""))
-        await self.sql("UPDATE rollups SET total = 0")
-
-    async def rows(self) -> list[dict[str, Any]]:
-        """All rows, with their numbers."""
-        sessions = self.ledger._open_reader().sessions
-        numbers = dict(
-            await sessions.run(lambda raw: sessions.driver.fetch(raw, "SELECT correlation_id, id FROM requests"))
-        )
-        return [{"id": numbers[row["correlation_id"]], **row} for row in await self.ledger.rows(limit=10**6)]
-
-
-@pytest.fixture(scope="module", params=DIALECTS)
-def bench(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
-    """One for all the tests of a database."""
-    with ExitStack() as stack, pytest.MonkeyPatch.context() as patch:
-        folder: Path = tmp_path_factory.mktemp("stats")
-        patch.chdir(folder)
-        patch.setattr(caretaker, "FIRST", 10**6)
-        url = stack.enter_context(fresh_database(request.param, folder))
-        runner = stack.enter_context(asyncio.Runner())
-        ledger = Ledger(url)
-        runner.run(ledger.open())
-        stack.callback(lambda: runner.run(ledger.close()))
-        yield Bench(runner.run, ledger)
 
 
 def moments() -> st.SearchStrategy[datetime]:
@@ -282,4 +230,3 @@ def test_pages_are_the_rows_in_order(
             assert [row async for row in bench.ledger.export(replace(query, offset=0))] == expected
 
     bench.run(scenario())
-    assert number_of(start_of(7, 3600), 3600) == 7

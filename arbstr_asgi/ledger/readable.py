@@ -57,13 +57,15 @@ class Readable(ABC):
 
         One state of the database, all that is committed in it: closed hours come from roll-ups, the rest from rows.
         """
+        reader = self._open_reader()
         async with self._at_once:
-            return await self._open_reader().groups(query)
+            return await reader.groups(query)
 
     async def requests(self, query: RequestsQuery) -> Page:
         """One page of rows, and how many there are where that is quickly said. Raises LedgerError."""
+        reader = self._open_reader()
         async with self._at_once:
-            return await self._open_reader().page(query)
+            return await reader.page(query)
 
     async def export(self, query: RequestsQuery) -> AsyncIterator[dict[str, Any]]:
         """All rows from the page on, however many, as in `requests`; few are in memory. Raises LedgerError.
@@ -72,8 +74,9 @@ class Readable(ABC):
         """
         query = msgspec.structs.replace(query, limit=EXPORTED)
         while True:
+            reader = self._open_reader()
             async with self._at_once:
-                page = await self._open_reader().page(query, counted=False)
+                page = await reader.page(query, counted=False)
             for row in page.rows:
                 yield row
             if page.next is None:
@@ -82,8 +85,9 @@ class Readable(ABC):
 
     async def distinct(self, column: Literal["model", "provider"]) -> list[str]:
         """The names that rows have had in this column, sorted. Raises LedgerError."""
+        reader = self._open_reader()
         async with self._at_once:
-            return await self._open_reader().names(column)
+            return await reader.names(column)
 
     async def rebuild(self, progress: Progress | None = None) -> Rebuilt:
         """Compute the roll-ups of all closed hours again. `progress` hears hours done and to do. Raises LedgerError."""

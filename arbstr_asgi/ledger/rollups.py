@@ -74,6 +74,8 @@ class Rollups:
         where = self._where(asking, grouping, span, keys)
         if 0 < len(first) <= MOST_KEYS:
             where += f" AND key1 IN ({asking.all_of(sorted(first))})"
+            if span[2] - span[1] <= MOST_KEYS:  # each is then looked up, instead of all that lies between
+                where += f" AND start IN ({asking.all_of(range(span[1], span[2]))})"
         return f"SELECT start, key1, key2, {_TEXTS} FROM {self._table} WHERE {where}"  # noqa: S608
 
     def _where(self, asking: Asking, grouping: Sequence[str], span: tuple[str, int, int], keys: dict[str, str]) -> str:

@@ -1,0 +1,397 @@
+"""Rolling up, rebuilding, pruning and forgetting: what is kept, what is gone, and what is told meanwhile."""
+
+import asyncio
+import multiprocessing
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import naive_statistics as naive
+import pytest
+from databases_under_test import an_entry
+from ledger_bench import Bench, bench
+
+from arbstr_asgi.entry import Attempt, Entry
+from arbstr_asgi.errors import LedgerError
+from arbstr_asgi.ledger import Ledger, caretaker, pages, roller
+from arbstr_asgi.ledger.columns import COLUMNS
+from arbstr_asgi.ledger.slots import Slots
+from arbstr_asgi.ledger.spill import Spill
+from arbstr_asgi.ledger.values import record
+from arbstr_asgi.stats import GROUPS, Filters, Rebuilt, RequestsQuery, StatsQuery
+
+__all__ = ["bench"]
+
+DAY = datetime(2026, 1, 5, tzinfo=UTC)
+AN_HOUR = timedelta(hours=1)
+ALL = StatsQuery(since=DAY - timedelta(days=3), until=DAY + timedelta(days=3))
+PERSON = "Zoë O'Neill <zoe@example.com>"
+
+
+HOSTILE = ("'; DROP TABLE requests; --", "' OR '1'='1", "\\' OR 1=1 #", "%", "\0", "\ud800", "x" * 5000, "?$1%s")
+PLACE = [column.name for column in COLUMNS].index("end_user")
+
+
+def filled(count: int = 60, **facts: Any) -> list[Entry]:
+    """Rows of two days, one every hour and a bit."""
+    entries = []
+    for number in range(count):
+        at = DAY + timedelta(minutes=47 * number)
+        tried = Attempt(number=1, provider="alpha", timestamp=at, model="m", revision=1)
+        rest = {
+            "model": f"m-{number % 3}",
+            "provider": [None, "alpha", "beta"][number % 3],
+            "end_user": [PERSON, "ann", None, ""][number % 4],
+            "cost_sats": Decimal(number) / 8,
+            "latency_ms": number * 37,
+            "success": number % 5 > 0,
+            "end_reason": "completed",
+            "revision": 1,
+            "tries": (tried,),
+            **facts,
+        }
+        entries.append(an_entry(timestamp=at, **rest))
+    return entries
+
+
+async def compare(bench: Bench, rows: list[dict[str, Any]], query: StatsQuery = ALL) -> None:
+    """Every grouping alone has the figures of these rows."""
+    from msgspec.structs import replace
+
+    for name in (None, *GROUPS):
+        asked = replace(query, group_by=(name,) if name else ())
+        naive.compare(await bench.ledger.stats(asked), rows, asked)
+
+
+def test_rolled_up_is_what_is_read(bench: Bench) -> None:
+    """Closed hours are answered from roll-ups: without the rows the figures are the same."""
+
+    async def scenario() -> None:
+        await bench.clear()
+        await bench.record(*filled())
+        rows = await bench.rows()
+        await bench.upkeep.roll_up()
+        assert await bench.fetch("SELECT * FROM dirty_hours") == []
+        assert {row[0] for row in await bench.fetch("SELECT period FROM rollups")} == {"state", "hour", "day"}
+        await bench.sql("DELETE FROM requests")
+        await compare(bench, rows)
+        assert (await bench.ledger.distinct("provider")) == ["alpha", "beta"]
+
+    bench.run(scenario())
+
+
+def test_rows_of_this_second_and_of_closed_hours_are_in(bench: Bench) -> None:
+    """What is committed is counted at once, and once: just arrived, replayed into a closed hour, or corrected there."""
+
+    async def scenario() -> None:
+        await bench.clear()
+        await bench.record(*filled())
+        await bench.upkeep.roll_up()
+        late = an_entry("late", timestamp=DAY + timedelta(minutes=3), model="new")
+        await bench.record(late)
+        await compare(bench, await bench.rows())
+        await bench.upkeep.roll_up()
+        assert await bench.ledger.update_usage("late", 5, 6, Decimal("0.5")) == 1
+        await compare(bench, await bench.rows())
+        await bench.upkeep.roll_up()
+        await compare(bench, await bench.rows())
+        await bench.record(an_entry("now", model="now"))
+        now = datetime.now(UTC)
+        (group,) = await bench.ledger.stats(StatsQuery(since=now - AN_HOUR, until=now + timedelta(seconds=1)))
+        assert group.figures.total == 1
+
+    bench.run(scenario())
+
+
+def test_an_older_version_leaves_no_marks(bench: Bench) -> None:
+    """Rows that came without a mark are counted, from rows at first and then from roll-ups."""
+
+    async def scenario() -> None:
+        await bench.clear()
+        await bench.record(*filled())
+        await bench.sql("DELETE FROM dirty_hours")
+        rows = await bench.rows()
+        await compare(bench, rows)
+        await bench.upkeep.roll_up()
+        assert len(await bench.fetch("SELECT * FROM rollups WHERE period = 'hour' AND dimensions = ''")) == 47
+        await compare(bench, rows)
+
+    bench.run(scenario())
+
+
+def test_what_changes_meanwhile_stays_dirty(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A row that is committed while its hour is rolled up is not lost in it: the hour is done again."""
+
+    async def scenario() -> None:
+        await bench.clear()
+        await bench.record(*filled())
+        of_rows = roller.Roller._of_rows
+        late = [an_entry(f"late-{n}", timestamp=DAY + timedelta(minutes=47 * n), model="late") for n in range(50)]
+
+        async def slowly(self: roller.Roller, raw: Any, hour: int) -> Any:
+            found = await of_rows(self, raw, hour)
+            if late:
+                await bench.record(late.pop())
+            return found
+
+        with monkeypatch.context() as patch:
+            patch.setattr(roller.Roller, "_of_rows", slowly)
+            await bench.upkeep.roll_up()
+        assert await bench.fetch("SELECT * FROM dirty_hours") != []
+        await compare(bench, await bench.rows())
+        await bench.upkeep.roll_up()
+        assert await bench.fetch("SELECT * FROM dirty_hours") == []
+        await compare(bench, await bench.rows())
+
+    bench.run(scenario())
+
+
+def _roll_up(url: str, barrier: Any) -> None:
+    """One of several processes."""
+
+    async def main() -> None:
+        ledger = Ledger(url)
+        await ledger.open()
+        barrier.wait(60)
+        await ledger._upkeep().roll_up()
+        await ledger.close()
+
+    asyncio.run(main())
+
+
+def test_two_processes_roll_up_at_once(bench: Bench) -> None:
+    """They get in each other's way and nothing is counted twice or lost."""
+
+    async def record() -> None:
+        await bench.clear()
+        await bench.record(*filled(120))
+
+    async def look() -> None:
+        await bench.upkeep.roll_up()
+        assert await bench.fetch("SELECT * FROM dirty_hours") == []
+        await compare(bench, await bench.rows())
+        assert await bench.ledger.rebuild() == Rebuilt(94, 0)
+
+    bench.run(record())
+    context = multiprocessing.get_context("spawn")
+    barrier = context.Barrier(2)
+    processes = [context.Process(target=_roll_up, args=(bench.url, barrier)) for _ in range(2)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(60)
+        assert process.exitcode == 0
+    bench.run(look())
+
+
+def test_rebuilding_finds_what_is_wrong(bench: Bench) -> None:
+    """Hours that differ from their rows are counted, and right afterwards, days too."""
+
+    async def scenario() -> None:
+        await bench.clear()
+        await bench.record(*filled())
+        await bench.upkeep.roll_up()
+        assert await bench.ledger.rebuild() == Rebuilt(47, 0)
+        await bench.sql("UPDATE rollups SET total = total + 1 WHERE dimensions = 'model'")
+        await bench.sql("DELETE FROM rollups WHERE period = 'hour' AND dimensions = 'tenant'")
+        heard: list[tuple[int, int]] = []
+        assert await bench.ledger.rebuild(lambda done, to_do: heard.append((done, to_do))) == Rebuilt(47, 47)
+        assert heard == [(done, 47) for done in range(1, 48)]
+        await compare(bench, await bench.rows())
+        assert await bench.ledger.rebuild() == Rebuilt(47, 0)
+
+    bench.run(scenario())
+
+
+def test_pruning_keeps_the_figures(bench: Bench) -> None:
+    """Rows and attempts of whole hours go; every grouping says the same as before, also after a rebuild."""
+
+    async def scenario() -> None:
+        await bench.clear()
+        await bench.record(*filled())
+        rows = await bench.rows()
+        before = DAY + timedelta(hours=30, minutes=20)
+        kept = [row for row in rows if row["timestamp"] >= DAY + timedelta(hours=30)]
+        heard: list[tuple[int, int]] = []
+        removed = await bench.ledger.prune(before, lambda done, to_do: heard.append((done, to_do)))
+        assert removed == len(rows) - len(kept)
+        assert heard[-1] == (removed, removed)
+        assert await bench.rows() == kept
+        assert len(await bench.fetch("SELECT * FROM attempts")) == len(kept)
+        await compare(bench, rows)
+        assert await bench.ledger.prune(before) == 0
+        await bench.upkeep.roll_up()
+        assert (await bench.ledger.rebuild()).differed == 0
+        await compare(bench, rows)
+        page = await bench.ledger.requests(RequestsQuery(since=ALL.since, until=ALL.until))
+        assert page.rows[0] == kept[0]
+        late = an_entry("late", timestamp=DAY)
+        await bench.record(late)
+        await bench.upkeep.roll_up()
+        await compare(bench, rows)
+        assert await bench.ledger.prune(before) == 1
+        assert await bench.ledger.prune(datetime.now(UTC) + timedelta(days=9)) == len(kept)
+        await compare(bench, rows)
+
+    bench.run(scenario())
+
+
+def test_nobody_is_left_of_whom_was_forgotten(bench: Bench) -> None:
+    """No row, attempt or roll-up has the name, wherever the figures came from; the others' figures stay."""
+
+    async def scenario() -> None:
+        await bench.clear()
+        await bench.record(*filled())
+        await bench.ledger.prune(DAY + timedelta(hours=9))
+        await bench.record(an_entry("late", timestamp=DAY + timedelta(hours=20), end_user=PERSON, tags=PERSON))
+        rows = await bench.rows()
+        others = [row for row in rows if row["end_user"] != PERSON]
+        found = await bench.ledger.forget(PERSON)
+        mine = len(rows) - len(others)
+        assert found.pop("rollups") > 0
+        assert found == {"requests": mine, "attempts": mine - 1, "spilled": 0}
+        query = StatsQuery(since=DAY + timedelta(hours=9), until=ALL.until)
+        await compare(bench, others, query)
+        await bench.upkeep.roll_up()
+        await compare(bench, others, query)
+        for table in ("requests", "attempts", "rollups", "dirty_hours"):
+            assert PERSON not in repr([tuple(row) for row in await bench.fetch(f"SELECT * FROM {table}")])
+        assert await bench.ledger.forget("nobody") == {"requests": 0, "attempts": 0, "rollups": 0, "spilled": 0}
+
+    bench.run(scenario())
+
+
+def test_the_spill_forgets_too(tmp_path: Path) -> None:
+    """What waits on disk about a person is gone, from the file too, whoever it belongs to; what is others' stays."""
+
+    async def main() -> None:
+        folder = tmp_path / "l.db-spill"
+        for _ in range(2):  # the second one is held by somebody who lives
+            spill = Spill(Slots(folder).claim())
+            await spill.open()
+            await spill.write([record(entry) for entry in filled(8)])
+        ledger = Ledger(f"sqlite:///{tmp_path}/l.db", spill=str(folder.with_name("elsewhere")))
+        await ledger.open()
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(type(ledger), "spill_folder", folder)
+            assert (await ledger.forget(PERSON))["spilled"] == 4
+        await ledger.close()
+        kept = await spill.read(10)
+        assert {one.record.row[PLACE] for one in kept} == {"ann", None, ""}
+        assert sum(len(one.record.attempts) for one in kept) == 6
+        assert PERSON.encode() not in b"".join(file.read_bytes() for file in folder.iterdir())
+        await spill.close()
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("name", ["model", "provider", "end_user", "tenant", "policy", "end_reason", "correlation_id"])
+def test_values_are_never_sql(bench: Bench, name: str) -> None:
+    """Hostile strings as filters find what has that name, which is nothing, and change nothing."""
+
+    async def scenario() -> None:
+        await bench.clear()
+        await bench.record(*filled(5))
+        rows = await bench.rows()
+        for value in (
+            "'; DROP TABLE requests; --",
+            "' OR '1'='1",
+            "\\' OR 1=1 #",
+            "%",
+            "\0",
+            "\ud800",
+            "x" * 5000,
+            "?$1%s",
+        ):
+            filters = Filters(**{name: value})
+            (group,) = await bench.ledger.stats(StatsQuery(since=ALL.since, until=ALL.until, filters=filters))
+            assert group.figures.total == 0
+            page = await bench.ledger.requests(RequestsQuery(since=ALL.since, until=ALL.until, filters=filters))
+            assert (page.rows, page.total) == ([], 0)
+            await bench.ledger.forget(value)
+        assert await bench.rows() == rows
+
+    bench.run(scenario())
+
+
+def test_no_count_takes_long(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where roll-ups don't know how many there are and too many would have to be looked at, it is not said."""
+    monkeypatch.setattr(pages, "COUNTED", 20)
+
+    async def scenario() -> None:
+        await bench.clear()
+        await bench.record(*filled())
+        totals = []
+        for state in ("rows", "rolled up"):
+            for filters in (
+                Filters(),
+                Filters(model="m-1"),
+                Filters(status=200),
+                Filters(end_user="ann", success=True),
+            ):
+                query = RequestsQuery(since=ALL.since, until=ALL.until, filters=filters, limit=3)
+                page = await bench.ledger.requests(query)
+                assert len(page.rows) == 3
+                totals.append(page.total)
+            if state == "rows":
+                await bench.upkeep.roll_up()
+        assert totals == [None, None, None, None, 60, 20, None, 12]
+
+    bench.run(scenario())
+
+
+def test_the_caretaker_works_by_itself(database_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Beside two open ledgers hours are rolled up and old rows pruned, by one of them; both close at once."""
+    monkeypatch.setattr(caretaker, "FIRST", 0.05)
+    monkeypatch.setattr(caretaker, "PAUSE", 0.1)
+
+    async def main() -> None:
+        ledgers = [Ledger(database_url, retention_days=7) for _ in range(2)]
+        for ledger in ledgers:
+            await ledger.open()
+        now = datetime.now(UTC)
+        for age in (8, 8, 9, 1, 2):
+            ledgers[0].record(an_entry(timestamp=now - timedelta(days=age), revision=1, end_reason="completed"))
+        await ledgers[0].flush()
+        async with asyncio.timeout(20):
+            while len(await ledgers[1].rows()) > 2 or await hours_of(ledgers[1]) < 4:  # noqa: ASYNC110
+                await asyncio.sleep(0.05)
+        (group,) = await ledgers[1].stats(StatsQuery(since=now - timedelta(days=30), until=now))
+        assert group.figures.total == 5
+        assert len([one for one in ledgers if one._caretaker and one._caretaker._leased > 0]) == 1
+        begun = asyncio.get_running_loop().time()
+        for ledger in ledgers:
+            await ledger.close()
+        assert asyncio.get_running_loop().time() - begun < 3
+
+    asyncio.run(main())
+
+
+async def hours_of(ledger: Ledger) -> int:
+    """How many hours are rolled up."""
+    sessions = ledger._open_reader().sessions
+    sql = "SELECT start FROM rollups WHERE period = 'hour' AND dimensions = ''"
+    return len(await sessions.run(lambda raw: sessions.driver.fetch(raw, sql)))
+
+
+def test_a_closed_ledger_answers_nothing(database_url: str) -> None:
+    """Every question is a LedgerError then."""
+
+    async def main() -> None:
+        ledger = Ledger(database_url)
+        query = RequestsQuery(since=ALL.since, until=ALL.until)
+        questions: list[Any] = [
+            lambda: ledger.stats(ALL),
+            lambda: ledger.requests(query),
+            lambda: anext(ledger.export(query)),
+            lambda: ledger.distinct("model"),
+            ledger.rebuild,
+            lambda: ledger.prune(DAY),
+            lambda: ledger.forget("x"),
+        ]
+        for ask in questions:
+            with pytest.raises(LedgerError, match="not open"):
+                await ask()
+
+    asyncio.run(main())
