@@ -22,6 +22,7 @@ TENANTS = 20
 POLICIES = ["cheap", "fast", "private"]
 DAYS = 28
 CHUNK = 20_000
+IN_FLIGHT = 50  # the newest
 # fmt: off
 COLUMNS = (
     "correlation_id", "timestamp", "model", "provider", "policy", "streaming", "input_tokens",
@@ -52,7 +53,9 @@ def rows(count: int, until: datetime, seed: int = 7) -> Iterator[list[tuple[Any,
         models = chance.choices(MODELS, weights=range(12, 0, -1), k=size)
         providers = chance.choices([*PROVIDERS, None], weights=[40, 30, 20, 9, 1], k=size)
         policies = chance.choices([*POLICIES, None], k=size)
-        endings = chance.choices(ENDINGS, weights=[940, 20, 25, 10, 5], k=size)
+        endings = chance.choices(ENDINGS[:-1], weights=[945, 20, 25, 10], k=size)
+        if first + size == count:
+            endings[-IN_FLIGHT:] = ENDINGS[-1:] * min(IN_FLIGHT, size)
         spread = [chance.lognormvariate(6.5, 0.8) for _ in range(size)]
         made = []
         for place in range(size):
@@ -90,7 +93,7 @@ def rows(count: int, until: datetime, seed: int = 7) -> Iterator[list[tuple[Any,
                     source,
                     reason,
                     1,
-                    "host:1:aaaaaaaa.bbbbbbbb",
+                    None,
                     revision,
                 )
             )

@@ -27,6 +27,7 @@ ALL: dict[str, Any] = {
     "output_tokens": 2**63 - 1,
     "cost_sats": Decimal("123456789012345.123456789"),
     "provider_cost_sats": Decimal("0.1"),
+    "dearest_cost_sats": Decimal("2.5"),
     "latency_ms": 0,
     "stream_duration_ms": 2**40,
     "success": True,
