@@ -109,8 +109,9 @@ def in_order(rows: Iterable[Row], query: RequestsQuery) -> list[Row]:
     """All the rows that a query is about, as its pages have them."""
     found = fitting(rows, query.since, query.until, query.filters)
 
-    def rank(row: Row) -> tuple[Any, ...]:
-        value = row[query.sort]
-        return value is not None, value if value is not None else 0, row["id"]
-
-    return sorted(found, key=rank, reverse=query.descending)
+    known = [row for row in found if row[query.sort] is not None]
+    unknown = [row for row in found if row[query.sort] is None]
+    return [
+        *sorted(known, key=lambda row: (row[query.sort], row["id"]), reverse=query.descending),
+        *sorted(unknown, key=lambda row: row["id"], reverse=query.descending),
+    ]

@@ -37,6 +37,7 @@ class Caretaker:
         self._name = secrets.token_hex(8)
         self._leased = float("-inf")  # until when, on the monotonic clock
         self._quiet = Quiet(_QUIET)
+        self._upkeep: Upkeep | None = None
         self._task = asyncio.create_task(self._run(), name="arbstr-caretaker", context=contextvars.Context())
 
     async def stop(self) -> None:
@@ -58,10 +59,11 @@ class Caretaker:
         sessions = self._sessions()
         if sessions is None or not await self._leads(sessions):
             return
-        upkeep = Upkeep(sessions, self._fragments, rest=REST)
-        await upkeep.roll_up(lambda: self._leads(sessions))
+        if self._upkeep is None:
+            self._upkeep = Upkeep(sessions, self._fragments, rest=REST)
+        await self._upkeep.roll_up(lambda: self._leads(sessions))
         if self._retention is not None and await self._leads(sessions):
-            await upkeep.prune(datetime.now(UTC) - self._retention, None)
+            await self._upkeep.prune(datetime.now(UTC) - self._retention, None)
 
     async def _leads(self, sessions: Sessions) -> bool:
         """Whether it is ours to do; asks again when half of the lease is over."""

@@ -145,7 +145,9 @@ class Ledger(Readable):
                 raise
             self._at_once = asyncio.Semaphore(AT_ONCE)
             writer = self._writer
-            self._caretaker = Caretaker(lambda: writer.sessions, self._fragments, self._retention)
+            self._caretaker = Caretaker(
+                lambda: writer.sessions if writer.accepting else None, self._fragments, self._retention
+            )
         finally:
             self._opening = False
 

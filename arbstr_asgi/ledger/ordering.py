@@ -11,7 +11,7 @@ from arbstr_asgi.stats import Cursor, RequestsQuery
 
 
 class Stratum(NamedTuple):
-    """A part of all rows, in their order: a condition ("" for none) and what to sort by."""
+    """A part of all rows, in their order: a condition and what to sort by."""
 
     condition: str
     order: str
@@ -27,22 +27,20 @@ class Ordering:
         self._walks = walks
 
     def strata(self) -> Iterator[tuple[Asking, Stratum]]:
-        """One after the other they are the rows that are asked for; each with the parameters that it begins with."""
-        query = self._query
-        columns, after = self._columns(), query.after
-        if after is None:
-            yield Asking(self._driver.dialect), Stratum("", self._order(columns))
-        elif after.value is not None:
-            asking = Asking(self._driver.dialect)
-            yield asking, Stratum(self._behind(asking, columns, after), self._order(columns))
-            if query.descending and query.sort != "timestamp":
-                yield Asking(self._driver.dialect), Stratum(f"{self._name} IS NULL", self._order([]))
-        else:
-            asking = Asking(self._driver.dialect)
-            behind = f"{self._name} IS NULL AND id {self._sign} {asking.mark(after.id)}"
-            yield asking, Stratum(behind, self._order([]))
-            if not query.descending:
-                yield Asking(self._driver.dialect), Stratum(f"{self._name} IS NOT NULL", self._order(columns))
+        """One after the other they are the rows that are asked for; each with the parameters that it begins with.
+
+        What has no value comes last, so that the other rows are found by an index that has only them.
+        """
+        columns, after = self._columns(), self._query.after
+        known, unknown = f"{self._name} IS NOT NULL", f"{self._name} IS NULL"
+        asking = Asking(self._driver.dialect)
+        if after is not None and after.value is None:
+            yield asking, Stratum(f"{unknown} AND id {self._sign} {asking.mark(after.id)}", self._order([]))
+            return
+        behind = known if after is None else f"{known} AND {self._behind(asking, columns, after)}"
+        yield asking, Stratum(behind, self._order(columns))
+        if self._query.sort != "timestamp":
+            yield Asking(self._driver.dialect), Stratum(unknown, self._order([]))
 
     def between(self, asking: Asking) -> str:
         """The condition for the time."""
@@ -69,10 +67,7 @@ class Ordering:
 
     def _order(self, columns: list[str]) -> str:
         way = "DESC" if self._query.descending else "ASC"
-        nulls = ""
-        if self._driver.dialect == "postgresql" and self._query.sort != "timestamp":
-            nulls = " NULLS LAST" if self._query.descending else " NULLS FIRST"
-        return ", ".join([*(f"{column} {way}{nulls}" for column in columns), f"id {way}"])
+        return ", ".join(f"{column} {way}" for column in [*columns, "id"])
 
     def _behind(self, asking: Asking, columns: list[str], after: Cursor) -> str:
         """Behind a row; said so that each database finds the place in its index by the first column."""

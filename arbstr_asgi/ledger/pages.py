@@ -52,14 +52,24 @@ class Pages:
         ordering = Ordering(self._driver, self._fragments, query, walks=walks)
         offset = query.offset if query.after is None else 0
         for asking, stratum in ordering.strata():
-            conditions = [stratum.condition] if stratum.condition else []
-            conditions += [ordering.between(asking), *self._fragments.fits(asking, query.filters)]
-            sql = f"SELECT id FROM {self._fragments.requests} WHERE {' AND '.join(conditions)} "  # noqa: S608
-            limit = query.limit + 1 - len(found)
-            sql += f"ORDER BY {stratum.order} LIMIT {asking.mark(limit)} OFFSET {asking.mark(offset)}"
-            found += [int(row[0]) for row in await self._driver.fetch(raw, sql, asking.parameters)]
+            conditions = [
+                stratum.condition,
+                ordering.between(asking),
+                *self._fragments.fits(asking, query.filters),
+            ]
+            rows = f"FROM {self._fragments.requests} WHERE {' AND '.join(conditions)}"
+            given = [*asking.parameters]
+            limit = f"LIMIT {asking.mark(query.limit + 1 - len(found))} OFFSET {asking.mark(offset)}"
+            sql = f"SELECT id {rows} ORDER BY {stratum.order} {limit}"
+            some = [int(row[0]) for row in await self._driver.fetch(raw, sql, asking.parameters)]
+            found += some
             if len(found) > query.limit:
                 break
+            if offset and not some:
+                ((passed,),) = await self._driver.fetch(raw, f"SELECT count(*) {rows}", given)
+                offset -= passed
+            else:
+                offset = 0
         return found
 
     async def _read(self, raw: Any, numbers: Sequence[int]) -> list[dict[str, Any]]:

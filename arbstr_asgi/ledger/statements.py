@@ -8,6 +8,8 @@ from arbstr_asgi.entry import OPEN
 from arbstr_asgi.ledger.columns import ATTEMPT_COLUMNS, COLUMNS, Columns
 
 _OPEN = str(OPEN)  # constants of ours
+# What the first state of a call knows already; SQLite would write each of their indexes anew for the second one.
+FIRST_SAYS = ("timestamp", "end_user", "latency_ms")
 
 Marks = Callable[[int], str]
 
@@ -124,7 +126,7 @@ def mark_hour(dialect: str, table: str) -> str:
 
 
 def _upsert(dialect: str, table: str, columns: Columns, key: Sequence[str], reason: str = "") -> str:
-    """An INSERT that takes the place of an older state; where a newer one is there, nothing changes.
+    """An INSERT that takes the place of an older state, but for what that knew; a newer one stays as it is.
 
     Newer is a higher revision; with a `reason` also a finished state after one in flight, whose revision
     `update_usage` may have raised, or after one that was given up as abandoned too early.
@@ -134,7 +136,7 @@ def _upsert(dialect: str, table: str, columns: Columns, key: Sequence[str], reas
     insert = f"INSERT INTO {name} ({', '.join(q.values())}) VALUES ({', '.join(mark(i) for i in range(len(q)))}) "  # noqa: S608
     # MySQL's assignments see the ones before them: what the condition looks at comes last.
     last = [*([reason] if reason else []), "revision"]
-    order = [*(n for n in q if n not in {*key, *last}), *last[:-1]]
+    order = [*(n for n in q if n not in {*key, *last, *(FIRST_SAYS if reason else ())}), *last[:-1]]
     revision = q["revision"]
     if dialect == "mysql":
         newer = f"VALUES({revision}) > {revision}"

@@ -31,16 +31,20 @@ class Upkeep:
     def __init__(self, sessions: Sessions, fragments: Fragments, *, rest: float = 0.0) -> None:
         self._sessions = sessions
         self._rest = rest
+        self._looked_for_days = False
         self._roller = Roller(sessions.driver, fragments)
         self._removal = Removal(sessions.driver, fragments)
 
     async def roll_up(self, proceed: Callable[[], Awaitable[bool]] | None = None) -> None:
         """Make all roll-ups that can be made, the newest first, as long as `proceed` agrees. Raises LedgerError."""
-        for hour in await self._step(lambda raw: self._roller.seal(raw, datetime.now(UTC))):
+        hours = await self._step(lambda raw: self._roller.seal(raw, datetime.now(UTC)))
+        for hour in hours:
             if proceed is not None and not await proceed():
                 return
             await self._hour(hour, tries=1)
-        await self._days()
+        if hours or not self._looked_for_days:
+            await self._days()
+            self._looked_for_days = True
 
     async def rebuild(self, progress: Progress | None) -> Rebuilt:
         """Compute every closed hour again, and the days. Raises LedgerError."""

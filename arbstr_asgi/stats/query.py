@@ -114,7 +114,7 @@ class Group(msgspec.Struct, frozen=True):
 class RequestsQuery(msgspec.Struct, frozen=True, kw_only=True):
     """Rows that arrived from `since` on and before `until`, sorted, ties by their number.
 
-    Unknown costs and latencies count as the smallest. With `after`, the `next` of another page with the same query,
+    Unknown costs and latencies come last. With `after`, the `next` of another page with the same query,
     the rows behind that, and `offset` is not used. Raises ValueError.
     """
 

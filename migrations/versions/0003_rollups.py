@@ -87,13 +87,12 @@ def _dirty_hours() -> list[Any]:
 def _indexes() -> list[tuple[str, list[Any]]]:
     sorted_by = {
         "sqlite": ["CAST(cost_sats AS INTEGER)", _NANOS, "id", "timestamp"],
-        "postgresql": ["cost_sats NULLS FIRST", "id", "timestamp"],
+        "postgresql": ["cost_sats", "id", "timestamp"],
         "mysql": ["cost_sats", "id", "timestamp"],
     }[_dialect()]
-    latency = "latency_ms NULLS FIRST" if _dialect() == "postgresql" else "latency_ms"
     return [
         ("end_user", ["end_user", "timestamp"]),
-        ("latency_ms", [sa.text(latency), "id", "timestamp"]),
+        ("latency_ms", ["latency_ms", "id", "timestamp"]),
         ("cost_sats", [name if name in {"id", "timestamp"} else sa.text(name) for name in sorted_by]),
     ]
 
@@ -104,7 +103,9 @@ _NANOS = "CAST(CASE WHEN cost_sats < '0' THEN '-' ELSE '' END || substr(cost_sat
 def _create_indexes(table: str, there: set[str]) -> None:
     for name, columns in _indexes():
         if f"ix_{table}_{name}" not in there:
-            op.create_index(f"ix_{table}_{name}", table, columns)
+            # A row is written when its call begins, and again when it ends: until then it has no cost to be indexed.
+            known = None if name == "end_user" else sa.text(f"{name} IS NOT NULL")
+            op.create_index(f"ix_{table}_{name}", table, columns, sqlite_where=known, postgresql_where=known)
 
 
 def _fill(table: str, rollups: str, dirty_hours: str) -> None:
