@@ -172,7 +172,12 @@ async def _fill_mysql(url: str, chunks: Iterator[list[tuple[Any, ...]]]) -> None
 
     at = urlsplit(url)
     connection = await aiomysql.connect(
-        host=at.hostname, port=at.port or 3306, user=unquote(at.username or ""), db=at.path[1:], autocommit=False
+        host=at.hostname,
+        port=at.port or 3306,
+        user=unquote(at.username or ""),
+        password=unquote(at.password or ""),
+        db=at.path[1:],
+        autocommit=False,
     )
     names = ", ".join(f"`{name}`" for name in COLUMNS)
     sql = f"INSERT INTO requests ({names}) VALUES ({', '.join(['%s'] * len(COLUMNS))})"

@@ -104,6 +104,22 @@ def test_rows_of_this_second_and_of_closed_hours_are_in(bench: Bench) -> None:
     bench.run(scenario())
 
 
+def test_sums_are_exact(bench: Bench) -> None:
+    """Ten tenths and the largest amount are exactly that, and so are counts beyond 64 bits."""
+
+    async def scenario() -> None:
+        await bench.clear()
+        costs = [*[Decimal("0.1")] * 10, Decimal("999999999999999.999999999")]
+        await bench.record(*(an_entry(timestamp=DAY, cost_sats=cost, input_tokens=2**63 - 1) for cost in costs))
+        for _ in range(2):
+            (group,) = await bench.ledger.stats(ALL)
+            assert group.figures.cost_sats == Decimal("1000000000000000.999999999")
+            assert group.figures.input_tokens == 11 * (2**63 - 1)
+            await bench.upkeep.roll_up()
+
+    bench.run(scenario())
+
+
 def test_an_older_version_leaves_no_marks(bench: Bench) -> None:
     """Rows that came without a mark are counted, from rows at first and then from roll-ups."""
 

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
-from arbstr_asgi.ledger.fragments import Asking, Fragments, Weighed
+from arbstr_asgi.ledger.fragments import Asking, Fragments
 from arbstr_asgi.stats import histogram
 from arbstr_asgi.stats.tally import DURATIONS, NAMES, PLACES, Tally
 
@@ -55,7 +55,7 @@ class Aggregate:
                 self._read_sums(kind, numbers, tally.sums)
 
     def _read_sums(self, source: str, numbers: Sequence[Any], sums: list[int]) -> None:
-        for (name, weight), number in zip(self._parts, numbers, strict=True):
+        for (name, _, weight), number in zip(self._parts, numbers, strict=True):
             if number is not None:
                 amount = int(number) * weight
                 sums[PLACES[name]] += amount
@@ -70,7 +70,7 @@ class Aggregate:
         if self._seconds:
             columns.append(f"{found.period(self._seconds)} AS period")
         columns.append(f"{name('usage_source')} AS source")
-        columns += [f"{expression} AS p{place}" for place, (expression, _) in enumerate(_weighed(found))]
+        columns += [f"{expression} AS {alias}" for alias, expression in _columns(found).items()]
         columns += [f"{found.bucket(duration)} AS b_{duration}" for duration in DURATIONS]
         return ", ".join(columns)
 
@@ -83,7 +83,7 @@ class Aggregate:
 
     def _sums(self, place: int, grouping: Grouping) -> str:
         head, by = self._head(place, grouping)
-        sums = ", ".join(f"sum(p{place})" for place in range(len(self._parts)))
+        sums = ", ".join(f"sum({part})" for _, part, _ in self._parts)
         return f"SELECT {head}, source, NULL, {sums} FROM r GROUP BY {by + ', ' if by else ''}source"  # noqa: S608
 
     def _histogram(self, place: int, grouping: Grouping, duration: str) -> str:
@@ -96,34 +96,36 @@ class Aggregate:
         return f"SELECT {head}, '#{duration}', {found}{nothing} FROM ({inner}) h {grouped}"  # noqa: S608
 
 
-def _weighed(fragments: Fragments) -> list[Weighed]:
-    return [(expression, weight) for _, expression, weight in _all(fragments)]
-
-
-def _parts(fragments: Fragments) -> list[tuple[str, int]]:
-    return [(name, weight) for name, _, weight in _all(fragments)]
-
-
-def _all(fragments: Fragments) -> list[tuple[str, str, int]]:
-    """The name in a tally, an expression for each row, and the weight of its sum."""
+def _columns(fragments: Fragments) -> dict[str, str]:
+    """What of a row goes into sums, by the names that `_parts` has for it."""
     name = fragments.name
-    cost, dearest = name("cost_sats"), name("dearest_cost_sats")
     failed = f"{name('success')} = FALSE AND {name('end_reason')} <> 'in_flight'"
-    found = [
-        ("total", "1", 1),
-        ("success", f"CASE WHEN {name('success')} THEN 1 ELSE 0 END", 1),
-        ("error", f"CASE WHEN {failed} THEN 1 ELSE 0 END", 1),
-        ("streaming", f"CASE WHEN {name('streaming')} THEN 1 ELSE 0 END", 1),
-        ("priced", f"CASE WHEN {cost} IS NOT NULL THEN 1 ELSE 0 END", 1),
-    ]
-    for way in ("input", "output"):
-        found += [(way, part, weight) for part, weight in fragments.whole(name(f"{way}_tokens"))]
-    for part, weight in fragments.money("cost_sats"):
+    found = {
+        "success": f"CASE WHEN {name('success')} THEN 1 ELSE 0 END",
+        "error": f"CASE WHEN {failed} THEN 1 ELSE 0 END",
+        "streaming": f"CASE WHEN {name('streaming')} THEN 1 ELSE 0 END",
+        "input": name("input_tokens"),
+        "output": name("output_tokens"),
+        **{f"d_{duration}": name(duration) for duration in DURATIONS},
+    }
+    for column in ("cost", "dearest"):
+        exact = fragments.exact("cost_sats" if column == "cost" else "dearest_cost_sats")
+        found |= {f"{column}{place}": expression for place, expression in enumerate(exact)}
+    return found
+
+
+def _parts(fragments: Fragments) -> list[tuple[str, str, int]]:
+    """The name in a tally, what is summed up, and what the sum is multiplied with."""
+    found = [("total", "1", 1), *((name, name, 1) for name in ("success", "error", "streaming"))]
+    found.append(("priced", "CASE WHEN cost0 IS NOT NULL THEN 1 END", 1))
+    for name in ("input", "output"):
+        found += [(name, part, weight) for part, weight in fragments.whole(name)]
+    for part, weight in fragments.money("cost"):
         found.append(("cost", part, weight))
-        found.append(("savings", f"CASE WHEN {dearest} IS NOT NULL THEN {part} END", -weight))
-    for part, weight in fragments.money("dearest_cost_sats"):
-        found.append(("savings", f"CASE WHEN {cost} IS NOT NULL THEN {part} END", weight))
+        found.append(("savings", f"CASE WHEN dearest0 IS NOT NULL THEN {part} END", -weight))
+    for part, weight in fragments.money("dearest"):
+        found.append(("savings", f"CASE WHEN cost0 IS NOT NULL THEN {part} END", weight))
     for duration in DURATIONS:
-        found += [(duration, part, weight) for part, weight in fragments.whole(name(duration))]
+        found += [(duration, part, weight) for part, weight in fragments.whole(f"d_{duration}")]
     assert {known for known, _, _ in found} <= set(NAMES)
     return found

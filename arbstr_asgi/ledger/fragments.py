@@ -88,22 +88,20 @@ class Fragments:
         concat = "group_concat" if self.dialect == "sqlite" else "string_agg"
         return f"""'{{' || {concat}('"' || {key} || '":' || {value}, ',') || '}}'"""
 
-    def whole(self, expression: str) -> list[Weighed]:
+    def whole(self, number: str) -> list[Weighed]:
         """The parts of an integer."""
         if self.dialect == "sqlite":
-            return [(f"({expression}) >> 32", _LOW), (f"({expression}) & {_LOW - 1}", 1)]
-        return [(expression, 1)]
+            return [(f"{number} >> 32", _LOW), (f"{number} & {_LOW - 1}", 1)]
+        return [(number, 1)]
 
-    def money(self, column: str) -> list[Weighed]:
-        """The parts of an amount, in billionths."""
-        name = self.name(column)
+    def money(self, alias: str) -> list[Weighed]:
+        """The parts of an amount, in billionths; what `exact` says is called so, with a number behind it."""
         if self.dialect != "sqlite":
-            return [(f"{name} * {_NANOS}", 1)]
-        sats, nanos = self.exact(column)
-        return [(f"{sats} / {_NANOS}", _NANOS**2), (f"{sats} % {_NANOS}", _NANOS), (nanos, 1)]
+            return [(f"{alias}0 * {_NANOS}", 1)]
+        return [(f"{alias}0 / {_NANOS}", _NANOS**2), (f"{alias}0 % {_NANOS}", _NANOS), (f"{alias}1", 1)]
 
     def exact(self, column: str) -> list[str]:
-        """What an amount is sorted by."""
+        """What an amount is sorted by; for SQLite, which has text there, its whole sats and its billionths."""
         name = self.name(column)
         if self.dialect != "sqlite":
             return [name]

@@ -42,14 +42,17 @@ class Ordering:
         if self._query.sort != "timestamp":
             yield Asking(self._driver.dialect), Stratum(unknown, self._order([]))
 
-    def between(self, asking: Asking) -> str:
-        """The condition for the time."""
-        moment = self._driver.moment
-        query = self._query
-        found = self._fragments.between(asking, moment(query.since), moment(query.until))
-        if self._driver.dialect == "sqlite" and self._walks:
-            found = found.replace(self._fragments.name("timestamp"), f"+{self._fragments.name('timestamp')}")
-        return found
+    def conditions(self, asking: Asking) -> list[str]:
+        """For the time and the filters."""
+        moment, query = self._driver.moment, self._query
+        found = [
+            self._fragments.between(asking, moment(query.since), moment(query.until)),
+            *self._fragments.fits(asking, query.filters),
+        ]
+        if self._driver.dialect != "sqlite" or not self._walks:
+            return found
+        indexed = [self._fragments.name(name) for name in ("timestamp", "end_user", "end_reason")]
+        return [_aside(condition, indexed) for condition in found]
 
     @property
     def _name(self) -> str:
@@ -89,3 +92,10 @@ class Ordering:
             return [amount]
         sats = int(amount)
         return [sats, int((amount - sats).scaleb(9))]
+
+
+def _aside(condition: str, names: list[str]) -> str:
+    """The condition with these columns as expressions, which no index of them is used for."""
+    for name in names:
+        condition = condition.replace(name, f"+{name}")
+    return condition

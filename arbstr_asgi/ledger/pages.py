@@ -52,11 +52,7 @@ class Pages:
         ordering = Ordering(self._driver, self._fragments, query, walks=walks)
         offset = query.offset if query.after is None else 0
         for asking, stratum in ordering.strata():
-            conditions = [
-                stratum.condition,
-                ordering.between(asking),
-                *self._fragments.fits(asking, query.filters),
-            ]
+            conditions = [stratum.condition, *ordering.conditions(asking)]
             rows = f"FROM {self._fragments.requests} WHERE {' AND '.join(conditions)}"
             given = [*asking.parameters]
             limit = f"LIMIT {asking.mark(query.limit + 1 - len(found))} OFFSET {asking.mark(offset)}"

@@ -38,8 +38,9 @@ def middle(place: int) -> float:
 
 def add(to: Histogram, other: Mapping[int, int]) -> None:
     """Count what `other` has counted as well."""
+    known = to.get  # looked up once: this is what most of a large answer's time goes into
     for place, count in other.items():
-        to[place] = to.get(place, 0) + count
+        to[place] = known(place, 0) + count
 
 
 def percentiles(histogram: Mapping[int, int], *percents: int) -> list[float | None]:
