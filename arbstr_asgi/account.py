@@ -8,11 +8,11 @@ from typing import Any
 import msgspec
 
 from arbstr_asgi.callers import Caller
+from arbstr_asgi.config.provider import Provider
 from arbstr_asgi.entry import Attempt, Entry
 from arbstr_asgi.metering import Reading
 from arbstr_asgi.outcome import Outcome, usage_source
 from arbstr_asgi.pricing import cost
-from arbstr_asgi.provider import Provider
 from arbstr_asgi.tries import Tries, corrected
 from arbstr_asgi.usage import Usage
 

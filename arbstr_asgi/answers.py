@@ -6,8 +6,8 @@ from typing import Any, Literal, Protocol
 
 import msgspec
 
+from arbstr_asgi.config.provider import Provider
 from arbstr_asgi.errors import RequestError
-from arbstr_asgi.provider import Provider
 from arbstr_asgi.stats import Filters, Group, Page, RequestsQuery, StatsQuery, shapes
 from arbstr_asgi.stats.fields import Pairs
 from arbstr_asgi.stats.params import Listing, is_id, stats_query

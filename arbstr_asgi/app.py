@@ -16,7 +16,7 @@ from starlette.types import Receive, Scope, Send
 
 from arbstr_asgi.body import ClientGone
 from arbstr_asgi.callers import Caller, Identify, Identity, as_caller
-from arbstr_asgi.config import Config
+from arbstr_asgi.config.config import Config
 from arbstr_asgi.endpoints import guarded
 from arbstr_asgi.errors import ArbstrError
 from arbstr_asgi.gateway import CHAT_PATH, PATIENCE, Gateway

@@ -5,7 +5,7 @@ import os
 from starlette.types import Receive, Scope, Send
 
 from arbstr_asgi.app import Arbstr
-from arbstr_asgi.config import Config
+from arbstr_asgi.config.config import Config
 from arbstr_asgi.workers import outlive_idle_workers
 
 _arbstr = Arbstr(Config.load(os.environ.get("ARBSTR_CONFIG", "arbstr.toml")))

@@ -12,10 +12,10 @@ from arbstr_asgi import headers as h
 from arbstr_asgi.account import Account
 from arbstr_asgi.aliasing import with_model
 from arbstr_asgi.chat import ChatRequest, ensure_stream_options
+from arbstr_asgi.config.provider import Provider
 from arbstr_asgi.keys import Keys
 from arbstr_asgi.learning import Learning
 from arbstr_asgi.lookahead import Lookahead
-from arbstr_asgi.provider import Provider
 from arbstr_asgi.routing import Candidate
 from arbstr_asgi.upstream import Reply, Upstream
 

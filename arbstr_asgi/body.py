@@ -6,8 +6,8 @@ from collections.abc import AsyncIterator
 from starlette.types import Receive
 
 from arbstr_asgi import headers as h
+from arbstr_asgi.config.settings import Limits
 from arbstr_asgi.errors import RequestError, ServerError
-from arbstr_asgi.settings import Limits
 
 
 class ClientGone(Exception):

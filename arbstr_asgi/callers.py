@@ -10,9 +10,9 @@ from typing import Any
 
 import msgspec
 
+from arbstr_asgi.config.settings import Server
 from arbstr_asgi.errors import ArbstrError, ServerError
 from arbstr_asgi.headers import first
-from arbstr_asgi.settings import Server
 
 logger = logging.getLogger("arbstr_asgi")
 

@@ -9,16 +9,16 @@ from typing import Any
 import click
 
 from arbstr_asgi import __version__
-from arbstr_asgi.checks import check_listen
-from arbstr_asgi.chores import forget, prune, rollups
-from arbstr_asgi.config import Config
+from arbstr_asgi.config.checks import check_listen
+from arbstr_asgi.config.config import Config
+from arbstr_asgi.config.keysources import key_sources
+from arbstr_asgi.config.settings import DatabaseConfig
+from arbstr_asgi.config.tomlfile import read_toml
 from arbstr_asgi.errors import ArbstrError
-from arbstr_asgi.keysources import key_sources
-from arbstr_asgi.lookups import stats, tail
-from arbstr_asgi.options import config_option
 from arbstr_asgi.orders import BOTH, CHEAP, EXPENSIVE, MEANINGS
-from arbstr_asgi.settings import DatabaseConfig
-from arbstr_asgi.tomlfile import read_toml
+from arbstr_asgi.terminal.chores import forget, prune, rollups
+from arbstr_asgi.terminal.lookups import stats, tail
+from arbstr_asgi.terminal.options import config_option
 
 LISTED = "\n".join(f"  {word:17} {meaning}" for word, meaning in MEANINGS.items())
 STANDALONE = 'This command needs hypercorn: pip install "arbstr-asgi[standalone]"'
@@ -137,9 +137,9 @@ def check(path: Path) -> None:
     Of each provider's key it says where it comes from; of the key itself, its first 6 characters if it has 16 or more.
     """
     from arbstr_asgi import listing
-    from arbstr_asgi.advice import about_keys, about_settings
     from arbstr_asgi.app import Arbstr
-    from arbstr_asgi.keyreport import keys_in_files, said_of_keys
+    from arbstr_asgi.config.advice import about_keys, about_settings
+    from arbstr_asgi.config.keyreport import keys_in_files, said_of_keys
     from arbstr_asgi.upstream import HttpxUpstream
 
     config = Config.load(path)
@@ -174,8 +174,8 @@ def providers(path: Path, *, as_json: bool) -> None:
     unknown. A row without a name has the rates of one model of the provider above it.
     """
     from arbstr_asgi import listing
-    from arbstr_asgi.keyreport import keys_in_files, said_of_keys
-    from arbstr_asgi.table import table
+    from arbstr_asgi.config.keyreport import keys_in_files, said_of_keys
+    from arbstr_asgi.terminal.table import table
 
     config = Config.load(path)
     keys, unreadable = keys_in_files(config)

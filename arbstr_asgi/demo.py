@@ -14,7 +14,7 @@ from arbstr_asgi.mock import MockProvider
 from arbstr_asgi.mocks import mocked
 from arbstr_asgi.orders import CHEAP
 from arbstr_asgi.serve import serving
-from arbstr_asgi.table import table
+from arbstr_asgi.terminal.table import table
 
 MODEL = "gpt-4o"
 SAID = "What did that cost?"

@@ -5,10 +5,10 @@ from collections.abc import Awaitable, Callable
 import msgspec
 
 from arbstr_asgi.breaker import Breakers
-from arbstr_asgi.config import Config
+from arbstr_asgi.config.config import Config
 from arbstr_asgi.drains import Drains
 from arbstr_asgi.entry import Entry
-from arbstr_asgi.estimator import Estimator
+from arbstr_asgi.estimating.estimator import Estimator
 from arbstr_asgi.keys import Keys
 from arbstr_asgi.learning import Learning
 from arbstr_asgi.matching import Matcher

@@ -3,7 +3,7 @@
 from collections import Counter
 from typing import Any
 
-from arbstr_asgi.provider import Drain
+from arbstr_asgi.config.provider import Drain
 
 
 class Drains:

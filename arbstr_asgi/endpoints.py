@@ -13,10 +13,10 @@ from arbstr_asgi import headers as h
 from arbstr_asgi import reports
 from arbstr_asgi.body import ClientGone
 from arbstr_asgi.callers import Caller
+from arbstr_asgi.config.keyreport import keys_in_files
 from arbstr_asgi.errors import ArbstrError, ServerError
 from arbstr_asgi.exchange import POLICY
 from arbstr_asgi.gateway import Gateway
-from arbstr_asgi.keyreport import keys_in_files
 from arbstr_asgi.listing import provider_listing, to_json
 from arbstr_asgi.models import model, model_list
 from arbstr_asgi.quote import quote

@@ -16,10 +16,10 @@ from arbstr_asgi.chat import ChatRequest
 from arbstr_asgi.desk import Desk
 from arbstr_asgi.entry import Entry
 from arbstr_asgi.errors import ArbstrError, ProviderAuthenticationError, ServerError, UpstreamError, UpstreamTimeout
+from arbstr_asgi.estimating.keeping import Kept
 from arbstr_asgi.failover import Failover
 from arbstr_asgi.holding import Holding
 from arbstr_asgi.interrupt import Interrupt
-from arbstr_asgi.keeping import Kept
 from arbstr_asgi.leaving import Leaving, on_leaving
 from arbstr_asgi.metering import Meter, Reading, open_meter
 from arbstr_asgi.relay import Relay

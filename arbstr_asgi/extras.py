@@ -4,14 +4,14 @@ import importlib.util
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from arbstr_asgi.config import Config
+from arbstr_asgi.config.config import Config
 from arbstr_asgi.entry import Entry
 from arbstr_asgi.errors import ConfigError
 
 if TYPE_CHECKING:
-    from arbstr_asgi.estimator import Estimator
-    from arbstr_asgi.metrics import Metrics
-    from arbstr_asgi.tokens import Tokenizer
+    from arbstr_asgi.estimating.estimator import Estimator
+    from arbstr_asgi.estimating.tokens import Tokenizer
+    from arbstr_asgi.metrics.metrics import Metrics
 
 
 def installed(package: str) -> bool:
@@ -23,7 +23,7 @@ def metrics_of(config: Config) -> "Metrics | None":
     """The metrics of a gateway, where prometheus-client is installed."""
     if not installed("prometheus_client"):
         return None
-    from arbstr_asgi.metrics import Metrics
+    from arbstr_asgi.metrics.metrics import Metrics
 
     return Metrics(config)
 
@@ -41,7 +41,7 @@ def estimator_of(config: Config, record: Callable[[Entry], None], metrics: "Metr
     """
     if not config.estimates:
         return None
-    from arbstr_asgi.estimator import Estimator
+    from arbstr_asgi.estimating.estimator import Estimator
 
     def estimated(entry: Entry) -> None:
         record(entry)
@@ -52,6 +52,6 @@ def estimator_of(config: Config, record: Callable[[Entry], None], metrics: "Metr
 
 
 def _tokenizer() -> "Tokenizer":
-    from arbstr_asgi.tokens import Tokenizer
+    from arbstr_asgi.estimating.tokens import Tokenizer
 
     return Tokenizer()

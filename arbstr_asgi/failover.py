@@ -14,12 +14,12 @@ from arbstr_asgi.account import Account
 from arbstr_asgi.asking import Answer, Asking
 from arbstr_asgi.breaker import Breaker, Breakers, Permit
 from arbstr_asgi.chat import ChatRequest
+from arbstr_asgi.config.settings import Failover as Settings
 from arbstr_asgi.errors import UpstreamError, UpstreamTimeout
 from arbstr_asgi.first_event import FirstEvent
 from arbstr_asgi.lookahead import Lookahead
 from arbstr_asgi.metering import Reading
 from arbstr_asgi.routing import Candidate
-from arbstr_asgi.settings import Failover as Settings
 
 SECONDS_FOR_FIRST_EVENT = 0.5
 MAX_KEPT_BYTES = 64 * 1024  # of a reply that passes where no later one comes

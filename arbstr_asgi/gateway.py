@@ -18,12 +18,12 @@ from arbstr_asgi.body import BodyReader, ClientGone, body_chunks, check_headers
 from arbstr_asgi.breaker import Breakers
 from arbstr_asgi.callers import Caller, Callers, Identify
 from arbstr_asgi.chat import ChatRequest, parse
-from arbstr_asgi.config import Config
+from arbstr_asgi.config.config import Config
 from arbstr_asgi.desk import Desk
 from arbstr_asgi.drains import Drains
 from arbstr_asgi.entry import Entry
 from arbstr_asgi.errors import ArbstrError, ConfigError, LedgerError, ServerError
-from arbstr_asgi.estimator import Estimator
+from arbstr_asgi.estimating.estimator import Estimator
 from arbstr_asgi.exchange import Exchange
 from arbstr_asgi.extras import check_extras, estimator_of, metrics_of
 from arbstr_asgi.keys import Keys

@@ -7,7 +7,7 @@ to a provider.
 import re
 from collections.abc import Iterable, Sequence
 
-from arbstr_asgi.provider import Provider
+from arbstr_asgi.config.provider import Provider
 
 Headers = Sequence[tuple[bytes, bytes]]
 

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from arbstr_asgi.provider import Provider
+from arbstr_asgi.config.provider import Provider
 
 
 def health(providers: Sequence[Provider], states: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:

@@ -7,9 +7,9 @@ import stat
 from collections.abc import Awaitable, Callable
 from time import monotonic, time_ns
 
-from arbstr_asgi.apikey import is_key
+from arbstr_asgi.config.apikey import is_key
+from arbstr_asgi.config.provider import Provider
 from arbstr_asgi.errors import ProviderKeyError
-from arbstr_asgi.provider import Provider
 
 logger = logging.getLogger("arbstr_asgi")
 

@@ -2,7 +2,7 @@
 
 from enum import Enum
 
-from arbstr_asgi.provider import Drain
+from arbstr_asgi.config.provider import Drain
 
 
 class Leaving(Enum):

@@ -6,10 +6,10 @@ from typing import Any
 
 import msgspec
 
-from arbstr_asgi.apikey import masked
-from arbstr_asgi.config import Config
-from arbstr_asgi.provider import Provider
-from arbstr_asgi.rates import Rates
+from arbstr_asgi.config.apikey import masked
+from arbstr_asgi.config.config import Config
+from arbstr_asgi.config.provider import Provider
+from arbstr_asgi.config.rates import Rates
 
 COLUMNS = ("name", "url", "models", "input", "output", "base", "key")
 UNIT = "sats_per_1m_tokens"

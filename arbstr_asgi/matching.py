@@ -6,8 +6,8 @@ import msgspec
 
 from arbstr_asgi import prompt
 from arbstr_asgi.chat import ChatRequest
+from arbstr_asgi.config.policies import Policies, Rule
 from arbstr_asgi.errors import RequestError, quotable
-from arbstr_asgi.policies import Policies, Rule
 
 MAX_SCANNED = 1024 * 1024  # characters
 

@@ -5,7 +5,7 @@ import httpx
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from arbstr_asgi.callers import Identify
-from arbstr_asgi.config import Config
+from arbstr_asgi.config.config import Config
 from arbstr_asgi.gateway import CHAT_PATH, Gateway
 from arbstr_asgi.ledger import Ledger
 from arbstr_asgi.lifespan import Lifespan

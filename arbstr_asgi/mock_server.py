@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from arbstr_asgi.app import Arbstr
-from arbstr_asgi.checks import check_listen
+from arbstr_asgi.config.checks import check_listen
 from arbstr_asgi.mocks import mocked
 from arbstr_asgi.orders import CHEAP, MEANINGS
 from arbstr_asgi.serve import run, serve_here

@@ -5,13 +5,13 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import NamedTuple
 
-from arbstr_asgi.config import Config
+from arbstr_asgi.config.config import Config
+from arbstr_asgi.config.policies import Policies, Rule
+from arbstr_asgi.config.provider import Provider
+from arbstr_asgi.config.settings import DatabaseConfig, Server
 from arbstr_asgi.mock import MockProvider
 from arbstr_asgi.orders import CHEAP, EXPENSIVE
-from arbstr_asgi.policies import Policies, Rule
-from arbstr_asgi.provider import Provider
 from arbstr_asgi.serve import serving
-from arbstr_asgi.settings import DatabaseConfig, Server
 
 SECONDS_OF_PATIENCE = 5.0  # so that nobody who tries a stall need wait for minutes
 CODE = Rule(

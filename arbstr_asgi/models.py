@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from arbstr_asgi.chat import MAX_MODEL_CHARACTERS
+from arbstr_asgi.config.provider import Provider
 from arbstr_asgi.errors import RequestError
-from arbstr_asgi.provider import Provider
 
 OWNER = "arbstr"
 CREATED = 0  # seconds since 1970: the shape wants a number, and nobody knows one

@@ -2,9 +2,9 @@
 
 from decimal import Context, Decimal, localcontext
 
+from arbstr_asgi.config.provider import Provider
+from arbstr_asgi.config.rates import Rates
 from arbstr_asgi.estimate import Estimate
-from arbstr_asgi.provider import Provider
-from arbstr_asgi.rates import Rates
 from arbstr_asgi.usage import Usage
 
 PER = Decimal(1_000_000)

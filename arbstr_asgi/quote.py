@@ -8,10 +8,10 @@ import msgspec
 
 from arbstr_asgi.breaker import Breakers
 from arbstr_asgi.chat import ChatRequest
+from arbstr_asgi.config.provider import Provider
 from arbstr_asgi.estimate import estimate_tokens
 from arbstr_asgi.listing import UNIT
 from arbstr_asgi.matching import Matcher
-from arbstr_asgi.provider import Provider
 from arbstr_asgi.routing import candidates
 
 

@@ -7,9 +7,9 @@ from math import inf
 from starlette.types import Message, Send
 
 from arbstr_asgi.account import Account
+from arbstr_asgi.estimating.keeping import Kept
 from arbstr_asgi.holding import Holding
 from arbstr_asgi.interrupt import Interrupt
-from arbstr_asgi.keeping import Kept
 from arbstr_asgi.metering import Meter
 from arbstr_asgi.metering.plain import MAX_PLAIN_BYTES
 from arbstr_asgi.replies import RawHeaders

@@ -5,11 +5,11 @@ from decimal import Decimal
 from typing import NamedTuple
 
 from arbstr_asgi.chat import ChatRequest
+from arbstr_asgi.config.policies import Rule
+from arbstr_asgi.config.provider import Provider
 from arbstr_asgi.errors import RequestError, quotable
 from arbstr_asgi.estimate import Estimate, estimate_tokens
-from arbstr_asgi.policies import Rule
 from arbstr_asgi.pricing import cost_estimate
-from arbstr_asgi.provider import Provider
 
 _NOTHING = Decimal(0)
 

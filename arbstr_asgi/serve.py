@@ -16,15 +16,15 @@ import hypercorn.asyncio
 import hypercorn.config
 import msgspec
 
-from arbstr_asgi.advice import about_keys
 from arbstr_asgi.app import Arbstr
-from arbstr_asgi.checks import check_listen
-from arbstr_asgi.config import Config
+from arbstr_asgi.config.advice import about_keys
+from arbstr_asgi.config.checks import check_listen
+from arbstr_asgi.config.config import Config
+from arbstr_asgi.config.keysources import key_sources
+from arbstr_asgi.config.tomlfile import read_toml
 from arbstr_asgi.errors import ArbstrError, ConfigError
-from arbstr_asgi.keysources import key_sources
-from arbstr_asgi.sharing import sharing
+from arbstr_asgi.metrics.sharing import sharing
 from arbstr_asgi.supervisor import TOLD, Supervisor
-from arbstr_asgi.tomlfile import read_toml
 
 try:
     import uvloop

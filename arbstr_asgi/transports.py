@@ -17,7 +17,7 @@ import httpx
 from aiohttp.client_proto import ResponseHandler
 from httpx_aiohttp import AiohttpTransport
 
-from arbstr_asgi.provider import Provider
+from arbstr_asgi.config.provider import Provider
 
 KEEPALIVE_SECONDS = 5.0  # a POST on a connection that the provider has just closed can't be repeated safely
 MAX_HEADER_BYTES = 65536

@@ -9,8 +9,8 @@ from typing import Protocol
 import aiohttp
 import httpx
 
+from arbstr_asgi.config.provider import Provider
 from arbstr_asgi.errors import ConfigError, UpstreamError, UpstreamTimeout, UpstreamUnreachable
-from arbstr_asgi.provider import Provider
 from arbstr_asgi.transports import Transports, proxy_login
 
 logger = logging.getLogger("arbstr_asgi")

@@ -3,10 +3,10 @@
 import sys
 
 from arbstr_asgi.app import Arbstr
-from arbstr_asgi.config import Config
+from arbstr_asgi.config.config import Config
 from arbstr_asgi.errors import ConfigError
+from arbstr_asgi.metrics.sharing import take_place
 from arbstr_asgi.serve import overridden, prepare, run, serve_on
-from arbstr_asgi.sharing import take_place
 
 
 def main(path: str, listen: str, workers: str, listener: str, alive: str) -> None:

@@ -23,7 +23,7 @@ from asgi_client import (
     running,
 )
 
-from arbstr_asgi.settings import Limits
+from arbstr_asgi.config.settings import Limits
 
 pytestmark = pytest.mark.parametrize("way", WAYS)
 

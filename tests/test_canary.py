@@ -42,7 +42,7 @@ import arbstr_asgi.metering.plain
 from arbstr_asgi import Arbstr, ArbstrError, Caller, Config, ConfigError, DatabaseConfig, Logging, Server, Token
 from arbstr_asgi.chat import parse
 from arbstr_asgi.cli import main as main_command
-from arbstr_asgi.settings import Limits
+from arbstr_asgi.config.settings import Limits
 
 CANARY = "canary-7f3"
 PROMPT, COMPLETION, TEXT = f"{CANARY}-prompt", f"{CANARY}-completion", f"{CANARY}-provider-text"

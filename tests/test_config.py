@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from arbstr_asgi import Config, ConfigError, Drain, Logging, Provider, Rates, Server, Token
-from arbstr_asgi.keysources import key_sources
-from arbstr_asgi.settings import DatabaseConfig, Limits
+from arbstr_asgi.config.keysources import key_sources
+from arbstr_asgi.config.settings import DatabaseConfig, Limits
 
 MINIMAL: dict[str, Any] = {"providers": [{"name": "alpha", "url": "https://api.example.com/v1"}]}
 
@@ -341,9 +341,10 @@ def test_a_file_of_the_original(tmp_path: Path) -> None:
 def test_readme(tmp_path: Path) -> None:
     """The README's examples of a configuration load as they are."""
     text = (Path(__file__).parent.parent / "README.md").read_text("utf-8")
-    whole, azure = re.findall(r"^ *```toml\n(.*?)```", text, re.MULTILINE | re.DOTALL)
+    examples = re.findall(r"^ *```toml\n(.*?)```", text, re.MULTILINE | re.DOTALL)
+    assert len(examples) >= 3
     path = tmp_path / "arbstr.toml"
-    for content in (whole, azure):
+    for content in examples:
         path.write_text(content)
         config = Config.load(path, {"ARBSTR_TOKEN": "t", "ALPHA_KEY": "k"})
         assert len(config.providers) == 1

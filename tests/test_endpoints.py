@@ -27,9 +27,9 @@ from arbstr_asgi import (
     Server,
     Token,
 )
+from arbstr_asgi.config.settings import Limits
 from arbstr_asgi.listing import provider_listing, to_json
 from arbstr_asgi.serve import serving
-from arbstr_asgi.settings import Limits
 
 GUARDED = [
     ("GET", "/v1/models"),

@@ -37,9 +37,9 @@ from wire import eventually
 
 from arbstr_asgi import Arbstr, ArbstrMiddleware, ConfigError, estimator
 from arbstr_asgi.entry import Entry
-from arbstr_asgi.estimator import Estimator
-from arbstr_asgi.keeping import MAX_STREAM_BYTES
-from arbstr_asgi.tokens import PIECE, Stopped, Tokenizer
+from arbstr_asgi.estimating.estimator import Estimator
+from arbstr_asgi.estimating.keeping import MAX_STREAM_BYTES
+from arbstr_asgi.estimating.tokens import PIECE, Stopped, Tokenizer
 
 RATES: dict[str, Any] = {"input_rate": 10_000, "output_rate": 30_000, "base_fee": 1}
 SAID = "The quick brown fox jumps over the lazy dog."

@@ -18,7 +18,7 @@ from wire import ask
 
 import arbstr_asgi.keys
 from arbstr_asgi import ConfigError, Provider
-from arbstr_asgi.apikey import masked
+from arbstr_asgi.config.apikey import masked
 from arbstr_asgi.errors import ProviderKeyError
 from arbstr_asgi.keys import Keys
 

@@ -12,9 +12,9 @@ from test_aliasing import bodies
 
 from arbstr_asgi import Policies
 from arbstr_asgi.chat import ChatRequest, parse
+from arbstr_asgi.config.policies import Rule
 from arbstr_asgi.errors import RequestError
 from arbstr_asgi.matching import MAX_SCANNED, Matcher
-from arbstr_asgi.policies import Rule
 from arbstr_asgi.prompt import MAX_OBJECTS
 
 

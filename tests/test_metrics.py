@@ -35,8 +35,8 @@ from wire import eventually
 
 from arbstr_asgi import ArbstrError, Config, DatabaseConfig, Policies, Provider, Rule, Server, Token
 from arbstr_asgi.entry import Attempt, Entry
-from arbstr_asgi.labels import outcome_of
-from arbstr_asgi.metrics import Metrics
+from arbstr_asgi.metrics.labels import outcome_of
+from arbstr_asgi.metrics.metrics import Metrics
 
 RATES: dict[str, Any] = {"models": ("m",), "input_rate": 10_000, "output_rate": 30_000, "base_fee": 1}
 NOW = datetime.now(UTC)
@@ -389,7 +389,7 @@ def test_not_installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in [name for name in sys.modules if name.split(".")[0] == "prometheus_client"]:
         monkeypatch.delitem(sys.modules, name)
     for name in ("metrics", "gauges", "exposition"):
-        monkeypatch.delitem(sys.modules, f"arbstr_asgi.{name}", raising=False)
+        monkeypatch.delitem(sys.modules, f"arbstr_asgi.metrics.{name}", raising=False)
     monkeypatch.setitem(sys.modules, "prometheus_client", None)
 
     async def main() -> None:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from arbstr_asgi.account import Account
 from arbstr_asgi.callers import Caller
-from arbstr_asgi.provider import Provider
+from arbstr_asgi.config.provider import Provider
 from arbstr_asgi.stats import Cursor, RequestsQuery, StatsQuery, histogram
 from arbstr_asgi.stats.plan import DAY, HOUR, Known, only_rows, parts
 from arbstr_asgi.stats.zones import bound, number_of, start_of

@@ -8,9 +8,9 @@ import pytest
 
 from arbstr_asgi import Provider, Rates
 from arbstr_asgi.chat import ChatRequest, parse
+from arbstr_asgi.config.policies import Rule
 from arbstr_asgi.errors import MAX_QUOTED, RequestError
 from arbstr_asgi.estimate import Estimate, estimate_tokens
-from arbstr_asgi.policies import Rule
 from arbstr_asgi.routing import candidates
 
 

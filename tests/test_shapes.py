@@ -13,17 +13,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from arbstr_asgi.listing import to_json
-from arbstr_asgi.recent import Recent
-from arbstr_asgi.screen import groups_of, request_line, stats_text
-from arbstr_asgi.series import MOST_STEPS, Steps
-from arbstr_asgi.shown import shown, shown_json
-from arbstr_asgi.sparkline import sparkline
 from arbstr_asgi.stats import Cursor, Figures, Group, Page, Spread, shapes
 from arbstr_asgi.stats.lines import csv_line, lines
 from arbstr_asgi.stats.params import listing, stats_query
 from arbstr_asgi.stats.shapes import NO_FIGURES
 from arbstr_asgi.stats.telling import plain
-from arbstr_asgi.table import table
+from arbstr_asgi.terminal.recent import Recent
+from arbstr_asgi.terminal.screen import groups_of, request_line, stats_text
+from arbstr_asgi.terminal.series import MOST_STEPS, Steps
+from arbstr_asgi.terminal.shown import shown, shown_json
+from arbstr_asgi.terminal.sparkline import sparkline
+from arbstr_asgi.terminal.table import table
 
 NOW = datetime(2026, 11, 22, 10, 0, 0, 500_000, tzinfo=UTC)
 SOME = Figures(

@@ -17,7 +17,7 @@ from servers import spawned
 from test_metrics import Scraped, scrape
 from wire import Wire, ask, eventually
 
-from arbstr_asgi.sharing import FOLDER, PLACE, Sharing, take_place
+from arbstr_asgi.metrics.sharing import FOLDER, PLACE, Sharing, take_place
 
 CALLS = 20
 SCRAPES = 8
@@ -181,7 +181,7 @@ def test_gauges_are_kept_up(place: Path, tmp_path: Path, monkeypatch: pytest.Mon
 
 def test_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without prometheus-client workers share nothing."""
-    from arbstr_asgi import sharing
+    from arbstr_asgi.metrics import sharing
 
     monkeypatch.setattr(sharing, "installed", lambda package: False)
     monkeypatch.setenv(PLACE, "0")

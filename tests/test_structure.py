@@ -19,42 +19,45 @@ MAX_FUNCTION_LINES = 60
 
 # A module may import what is on the lines above its own, never what is beside or below it.
 LEVELS = """
+config estimating metrics terminal
 errors spans entry usage interrupt learning lifespan workers orders mock_reply metering.sse metering.grammar
-metering.excerpt keeping tokens
+metering.excerpt estimating.keeping estimating.tokens
 ledger.quiet tries mock stats.cursor stats.zones stats.histogram
 stats.query
 stats.plan stats.tally
 stats
-shown sparkline recent stats.moments stats.fields stats.telling
-table series stats.span stats.lines remote
-stats.params screen
-stats.shapes options
+terminal.shown terminal.sparkline terminal.recent stats.moments stats.fields stats.telling
+terminal.table terminal.series stats.span stats.lines terminal.remote
+stats.params terminal.screen
+stats.shapes terminal.options
 ledger.columns ledger.faults ledger.losses ledger.snapshot ledger.slots ledger.turns
-tomlfile variables unsupported places requestlog
-checks replies section prompt splice metering.reading metering.stripping metering.pruning
+config.tomlfile config.variables config.unsupported config.places requestlog
+config.checks replies config.section prompt splice metering.reading metering.stripping metering.pruning
 ledger.values ledger.statements ledger.location
-apikey keysources ledger.fragments ledger.marks
-rates settings chat policies metering.meter ledger.driver ledger.backlog ledger.trouble ledger.degrading supervisor
-ledger.aggregates texts
-provider estimate aliasing estimator
-headers config drains holding leaving matching pricing keys transports metering.plain metering.events
+config.apikey config.keysources ledger.fragments ledger.marks
+config.rates config.settings chat config.policies
+metering.meter ledger.driver ledger.backlog ledger.trouble ledger.degrading supervisor
+ledger.aggregates estimating.texts
+config.provider estimate aliasing estimating.estimator
+headers config.config drains holding leaving matching pricing keys transports metering.plain metering.events
 ledger.sessions ledger.hand ledger.migrations ledger.rollups ledger.removal ledger.ordering
-callers body models health routing watching verdict upstream listing labels
+callers body models health routing watching verdict upstream listing metrics.labels
 answers export
 ledger.sqlite ledger.postgresql ledger.mysql ledger.schema ledger.statistics ledger.roller
 breaker lookahead ledger.target metering.decoding metering.sniffing ledger.pages ledger.upkeep
-ledger.spill ledger.migrate metering.opening advice keyreport quote ledger.eraser ledger.reader ledger.caretaker
+config.advice config.keyreport quote
+ledger.spill ledger.migrate metering.opening ledger.eraser ledger.reader ledger.caretaker
 ledger.spiller ledger.replay ledger.readable
 ledger.writer ledger.visit
 ledger.ledger
 ledger metering
-source
-overview watch
-lookups chores
-outcome first_event desk gauges exposition
-metrics
+terminal.source
+terminal.overview terminal.watch
+terminal.lookups terminal.chores
+outcome first_event desk metrics.gauges metrics.exposition
+metrics.metrics
 extras
-sharing
+metrics.sharing
 account
 asking relay
 failover
@@ -72,15 +75,14 @@ cli
 
 PURE = """
 errors spans entry usage drains holding learning leaving replies chat headers routing pricing outcome breaker estimate
-matching prompt splice aliasing tries verdict first_event apikey keysources variables unsupported places table listing
-models health quote shown sparkline recent series screen orders mock_reply labels texts
-metering
+matching prompt splice aliasing tries verdict first_event config.apikey config.keysources config.variables
+config.unsupported config.places terminal.table listing models health quote terminal.shown terminal.sparkline
+terminal.recent terminal.series terminal.screen orders mock_reply metrics.labels estimating.texts metering
 metering.sse metering.reading metering.stripping metering.meter metering.grammar metering.excerpt metering.pruning
-metering.plain metering.events metering.decoding metering.sniffing metering.opening
-ledger.columns ledger.values ledger.statements ledger.snapshot ledger.degrading
-ledger.fragments ledger.aggregates ledger.rollups ledger.marks
-stats stats.cursor stats.zones stats.query stats.histogram stats.plan stats.tally
-stats.moments stats.span stats.fields stats.params stats.telling stats.shapes stats.lines
+metering.plain metering.events metering.decoding metering.sniffing metering.opening ledger.columns ledger.values
+ledger.statements ledger.snapshot ledger.degrading ledger.fragments ledger.aggregates ledger.rollups ledger.marks
+stats stats.cursor stats.zones stats.query stats.histogram stats.plan stats.tally stats.moments stats.span
+stats.fields stats.params stats.telling stats.shapes stats.lines
 """
 OUTSIDE = "asyncio concurrent http io os pathlib random selectors socket ssl subprocess tempfile threading time urllib"
 
@@ -88,7 +90,7 @@ OUTSIDE = "asyncio concurrent http io os pathlib random selectors socket ssl sub
 FOREIGN = {
     "aiohttp": "transports upstream",
     "httpx_aiohttp": "transports",
-    "httpx": "transports upstream gateway app middleware demo remote",
+    "httpx": "transports upstream gateway app middleware demo terminal.remote",
     "databases": "ledger.* gateway app middleware",
     "sqlalchemy": "ledger.migrations",
     "alembic": "ledger.migrations",
@@ -98,10 +100,10 @@ FOREIGN = {
     "watching",
     "hypercorn": "serve",
     "uvloop": "serve",
-    "click": "cli chores lookups mock_server options",
+    "click": "cli terminal.chores terminal.lookups mock_server terminal.options",
     "tenacity": "ledger.trouble failover",
-    "prometheus_client": "metrics gauges exposition sharing",
-    "bpe_openai": "tokens",
+    "prometheus_client": "metrics.metrics metrics.gauges metrics.exposition metrics.sharing",
+    "bpe_openai": "estimating.tokens",
     "msgspec": "*",
 }
 ONLY_FOR_TYPES = {"gateway": "httpx databases", "app": "httpx databases", "middleware": "httpx databases"}

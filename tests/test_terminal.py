@@ -25,9 +25,9 @@ from arbstr_asgi.entry import Attempt, Entry
 from arbstr_asgi.errors import ConfigError, LedgerError
 from arbstr_asgi.ledger import Ledger
 from arbstr_asgi.mock import MockProvider
-from arbstr_asgi.remote import Remote
 from arbstr_asgi.serve import serving
-from arbstr_asgi.watch import WINDOW, Watch
+from arbstr_asgi.terminal.remote import Remote
+from arbstr_asgi.terminal.watch import WINDOW, Watch
 
 SECONDS = 30.0
 EVIL = "evil\x1b[2J\x07\x9b31m\u202e"
@@ -450,7 +450,7 @@ def test_tail_goes_on(config: str, monkeypatch: pytest.MonkeyPatch) -> None:
         return list(found)
 
     monkeypatch.setattr(Watch, "look", look)
-    monkeypatch.setattr("arbstr_asgi.lookups._POLL", 0.0)
+    monkeypatch.setattr("arbstr_asgi.terminal.lookups._POLL", 0.0)
     result = arbstr("tail", "-c", config)
     assert (result.exit_code, result.stdout) == (0, "")
     assert result.stderr.split("\n")[:2] == ["down; trying again", "again; trying again"]

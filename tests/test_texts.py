@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
-from arbstr_asgi import texts
-from arbstr_asgi.keeping import MAX_BYTES, MAX_PLAIN_BYTES, MAX_REQUEST_BYTES, MAX_STREAM_BYTES, Keeper, Kept
+from arbstr_asgi.estimating import texts
+from arbstr_asgi.estimating.keeping import MAX_BYTES, MAX_PLAIN_BYTES, MAX_REQUEST_BYTES, MAX_STREAM_BYTES, Keeper, Kept
 
 
 def request(*messages: Any, **more: Any) -> bytes:

@@ -10,9 +10,9 @@ from click.testing import CliRunner
 
 from arbstr_asgi import Config, ConfigError, Provider
 from arbstr_asgi.cli import main
+from arbstr_asgi.config.rates import RATES, Rates
 from arbstr_asgi.listing import provider_listing
 from arbstr_asgi.pricing import cost
-from arbstr_asgi.rates import RATES, Rates
 from arbstr_asgi.usage import Usage
 
 PRICE = Decimal("1538.4615384615")

@@ -2,10 +2,10 @@
 
 from datetime import datetime, timedelta
 
-from arbstr_asgi.screen import Json, groups_of, stats_text
-from arbstr_asgi.series import Steps
-from arbstr_asgi.source import STATS, Pairs, Source
 from arbstr_asgi.stats.params import MOST_GROUPS
+from arbstr_asgi.terminal.screen import Json, groups_of, stats_text
+from arbstr_asgi.terminal.series import Steps
+from arbstr_asgi.terminal.source import STATS, Pairs, Source
 
 _LONGEST = timedelta(days=10_000)  # for which days are counted
 

@@ -11,12 +11,12 @@ from typing import Any, Protocol
 import msgspec
 
 from arbstr_asgi.answers import Answers
-from arbstr_asgi.config import Config
+from arbstr_asgi.config.config import Config
 from arbstr_asgi.errors import ConfigError
 from arbstr_asgi.ledger import visiting
 from arbstr_asgi.listing import to_json
-from arbstr_asgi.remote import Remote
 from arbstr_asgi.stats.params import listing
+from arbstr_asgi.terminal.remote import Remote
 
 Pairs = Sequence[tuple[str, str]]
 STATS, REQUESTS = "/v1/stats", "/v1/requests"

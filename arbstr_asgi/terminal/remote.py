@@ -9,7 +9,7 @@ import httpx
 import msgspec
 
 from arbstr_asgi.errors import ConfigError, LedgerError
-from arbstr_asgi.shown import shown
+from arbstr_asgi.terminal.shown import shown
 
 Pairs = Sequence[tuple[str, str]]
 

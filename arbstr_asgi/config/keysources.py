@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 import msgspec
 
-from arbstr_asgi.variables import names_in
+from arbstr_asgi.config.variables import names_in
 
 
 class KeySource(msgspec.Struct, frozen=True, kw_only=True):

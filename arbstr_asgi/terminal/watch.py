@@ -4,9 +4,9 @@ from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from arbstr_asgi.recent import Recent
-from arbstr_asgi.source import REQUESTS, Pairs, Source
 from arbstr_asgi.stats.moments import written
+from arbstr_asgi.terminal.recent import Recent
+from arbstr_asgi.terminal.source import REQUESTS, Pairs, Source
 
 WINDOW = timedelta(minutes=10)  # from a request's arrival, in which its end is seen
 _SWEEP = 5  # every so many looks go through the whole window

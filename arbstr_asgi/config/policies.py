@@ -4,9 +4,9 @@ from collections.abc import Sequence
 from decimal import Decimal
 from typing import Literal
 
-from arbstr_asgi.checks import rate, strings
+from arbstr_asgi.config.checks import rate, strings
+from arbstr_asgi.config.section import Section
 from arbstr_asgi.errors import ConfigError
-from arbstr_asgi.section import Section
 
 
 class Rule(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):

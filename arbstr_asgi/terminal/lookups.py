@@ -10,12 +10,12 @@ import click
 
 from arbstr_asgi.errors import ArbstrError, LedgerError
 from arbstr_asgi.listing import to_json
-from arbstr_asgi.options import Pairs, as_pairs, filter_options, server_options, stats_options
-from arbstr_asgi.overview import overview
-from arbstr_asgi.screen import request_line
-from arbstr_asgi.shown import shown_json
-from arbstr_asgi.source import STATS, source
-from arbstr_asgi.watch import Watch
+from arbstr_asgi.terminal.options import Pairs, as_pairs, filter_options, server_options, stats_options
+from arbstr_asgi.terminal.overview import overview
+from arbstr_asgi.terminal.screen import request_line
+from arbstr_asgi.terminal.shown import shown_json
+from arbstr_asgi.terminal.source import STATS, source
+from arbstr_asgi.terminal.watch import Watch
 
 _POLL = 1.0  # seconds between looks
 _FIRST_SHOWN = 10  # requests that have finished before

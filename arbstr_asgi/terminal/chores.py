@@ -10,11 +10,11 @@ from time import monotonic
 
 import click
 
-from arbstr_asgi.config import Config
+from arbstr_asgi.config.config import Config
 from arbstr_asgi.ledger import visiting
 from arbstr_asgi.ledger.visit import Visit
-from arbstr_asgi.options import config_option
-from arbstr_asgi.shown import shown
+from arbstr_asgi.terminal.options import config_option
+from arbstr_asgi.terminal.shown import shown
 
 _AGE = re.compile(r"([1-9]\d{0,4})([hdw])", re.ASCII)
 _HOURS = {"h": 1, "d": 24, "w": 24 * 7}

@@ -4,10 +4,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from decimal import Decimal
 from typing import Any
 
-from arbstr_asgi.series import Steps
-from arbstr_asgi.shown import shown
-from arbstr_asgi.sparkline import sparkline
-from arbstr_asgi.table import table
+from arbstr_asgi.terminal.series import Steps
+from arbstr_asgi.terminal.shown import shown
+from arbstr_asgi.terminal.sparkline import sparkline
+from arbstr_asgi.terminal.table import table
 
 Json = Mapping[str, Any]
 

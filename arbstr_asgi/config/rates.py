@@ -4,9 +4,9 @@ from copy import copy
 from decimal import MAX_EMAX, MAX_PREC, MIN_EMIN, Context, Decimal
 from typing import Self
 
-from arbstr_asgi.checks import rate
+from arbstr_asgi.config.checks import rate
+from arbstr_asgi.config.section import Section
 from arbstr_asgi.errors import ConfigError
-from arbstr_asgi.section import Section
 
 RATES = ("input_rate", "output_rate", "base_fee", "cached_input_rate", "reasoning_rate")
 _EXACT = Context(prec=MAX_PREC, Emax=MAX_EMAX, Emin=MIN_EMIN)

@@ -3,7 +3,7 @@
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any, TypeGuard
 
-from arbstr_asgi.checks import printable
+from arbstr_asgi.config.checks import printable
 from arbstr_asgi.errors import ConfigError
 
 if TYPE_CHECKING:

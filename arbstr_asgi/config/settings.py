@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from typing import Literal
 from urllib.parse import quote
 
+from arbstr_asgi.config.section import Section
 from arbstr_asgi.errors import ConfigError
-from arbstr_asgi.section import Section
 
 _LEVELS = {
     "trace": logging.DEBUG,

@@ -6,13 +6,13 @@ from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Histogram
 
-from arbstr_asgi.config import Config
+from arbstr_asgi.config.config import Config
 from arbstr_asgi.entry import Entry
-from arbstr_asgi.exposition import exposed, shared
-from arbstr_asgi.gauges import Gauges
-from arbstr_asgi.labels import NONE, Labels, outcome_of, refusal_of, status_of
 from arbstr_asgi.ledger import Snapshot
 from arbstr_asgi.ledger.quiet import Quiet
+from arbstr_asgi.metrics.exposition import exposed, shared
+from arbstr_asgi.metrics.gauges import Gauges
+from arbstr_asgi.metrics.labels import NONE, Labels, outcome_of, refusal_of, status_of
 
 logger = logging.getLogger("arbstr_asgi")
 

@@ -10,9 +10,9 @@ from typing import NamedTuple, Protocol
 
 import msgspec
 
-from arbstr_asgi import texts
 from arbstr_asgi.entry import Entry
-from arbstr_asgi.keeping import Keeper, Kept
+from arbstr_asgi.estimating import texts
+from arbstr_asgi.estimating.keeping import Keeper, Kept
 from arbstr_asgi.ledger.quiet import Quiet
 from arbstr_asgi.usage import Usage
 

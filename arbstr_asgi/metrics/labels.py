@@ -1,6 +1,6 @@
 """The values that labels of metrics may have: none of them is text of a client's, so that their number is bounded."""
 
-from arbstr_asgi.config import Config
+from arbstr_asgi.config.config import Config
 from arbstr_asgi.entry import Attempt, Entry
 
 OTHER = "other"

@@ -12,17 +12,17 @@ from typing import Any, Literal, Self
 
 import msgspec
 
-from arbstr_asgi import checks
+from arbstr_asgi.config import checks
+from arbstr_asgi.config.keysources import conventional
+from arbstr_asgi.config.places import said_with_path
+from arbstr_asgi.config.policies import Policies
+from arbstr_asgi.config.provider import Provider
+from arbstr_asgi.config.section import Section
+from arbstr_asgi.config.settings import DatabaseConfig, Failover, Limits, Logging, Server
+from arbstr_asgi.config.tomlfile import read_toml
+from arbstr_asgi.config.unsupported import check_supported
+from arbstr_asgi.config.variables import expanded
 from arbstr_asgi.errors import ConfigError
-from arbstr_asgi.keysources import conventional
-from arbstr_asgi.places import said_with_path
-from arbstr_asgi.policies import Policies
-from arbstr_asgi.provider import Provider
-from arbstr_asgi.section import Section
-from arbstr_asgi.settings import DatabaseConfig, Failover, Limits, Logging, Server
-from arbstr_asgi.tomlfile import read_toml
-from arbstr_asgi.unsupported import check_supported
-from arbstr_asgi.variables import expanded
 
 _FILES = ("api_key_file", "ca_file")
 

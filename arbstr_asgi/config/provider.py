@@ -8,11 +8,11 @@ from typing import Literal, Self
 
 import msgspec
 
-from arbstr_asgi import checks
-from arbstr_asgi.apikey import ApiKey, check_api_key
+from arbstr_asgi.config import checks
+from arbstr_asgi.config.apikey import ApiKey, check_api_key
+from arbstr_asgi.config.rates import RATES, Charges, Rates, in_usd
+from arbstr_asgi.config.section import Section
 from arbstr_asgi.errors import ConfigError
-from arbstr_asgi.rates import RATES, Charges, Rates, in_usd
-from arbstr_asgi.section import Section
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9 _.-]{0,63}")
 

@@ -2,10 +2,10 @@
 
 from collections.abc import Mapping, Sequence
 
-from arbstr_asgi.apikey import masked
-from arbstr_asgi.config import Config
+from arbstr_asgi.config.apikey import masked
+from arbstr_asgi.config.config import Config
+from arbstr_asgi.config.keysources import KeySource
 from arbstr_asgi.keys import read_key_file
-from arbstr_asgi.keysources import KeySource
 
 
 def keys_in_files(config: Config) -> tuple[dict[str, str], list[str]]:

@@ -5,9 +5,9 @@ import stat
 from collections.abc import Sequence
 from pathlib import Path
 
-from arbstr_asgi.config import Config
-from arbstr_asgi.keysources import KeySource, conventional
-from arbstr_asgi.provider import Provider
+from arbstr_asgi.config.config import Config
+from arbstr_asgi.config.keysources import KeySource, conventional
+from arbstr_asgi.config.provider import Provider
 
 
 def about_settings(config: Config) -> list[str]:

@@ -1,0 +1,1 @@
+"""Token counts of calls whose provider gave none."""

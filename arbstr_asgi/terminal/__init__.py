@@ -1,0 +1,1 @@
+"""What the commands show of a ledger, and what they do to one."""
