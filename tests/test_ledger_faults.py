@@ -337,7 +337,7 @@ def test_a_locked_file_loses_nothing(tmp_path: Any) -> None:
         holder = sqlite3.connect(sqlite_file(url), isolation_level=None)
         holder.execute("BEGIN IMMEDIATE")
         await asyncio.sleep(1)
-        assert ledger.snapshot().spilled > 500
+        assert ledger.snapshot().spilled >= 100
         holder.execute("COMMIT")
         holder.close()
         await calls
