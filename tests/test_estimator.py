@@ -35,8 +35,9 @@ from asgi_client import (
 from test_metrics import scrape
 from wire import eventually
 
-from arbstr_asgi import Arbstr, ArbstrMiddleware, ConfigError, estimator
+from arbstr_asgi import Arbstr, ArbstrMiddleware, ConfigError
 from arbstr_asgi.entry import Entry
+from arbstr_asgi.estimating import estimator
 from arbstr_asgi.estimating.estimator import Estimator
 from arbstr_asgi.estimating.keeping import MAX_STREAM_BYTES
 from arbstr_asgi.estimating.tokens import PIECE, Stopped, Tokenizer
