@@ -57,6 +57,7 @@ ALWAYS: Row = {
     "reasoning_tokens": None,
     "provider_cost_usd": None,
     "provider_cost_sats": None,
+    "dearest_cost_sats": None,
     "complexity_score": None,
     "tier": None,
     "service_tier": None,

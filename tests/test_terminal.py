@@ -459,8 +459,10 @@ def test_tail_goes_on(config: str, monkeypatch: pytest.MonkeyPatch) -> None:
 def process(folder: Path, *arguments: str) -> "subprocess.Popen[str]":
     """The command as a process of its own."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith("ARBSTR_")}
+    # Whoever runs the tests behind a shell's `&` has SIGINT ignored, and so would the command.
+    heard = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"
     return subprocess.Popen(
-        [sys.executable, "-c", "from arbstr_asgi.cli import main; main()", *arguments],
+        [sys.executable, "-c", f"{heard}; from arbstr_asgi.cli import main; main()", *arguments],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
