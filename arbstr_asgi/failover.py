@@ -119,8 +119,7 @@ class Failover:
             authorizes = h.first(client_headers, b"authorization") is not None
             ours = provider.sends_own_credentials(client_authorizes=authorizes)
             return await self._judge(stack, answer, ours=ours, watch=watch)
-        sends_on = not error.sent or provider.retry_sent
-        return None, Failure(error.summary(), error, sends_on=sends_on, may_pass=sends_on)
+        return None, _unanswered(error, retry_sent=provider.retry_sent)
 
     async def _judge(
         self, stack: AsyncExitStack, answer: Answer, *, ours: bool, watch: bool
@@ -139,6 +138,8 @@ class Failover:
         if ahead.whole is not None:
             first.end()
         answer = answer._replace(chunks=ahead)
+        if ahead.error is not None and not first.reading.events:
+            return answer, _unanswered(ahead.error, retry_sent=answer.provider.retry_sent)
         if first.reading.error is None:
             return answer, None
         return answer, Failure(f"error in the reply: {first.reading.error}", may_pass=True, reading=first.reading)
@@ -206,6 +207,11 @@ class Failover:
         if self._running is not None:
             (breaker, permit), self._running = self._running, None
             verdict_on(breaker, permit, self._now())
+
+
+def _unanswered(error: UpstreamError, *, retry_sent: bool) -> Failure:
+    sends_on = not error.sent or retry_sent
+    return Failure(error.summary(), error, sends_on=sends_on, may_pass=sends_on)
 
 
 def _growing(number: int) -> float:

@@ -14,13 +14,14 @@ class Lookahead:
         self._rest = reply.__aiter__()
         self._read: list[bytes] = []
         self._coming: asyncio.Task[bytes | None] | None = None
-        self._error: UpstreamError | None = None
+        self.error: UpstreamError | None = None
+        """How the body broke off, if it has."""
         self._ended = False
 
     @property
     def whole(self) -> bytes | None:
         """All of the body, where it has ended well; None where it has not, or not yet."""
-        return b"".join(self._read) if self._ended and self._error is None else None
+        return b"".join(self._read) if self._ended and self.error is None else None
 
     async def read(self, enough: Callable[[bytes], bool], seconds: float | None = None) -> None:
         """Read until a chunk is `enough`, to the end, or for so many seconds. A failure is kept for the iterating."""
@@ -54,8 +55,8 @@ class Lookahead:
             chunk = await self._take()
             if chunk is not None:
                 yield chunk
-        if self._error is not None:
-            raise self._error
+        if self.error is not None:
+            raise self.error
         if not self._ended:
             async for chunk in self._rest:
                 yield chunk
@@ -69,7 +70,7 @@ class Lookahead:
         try:
             chunk = await self._coming
         except UpstreamError as error:
-            chunk, self._error = None, error
+            chunk, self.error = None, error
         self._coming = None
         self._ended = chunk is None
         return chunk

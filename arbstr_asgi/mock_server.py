@@ -36,7 +36,7 @@ async def _serve_mock(listen: str) -> None:
 
 def _said(listen: str) -> str:
     return f"""
-GET  /v1/models, /v1/models/ID, /providers, /health, /livez, /readyz
+GET  /v1/stats, /v1/requests, /v1/models, /providers, /metrics, /health, /livez, /readyz
 POST /v1/chat/completions, /v1/cost
 
 A message tells the providers what to do, as in [mock: stall] or [{CHEAP}: slow no-usage]:

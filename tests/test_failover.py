@@ -143,6 +143,26 @@ def test_dies_after_the_request_was_sent(script: str, retry_sent: bool, asked: d
     asyncio.run(main())
 
 
+@pytest.mark.parametrize("retry_sent", [True, False])
+def test_a_stream_that_dies_before_its_first_event(retry_sent: bool, tmp_path: Path) -> None:
+    """With `retry_sent` the next one answers as if nothing had been; without, the client is told, and nobody else."""
+
+    async def main() -> None:
+        async with routed(tmp_path, ["closes_after_headers", "good"], {"retry_sent": retry_sent}) as (gateway, there):
+            got = await ask(gateway.url, STREAM)
+            attempts = await told(gateway, await gateway.row())
+            assert attempts[0] == (1, "a", 200, True, None)
+            if retry_sent:
+                assert (got.status, got.body, got.clean) == (200, (await direct(STREAM)).body, True)
+                assert attempts[1:] == [(2, "b", 200, False, 1 + COST)]
+            else:
+                assert b"upstream_disconnected" in got.body
+                assert (attempts[1:], there[1].lines) == ([], [])
+        await no_task_left()
+
+    asyncio.run(main())
+
+
 def test_all_attempts_are_recorded(tmp_path: Path) -> None:
     """Three candidates, of which the last answers: three attempts, one request, and both failures in the header."""
 
