@@ -80,13 +80,16 @@ class Account:
     @property
     def cost_sats(self) -> Decimal | None:
         """What the call has cost with all its attempts, as far as the usage of its answer is known."""
+        spent = self.tries.spent_sats
+        if len(self.tries) and not self.tries.goes_on:  # the answer is that of one which has ended
+            return spent
         sats = self.attempt_sats
-        return None if sats is None else sats + self.tries.spent_sats
+        return sats if sats is None or spent is None else sats + spent
 
     def total_sats(self, usage: Usage) -> Decimal | None:
         """What the call has cost with all its attempts, were this the usage of its answer."""
         sats = self.price(usage, self.reading.model)
-        return None if sats is None else sats + self.tries.spent_sats
+        return None if sats is None else sats + (self.tries.spent_sats or 0)
 
     def price(self, usage: Usage | None, response_model: str | None) -> Decimal | None:
         """What so much usage costs at the provider that is asked, by the model that it says has answered."""
@@ -125,7 +128,7 @@ class Account:
         counts = self._counts()
         error_message = outcome.error_message(reading)
         tries = self.tries.ended(
-            maybe_billed=outcome.maybe_billed(reading),
+            maybe_billed=self.tries.sent and outcome.maybe_billed(reading),
             error_message=error_message,
             input_tokens=counts.get("input_tokens"),
             output_tokens=counts.get("output_tokens"),

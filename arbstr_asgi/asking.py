@@ -87,6 +87,7 @@ class Asking:
         theirs = provider.forward_authorization and h.first(client_headers, b"authorization") is not None
         key = None if theirs else await self._keys.of(provider)
         outgoing = h.to_provider(client_headers, provider, idempotency_key, key)
+        account.tries.sent = True
         reply = await stack.enter_async_context(self._upstream.open(provider, body, outgoing))
         account.tries.answered(reply.status)
         return Answer(provider, reply, reply, False, account.elapsed_ms())

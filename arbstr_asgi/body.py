@@ -72,8 +72,8 @@ async def body_chunks(receive: Receive) -> AsyncIterator[bytes]:
 
 def check_headers(client_headers: h.Headers) -> None:
     """Raises RequestError (415) unless the body is said to be plain JSON."""
-    named = sum(name.lower() == b"content-type" for name, _ in client_headers)
-    if named != 1 or h.media_type(client_headers) != "application/json":
+    named = [value for name, value in client_headers if name.lower() == b"content-type"]
+    if len(named) != 1 or not h.is_sendable(named[0]) or h.media_type(client_headers) != "application/json":
         raise RequestError(415, "Content-Type must be application/json.", code="unsupported_media_type")
     if (h.first(client_headers, b"content-encoding") or "identity").lower() != "identity":
         raise RequestError(415, "A compressed request body is not accepted.", code="unsupported_content_encoding")

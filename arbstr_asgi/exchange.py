@@ -243,7 +243,7 @@ class Exchange:
             complete=self._complete,
             done=self._account.reading.done,
             held=self._waiting or (lost and outcome.held),
-            answered=self._account.latency_ms is not None,
+            answered=self._account.latency_ms is not None or self._account.tries.answered_well,
             streaming=self._account.streaming,
             drain=drain,
             room=provider is not None

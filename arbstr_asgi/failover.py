@@ -84,13 +84,17 @@ class Failover:
                 await asyncio.sleep(pause)
             else:
                 left.remove(candidate)
+            if self._account.outcome.left:  # nobody else is asked, and billed, for nobody
+                raise failure.error or UpstreamError("The client has left.", code="client_disconnected")
 
     def settle(self) -> None:
         """The call has ended: tell the breaker what its answer says of the provider."""
         outcome, reading = self._account.outcome, self._account.reading
-        if isinstance(outcome.error, UpstreamError) or (outcome.answered_well and reading.error is not None):
+        if isinstance(outcome.error, UpstreamError):
             self._report(Breaker.failed)
-        elif outcome.answered_well and outcome.whole:
+        elif outcome.answered_well and reading.error is not None:
+            self._report(Breaker.failed if verdict.is_sickness(reading.error) else Breaker.abandoned)
+        elif outcome.answered_well and (outcome.whole or reading.done):
             self._report(Breaker.succeeded)
         elif outcome.upstream_status is not None and verdict.is_sick(outcome.upstream_status, ours=False):
             self._report(Breaker.failed)
@@ -112,7 +116,7 @@ class Failover:
             async with asyncio.timeout(provider.first_byte_timeout):
                 answer = await self._asking.ask(stack, request, candidate, client_headers)
         except TimeoutError:
-            error: UpstreamError = UpstreamTimeout("The provider took too long.")
+            error: UpstreamError = UpstreamTimeout("The provider took too long.", sent=self._account.tries.sent)
         except UpstreamError as raised:
             error = raised
         else:
@@ -140,9 +144,11 @@ class Failover:
         answer = answer._replace(chunks=ahead)
         if ahead.error is not None and not first.reading.events:
             return answer, _unanswered(ahead.error, retry_sent=answer.provider.retry_sent)
-        if first.reading.error is None:
+        error = first.reading.error
+        if error is None or verdict.is_the_clients(error):
             return answer, None
-        return answer, Failure(f"error in the reply: {first.reading.error}", may_pass=True, reading=first.reading)
+        sick = verdict.is_sickness(error)
+        return answer, Failure(f"error in the reply: {error}", may_pass=True, sick=sick, reading=first.reading)
 
     def _next(self, failure: Failure) -> float | None:
         """0 where the next candidate may be asked, at once."""

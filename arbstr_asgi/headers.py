@@ -20,7 +20,7 @@ TO_CLIENT = frozenset(
 # They describe bytes that we are about to change.
 ABOUT_THE_BYTES = frozenset({b"content-length", b"etag", b"digest", b"content-digest", b"repr-digest", b"content-md5"})
 
-# RFC 9110 section 5.5: a server refuses to send anything else, which would cost the client its reply.
+# RFC 9110 section 5.5: nobody sends anything else, so that it would cost the client its reply, or us the request.
 _VALUE = re.compile(rb"[\t\x20-\x7e\x80-\xff]*")
 
 
@@ -42,6 +42,11 @@ def is_plain(headers: Headers) -> bool:
     return (first(headers, b"content-encoding") or "identity").strip().lower() == "identity"
 
 
+def is_sendable(value: bytes) -> bool:
+    """Whether a header may have this value."""
+    return _VALUE.fullmatch(value) is not None
+
+
 def to_provider(client: Headers, provider: Provider, correlation_id: str, key: str | None) -> list[tuple[bytes, bytes]]:
     """The headers of the provider's request, which `key` authorizes unless something else does."""
     passing = TO_PROVIDER.union(name.encode() for name in provider.forward_headers)
@@ -57,7 +62,7 @@ def to_provider(client: Headers, provider: Provider, correlation_id: str, key: s
     theirs = [
         (name, value)
         for name, value in ((name.lower(), value) for name, value in client)
-        if (name in passing or name.startswith(b"x-stainless-")) and name not in taken
+        if (name in passing or name.startswith(b"x-stainless-")) and name not in taken and is_sendable(value)
     ]
     return theirs + ours
 
@@ -71,7 +76,7 @@ def to_client(upstream: Headers, provider: Provider, *, changed: bool) -> list[t
 
 
 def _passes(name: bytes, value: bytes, passing: frozenset[bytes]) -> bool:
-    return (name in passing or name.startswith(b"x-ratelimit-")) and _VALUE.fullmatch(value) is not None
+    return (name in passing or name.startswith(b"x-ratelimit-")) and is_sendable(value)
 
 
 def _lower(headers: Headers) -> Iterable[tuple[bytes, bytes]]:

@@ -18,6 +18,8 @@ class Tries:
         self._ended: list[Attempt] = []
         self._running: Attempt | None = None
         self._began_ms = 0
+        self.sent = False
+        """Whether the provider may have anything of the one that goes on."""
 
     def __len__(self) -> int:
         return len(self._ended) + (self._running is not None)
@@ -36,12 +38,25 @@ class Tries:
         return found
 
     @property
-    def spent_sats(self) -> Decimal | int:
-        """What those that have failed are known to have cost."""
-        return sum((attempt.cost_sats for attempt in self._ended if attempt.cost_sats is not None), 0)
+    def goes_on(self) -> bool:
+        """Whether one has not ended."""
+        return self._running is not None
+
+    @property
+    def answered_well(self) -> bool:
+        """Whether the one that goes on has a 2xx."""
+        status = None if self._running is None else self._running.status
+        return status is not None and 200 <= status < 300
+
+    @property
+    def spent_sats(self) -> Decimal | None:
+        """What those that have ended are known to have cost; None where nothing is known."""
+        known = [attempt.cost_sats for attempt in self._ended if attempt.cost_sats is not None]
+        return sum(known, Decimal(0)) if known else None
 
     def begin(self, provider: str, model: str) -> None:
-        """A request goes out."""
+        """A request is about to go out."""
+        self.sent = False
         self._began_ms = self._elapsed_ms()
         sent = self._arrival + timedelta(milliseconds=self._began_ms)
         self._running = Attempt(number=len(self) + 1, provider=provider, timestamp=sent, model=model)
@@ -62,12 +77,9 @@ class Tries:
         cost_sats: Decimal | None = None,
     ) -> None:
         """It has failed, and another may follow."""
-        attempt = self._running
-        assert attempt is not None
-        took = self._elapsed_ms() - self._began_ms if attempt.latency_ms is None else attempt.latency_ms
+        assert self._running is not None
         failed = msgspec.structs.replace(
-            attempt,
-            latency_ms=took,
+            self._timed(self._running),
             input_tokens=input_tokens,
             output_tokens=output_tokens,
             cost_sats=cost_sats,
@@ -90,6 +102,8 @@ class Tries:
         """All of them, were the one that goes on to end like this."""
         if self._running is None:
             return tuple(self._ended)
+        if error_message is not None:
+            self._running = self._timed(self._running)
         last = msgspec.structs.replace(
             self._running,
             maybe_billed=maybe_billed,
@@ -100,6 +114,12 @@ class Tries:
             revision=1,
         )
         return (*self._ended, last)
+
+    def _timed(self, attempt: Attempt) -> Attempt:
+        """With the time that it took to fail, where there was no answer."""
+        if attempt.latency_ms is not None:
+            return attempt
+        return msgspec.structs.replace(attempt, latency_ms=self._elapsed_ms() - self._began_ms)
 
 
 def corrected(tries: tuple[Attempt, ...]) -> tuple[Attempt, ...]:

@@ -26,6 +26,24 @@ def may_pass(status: int) -> bool:
     return status in BUSY or 500 <= status < 600
 
 
+def is_the_clients(words: str) -> bool:
+    """Whether an error inside a reply (its type and code, see `error_words`) blames the request."""
+    code = _code(words)
+    if code is None:
+        return words.startswith("invalid_request_error")
+    return 400 <= code < 500 and code not in (*BUSY, *CREDENTIALS)
+
+
+def is_sickness(words: str) -> bool:
+    """Whether an error inside a reply counts against the provider."""
+    return not is_the_clients(words) and _code(words) not in BUSY
+
+
+def _code(words: str) -> int | None:
+    last = words.rpartition(": ")[2]
+    return int(last) if last.isdecimal() else None
+
+
 def retry_after(headers: Headers, now: datetime) -> float | None:
     """The seconds for which an answer asks to be left alone, by `retry-after-ms` (OpenAI's) or RFC 9110's
     `retry-after`; None where it doesn't say."""

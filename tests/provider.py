@@ -432,6 +432,23 @@ async def error_first(line: Line) -> None:
 
 
 @script
+async def refusal_first(line: Line) -> None:
+    """A stream that begins with an error which blames the request."""
+    await line.head(SSE_TYPE)
+    await line.chunk(event({"error": {"message": "no", "type": "invalid_request_error", "code": 400}}))
+    await line.send(b"0\r\n\r\n")
+
+
+@script
+async def error_with_usage(line: Line) -> None:
+    """A stream that begins with an error and what it has used."""
+    await line.head(SSE_TYPE)
+    error = {"message": "no", "type": "server_error", "code": "overloaded"}
+    await line.chunk(event({**_common("chat.completion.chunk"), "error": error, "choices": [], "usage": USAGE}))
+    await line.send(b"0\r\n\r\n")
+
+
+@script
 async def comment_first(line: Line) -> None:
     """A stream that begins with a comment, and then has an error."""
     await line.head(SSE_TYPE)

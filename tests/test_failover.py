@@ -7,7 +7,9 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
+import h11
 import pytest
 from provider import Provider as Script
 from provider import provider
@@ -350,10 +352,8 @@ def test_nobody_else_is_asked_for_a_client_that_has_left(script: str, tmp_path: 
     """A client that hangs up before the first byte costs no second attempt."""
 
     async def main() -> None:
-        async with routed(tmp_path, [script, "good"], {"retry_sent": True, "first_byte_timeout": 1.0}) as (
-            gateway,
-            there,
-        ):
+        each = {"retry_sent": True, "first_byte_timeout": 1.0, "disconnect": "cancel"}
+        async with routed(tmp_path, [script, "good"], each) as (gateway, there):
             wire = await Wire.open(gateway.url, STREAM)
             line = await there[0].line()
             wire.hang_up()
@@ -480,5 +480,123 @@ def test_a_stream_that_dies_counts_against_its_provider(tmp_path: Path) -> None:
                 await ask(gateway.url, STREAM)
             assert (await ask(gateway.url, STREAM)).body == (await direct(STREAM)).body
             assert len(there[0].lines) == 3
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("name", ["user-agent", "accept", "x-stainless-os"])
+def test_no_client_breaks_a_provider_with_a_header(name: str, tmp_path: Path) -> None:
+    """A value that no request may have is left out; it costs neither the answer nor a provider's breaker."""
+
+    async def main() -> None:
+        async with routed(tmp_path, ["good", "good"]) as (gateway, there):
+            for _ in range(4):
+                assert (await sent_raw(gateway.url, name, b"a\x01b")).status == 200
+            assert len(there[0].lines) == 4
+            assert name not in there[0].lines[0].headers
+            refused = await sent_raw(gateway.url, "content-type", b"application/json; a=\x01")
+            assert refused.status == 415
+
+    asyncio.run(main())
+
+
+async def sent_raw(url: str, name: str, value: bytes) -> Wire:
+    """A plain call with a header as it is."""
+    body = b'{"model":"m","messages":[]}'
+    kind = b"" if name == "content-type" else b"content-type: application/json\r\n"
+    head = b"POST /v1/chat/completions HTTP/1.1\r\nhost: h\r\n" + kind + name.encode() + b": " + value
+    at = urlsplit(url)
+    reader, writer = await asyncio.open_connection(at.hostname, at.port)
+    writer.write(head + b"\r\ncontent-length: %d\r\n\r\n" % len(body) + body)
+    wire = Wire(reader, writer)
+    wire._http.send(h11.Request(method="POST", target="/", headers=[("host", "h"), ("content-length", "0")]))
+    wire._http.send(h11.EndOfMessage())
+    return await wire.until()
+
+
+def test_nobody_is_asked_after_a_pause_for_a_client_that_has_left(tmp_path: Path) -> None:
+    """A plain call that is left while the last candidate is waited for ends there."""
+
+    async def main() -> None:
+        async with routed(tmp_path, [NEVER, "fails_first:429,1"]) as (gateway, there):
+            wire = await Wire.open(gateway.url, PLAIN)
+            await there[1].line()
+            await asyncio.sleep(0.2)
+            wire.hang_up()
+            row = await gateway.row()
+            assert (row["end_reason"], row["attempts"], row["cost_sats"]) == ("client_disconnected", 2, None)
+            assert len(there[1].lines) == 1
+            assert gateway.arbstr.snapshot()["drains"] == 0
+        await no_task_left()
+
+    asyncio.run(main())
+
+
+def test_a_key_that_takes_too_long_is_not_sent(tmp_path: Path) -> None:
+    """A time-out before the request goes out bills nobody, and the next candidate is asked."""
+
+    async def slow() -> str:
+        await asyncio.sleep(30)
+        return "never"
+
+    async def main() -> None:
+        async with provider() as a, provider() as b:
+            facts: dict[str, Any] = {"aliases": {"m": "good"}, "input_rate": 1, "output_rate": 1}
+            config = Config(
+                providers=[
+                    Provider(name="a", url=a.url, api_key=slow, first_byte_timeout=0.3, **facts),
+                    Provider(name="b", url=b.url, base_fee=1, **facts),
+                ],
+                server=Server(public=True),
+                database=DatabaseConfig(path=str(tmp_path / "l.db")),
+            )
+            arbstr = Arbstr(config)
+            async with serving(arbstr) as url:
+                assert (await ask(url, PLAIN)).headers["x-arbstr-provider"] == "b"
+                row = await Gateway(arbstr, url).row()
+                first, _ = await arbstr.ledger.attempts(row["correlation_id"])
+                assert (first["maybe_billed"], a.lines) == (False, [])
+
+    asyncio.run(main())
+
+
+def test_an_error_that_blames_the_request_is_the_answer(tmp_path: Path) -> None:
+    """Inside a stream, too, a client's own error goes to it, and counts against no provider."""
+
+    async def main() -> None:
+        async with routed(tmp_path, ["refusal_first", "good"]) as (gateway, there):
+            for _ in range(4):
+                assert b"invalid_request_error" in (await ask(gateway.url, STREAM)).body
+            assert (len(there[0].lines), there[1].lines) == (4, [])
+
+    asyncio.run(main())
+
+
+def test_a_kept_reply_is_paid_once(tmp_path: Path) -> None:
+    """Where the reply of an earlier candidate passes, its usage is in the sum once."""
+
+    async def main() -> None:
+        async with routed(tmp_path, ["error_with_usage", NEVER], failover=Failover(retries=0)) as (gateway, _):
+            await ask(gateway.url, STREAM)
+            row = await gateway.row()
+            assert (row["provider"], row["cost_sats"], row["input_tokens"]) == ("a", COST, 7)
+            assert await told(gateway, row) == [(1, "a", 200, False, COST), (2, "b", None, False, None)]
+            first, second = await gateway.arbstr.ledger.attempts(row["correlation_id"])
+            assert first["latency_ms"] is not None
+            assert second["latency_ms"] is not None
+
+    asyncio.run(main())
+
+
+def test_a_stream_that_is_whole_to_done_is_a_success(tmp_path: Path) -> None:
+    """What comes behind [DONE] is not held against a provider, and the answer counts for it."""
+
+    async def main() -> None:
+        async with routed(tmp_path, ["reset_behind_done"]) as (gateway, _):
+            breaker = gateway.arbstr._gateway.breakers.of("a")
+            breaker.failed(breaker.admit(0.0), 0.0)
+            await ask(gateway.url, STREAM)
+            await gateway.row()
+            assert breaker.failures == 0
 
     asyncio.run(main())

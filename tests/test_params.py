@@ -1,5 +1,7 @@
 """What the parameters of GET /v1/stats and /v1/requests are taken for, without any I/O."""
 
+import base64
+import json
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta, timezone
 from decimal import Decimal
@@ -313,3 +315,11 @@ def test_readme_names_every_parameter() -> None:
     table = text.partition("## Ask the ledger")[2].partition("\n## ")[0]
     cells = [line.split("|")[1] for line in table.splitlines() if line.startswith("| `")]
     assert {name.strip("` ") for cell in cells for name in cell.split(",")} == {*FOR_STATS, *FOR_REQUESTS}
+
+
+@pytest.mark.parametrize("amount", ["1E-300000000", "1E-99999999999", "1E+14", "0E-10", "sNaN", "1" * 150])
+def test_a_cursor_with_an_amount_that_takes_long_to_write_out(amount: str) -> None:
+    """An amount with an exponent that the ledger never has is refused before anybody writes out its digits."""
+    text = base64.urlsafe_b64encode(json.dumps(["m", amount, 1], separators=(",", ":")).encode()).decode().rstrip("=")
+    with pytest.raises(ValueError, match="not a cursor"):
+        Cursor.decode(text)

@@ -2,6 +2,7 @@
 
 import asyncio
 import multiprocessing
+import sqlite3
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from pathlib import Path
@@ -9,12 +10,13 @@ from typing import Any
 
 import naive_statistics as naive
 import pytest
-from databases_under_test import an_entry
+from databases_under_test import an_entry, run_sql
 from ledger_bench import Bench, bench
+from wire import eventually
 
 from arbstr_asgi.entry import Attempt, Entry
 from arbstr_asgi.errors import LedgerError
-from arbstr_asgi.ledger import Ledger, caretaker, pages, roller
+from arbstr_asgi.ledger import Ledger, caretaker, pages, roller, visiting
 from arbstr_asgi.ledger.columns import COLUMNS
 from arbstr_asgi.ledger.slots import Slots
 from arbstr_asgi.ledger.spill import Spill
@@ -409,5 +411,93 @@ def test_a_closed_ledger_answers_nothing(database_url: str) -> None:
         for ask in questions:
             with pytest.raises(LedgerError, match="not open"):
                 await ask()
+
+    asyncio.run(main())
+
+
+def test_forgetting_beside_a_writer_with_a_spill(tmp_path: Path) -> None:
+    """What another process erases from a live spill is not waited for: the writer goes on and settles everything."""
+
+    async def main() -> None:
+        url = f"sqlite:///{tmp_path}/l.db"
+        ledger = Ledger(url)
+        await ledger.open()
+        holder = sqlite3.connect(tmp_path / "l.db", isolation_level=None)
+        holder.execute("BEGIN IMMEDIATE")
+        ledger.record(an_entry("a", end_user="alice"))
+        ledger.record(an_entry("b", end_user="bob"))
+        await eventually(lambda: ledger.snapshot().spilled == 2)
+        async with visiting(url) as other:
+            forgetting = asyncio.create_task(other.forget("alice"))
+            await asyncio.sleep(0.3)
+            holder.close()
+            await forgetting
+        async with asyncio.timeout(10):
+            await ledger.flush()
+        await eventually(lambda: ledger.snapshot().spilled == 0)
+        await ledger.close()
+
+    asyncio.run(main())
+
+
+def test_a_page_does_not_count_what_is_pruned(tmp_path: Path) -> None:
+    """The total of a page is of rows that are there, whatever roll-ups remember."""
+
+    async def main() -> None:
+        ledger = Ledger(f"sqlite:///{tmp_path}/l.db")
+        await ledger.open()
+        old, new = DAY, DAY + timedelta(days=2)
+        for moment in (old, new):
+            ledger.record(an_entry(timestamp=moment, revision=1, end_reason="completed"))
+        await ledger.flush()
+        await ledger.rebuild()
+        await ledger.prune(DAY + timedelta(days=1))
+        page = await ledger.requests(RequestsQuery(since=ALL.since, until=ALL.until))
+        assert (len(page.rows), page.total) == (1, 1)
+        gone = await ledger.requests(RequestsQuery(since=ALL.since, until=DAY + timedelta(hours=5)))
+        assert (gone.rows, gone.total) == ([], 0)
+        await ledger.close()
+
+    asyncio.run(main())
+
+
+def test_a_lease_of_a_clock_that_ran_ahead_is_not_believed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A lease that ends later than any lease can is anybody's."""
+    monkeypatch.setattr(caretaker, "FIRST", 0.0)
+
+    async def main() -> None:
+        url = f"sqlite:///{tmp_path}/l.db"
+        ledger = Ledger(url)
+        await ledger.open()
+        ahead = f"UPDATE rollups SET total = {2**40}, sums = 'gone' WHERE dimensions = 'lease'"
+        await asyncio.to_thread(run_sql, url, ahead)
+        ledger.record(an_entry(timestamp=DAY))
+        await ledger.close()
+        again = Ledger(url)
+        await again.open()
+        made = "SELECT count(*) > 0 FROM rollups WHERE dimensions = '' AND period = 'hour'"
+        await eventually(lambda: run_sql(url, made) == [(1,)])
+        await again.close()
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("zone", ["Asia/Kabul", "Australia/Lord_Howe", "Asia/Kolkata", "Europe/Zurich"])
+def test_days_of_zones_that_begin_within_an_hour(zone: str, tmp_path: Path) -> None:
+    """A day is the same from rows and from roll-ups, wherever within an hour it begins."""
+
+    async def main() -> None:
+        ledger = Ledger(f"sqlite:///{tmp_path}/l.db")
+        await ledger.open()
+        for number in range(4 * 48):
+            ledger.record(
+                an_entry(timestamp=DAY + timedelta(minutes=15 * number + 1), revision=1, end_reason="completed")
+            )
+        await ledger.flush()
+        query = StatsQuery(since=ALL.since, until=ALL.until, group_by=("day",), zone=zone)
+        before = await ledger.stats(query)
+        await ledger.rebuild()
+        assert await ledger.stats(query) == before
+        await ledger.close()
 
     asyncio.run(main())

@@ -18,6 +18,9 @@ _LEVELS = {
 }
 
 
+LONGEST_RETENTION = 36_500  # days
+
+
 class Token(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A bearer token that makes its holder the end user `name`; an `operator` may ask about everybody's usage."""
 
@@ -80,6 +83,8 @@ class DatabaseConfig(Section, frozen=True, kw_only=True, forbid_unknown_fields=T
         super().__post_init__()
         if self.retention_days is not None:
             self._require_positive("retention_days")
+            if self.retention_days > LONGEST_RETENTION:
+                raise ConfigError(f"retention_days: must be at most {LONGEST_RETENTION}; leave it out to keep rows")
         if self.url and self.path:
             raise ConfigError("path: give url or path, not both")
         if self.spill is not None and not self.spill:

@@ -61,9 +61,11 @@ class Caretaker:
             return
         if self._upkeep is None:
             self._upkeep = Upkeep(sessions, self._fragments, rest=REST)
-        await self._upkeep.roll_up(lambda: self._leads(sessions))
-        if self._retention is not None and await self._leads(sessions):
-            await self._upkeep.prune(datetime.now(UTC) - self._retention, None)
+        try:
+            await self._upkeep.roll_up(lambda: self._leads(sessions))
+        finally:
+            if self._retention is not None and await self._leads(sessions):
+                await self._upkeep.prune(datetime.now(UTC) - self._retention, None)
 
     async def _leads(self, sessions: Sessions) -> bool:
         """Whether it is ours to do; asks again when half of the lease is over."""
@@ -72,7 +74,8 @@ class Caretaker:
         now = time.time()
 
         async def take(raw: Any) -> int:
-            parameters = (int(now + LEASE), self._name, int(now), self._name)
+            # A lease that ends later than any can was taken by a clock that ran ahead.
+            parameters = (int(now + LEASE), self._name, int(now), self._name, int(now + 3 * LEASE))
             async with sessions.driver.begin(raw):
                 return await sessions.driver.execute(raw, self._sql.take_lease, parameters)
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from databases import Database
 
+from arbstr_asgi.config.settings import LONGEST_RETENTION
 from arbstr_asgi.entry import Entry
 from arbstr_asgi.errors import ConfigError, LedgerError, LedgerUnavailable
 from arbstr_asgi.ledger.backlog import Mark, Settle, Update, promise
@@ -67,6 +68,8 @@ class Ledger(Readable):
         self._writer: Writer | None = None
         self._opening = False
         self._worker_id = ""
+        if retention_days is not None and not 0 < retention_days <= LONGEST_RETENTION:
+            raise ConfigError(f"retention_days: must be more than 0 and at most {LONGEST_RETENTION}")
         self._retention = None if retention_days is None else timedelta(days=retention_days)
         self._caretaker: Caretaker | None = None
 

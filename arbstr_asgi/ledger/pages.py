@@ -94,7 +94,10 @@ class Pages:
         if filters.correlation_id is not None:
             return await self._counted(raw, filters, query)
         known = _rolled_up(filters)
-        asked = Asked.of(StatsQuery(since=query.since, until=query.until, filters=known))
+        since = max(query.since, await self._statistics.kept_since(raw))  # roll-ups know of rows that have been pruned
+        if since >= query.until:
+            return 0
+        asked = Asked.of(StatsQuery(since=since, until=query.until, filters=known))
         divided = await self._statistics.divided(raw, asked)
         found = sum((await self._statistics.totals(raw, asked, divided)).values())
         for since, until in divided.rows:

@@ -32,10 +32,10 @@ class Rollups:
         )
         new = f"UPDATE {table} SET total = total + 1 WHERE period = 'state' AND dimensions = 'generation'"  # noqa: S608
         self.new_generation, self.next_generation = new, f"{new} AND total = {mark(0)}"
-        # until, holder, now, holder
+        # until, holder, now, holder, too late to be true
         self.take_lease = (
             f"UPDATE {table} SET total = {mark(0)}, sums = {mark(1)} WHERE period = 'state' AND dimensions = 'lease' "  # noqa: S608
-            f"AND (total < {mark(2)} OR sums = {mark(3)})"
+            f"AND (total < {mark(2)} OR sums = {mark(3)} OR total > {mark(4)})"
         )
         within = f"hour >= {mark(0)} AND hour < {mark(1)}"
         self.dirty = f"SELECT DISTINCT hour FROM {dirty} WHERE {within} ORDER BY hour"  # noqa: S608

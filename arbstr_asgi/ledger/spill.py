@@ -83,6 +83,8 @@ class Spill:
 
         async def read(raw: Any) -> list[Kept]:
             found = await self._driver.fetch(raw, _SQL.first, (limit,))
+            if len(found) < limit:  # that is all there is, also where somebody else has erased some
+                self.rows = len(found)
             calls = [call for _, call, *_ in found]
             attempts: dict[str, list[Row]] = {}
             for row in await self._driver.fetch(raw, _SQL.attempts_of(len(calls)), calls) if calls else ():

@@ -42,7 +42,7 @@ class Asked(NamedTuple):
         units = tuple(name for name in query.group_by if name in TIMES)
         zone = zone_of(query.zone)
         seconds = step(zone, since, until, "hour" if "hour" in units else "day") if units and since < until else 0
-        grouping = None if 0 < seconds < HOUR and "hour" in units else rolled(names, query.filters)
+        grouping = None if seconds % HOUR and "hour" in units else rolled(names, query.filters)
         return cls(since, until, names, units, query.filters, zone, seconds, grouping)
 
     @property
@@ -85,6 +85,11 @@ class Statistics:
         ((total,),) = await self._driver.fetch(raw, self._rollups.everything)
         return int(total)
 
+    async def kept_since(self, raw: Any) -> datetime:
+        """From when on rows have not been pruned."""
+        ((pruned,),) = await self._driver.fetch(raw, self._rollups.state, ("pruned",))
+        return start_of(pruned, HOUR)
+
     async def names(self, raw: Any, column: str) -> list[str]:
         """The values that rows have had in a column that is rolled up."""
         always = datetime.min.replace(tzinfo=UTC), datetime.max.replace(tzinfo=UTC)
@@ -114,7 +119,7 @@ class Statistics:
         known = await self.known(raw, asked.since, asked.until)
         if asked.grouping is None:
             return only_rows(asked.since, asked.until, known)
-        if 0 < asked.seconds < HOUR:  # days that begin within an hour
+        if asked.seconds % HOUR:  # days that begin within an hour
             if asked.until - asked.since > timedelta(days=_MOST_DAYS):
                 return only_rows(asked.since, asked.until, known)
             known = known._replace(dirty=known.dirty | _split_hours(asked, known))

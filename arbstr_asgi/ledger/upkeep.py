@@ -38,13 +38,19 @@ class Upkeep:
     async def roll_up(self, proceed: Callable[[], Awaitable[bool]] | None = None) -> None:
         """Make all roll-ups that can be made, the newest first, as long as `proceed` agrees. Raises LedgerError."""
         hours = await self._step(lambda raw: self._roller.seal(raw, datetime.now(UTC)))
+        failed: LedgerError | None = None
         for hour in hours:
             if proceed is not None and not await proceed():
                 return
-            await self._hour(hour, tries=1)
+            try:
+                await self._hour(hour, tries=1)
+            except LedgerError as error:  # too large for a step, perhaps: the others must not wait for it
+                failed = error
         if hours or not self._looked_for_days:
             await self._days()
             self._looked_for_days = True
+        if failed is not None:
+            raise failed
 
     async def rebuild(self, progress: Progress | None) -> Rebuilt:
         """Compute every closed hour again, and the days. Raises LedgerError."""

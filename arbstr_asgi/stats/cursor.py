@@ -10,6 +10,7 @@ import msgspec
 
 _LONGEST = 200
 _MONEY_LIMIT = Decimal(10) ** 15
+_FINEST = -9  # money has so many decimals
 _BIGGEST = 2**63
 
 
@@ -67,6 +68,9 @@ def _read(kind: str, value: str) -> Any:
         case "m":
             amount = Decimal(value)
             if not amount.is_finite() or abs(amount) >= _MONEY_LIMIT:
+                raise ValueError
+            exponent = amount.as_tuple().exponent
+            if not isinstance(exponent, int) or not _FINEST <= exponent <= 0:  # to write it out takes so many digits
                 raise ValueError
             return amount
         case "i":
