@@ -8,6 +8,7 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import naive_statistics as naive
 import pytest
 from databases_under_test import an_entry, run_sql
@@ -498,6 +499,8 @@ def test_days_of_zones_that_begin_within_an_hour(zone: str, tmp_path: Path) -> N
         before = await ledger.stats(query)
         await ledger.rebuild()
         assert await ledger.stats(query) == before
+        ever = datetime(1, 1, 1, tzinfo=UTC)  # when zones were minutes and seconds apart
+        assert await ledger.stats(msgspec.structs.replace(query, since=ever)) == before
         await ledger.close()
 
     asyncio.run(main())

@@ -15,6 +15,7 @@ from arbstr_asgi.stats.query import TIMES, Key
 from arbstr_asgi.stats.tally import Tally
 from arbstr_asgi.stats.zones import bound, called, local, number_of, start_of, step, zone_of
 
+_FIRST = datetime(2000, 1, 1, tzinfo=UTC)  # before the first row; zones were minutes apart once, which costs much
 _MOST_DAYS = 4000  # for which roll-ups are put together where the zone's days begin within an hour
 _A_MILLISECOND = timedelta(milliseconds=1)
 
@@ -37,7 +38,7 @@ class Asked(NamedTuple):
     @classmethod
     def of(cls, query: StatsQuery) -> "Asked":
         """For the figures that a query asks for."""
-        since, until = bound(query.since), bound(query.until)
+        since, until = max(bound(query.since), _FIRST), bound(query.until)
         names = tuple(name for name in query.group_by if name not in TIMES)
         units = tuple(name for name in query.group_by if name in TIMES)
         zone = zone_of(query.zone)
