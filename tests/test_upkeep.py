@@ -464,7 +464,8 @@ def test_a_page_does_not_count_what_is_pruned(tmp_path: Path) -> None:
 
 def test_a_lease_of_a_clock_that_ran_ahead_is_not_believed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A lease that ends later than any lease can is anybody's."""
-    monkeypatch.setattr(caretaker, "FIRST", 0.0)
+    monkeypatch.setattr(caretaker, "FIRST", 0.05)
+    monkeypatch.setattr(caretaker, "PAUSE", 0.1)
 
     async def main() -> None:
         url = f"sqlite:///{tmp_path}/l.db"
