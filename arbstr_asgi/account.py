@@ -80,10 +80,13 @@ class Account:
     @property
     def cost_sats(self) -> Decimal | None:
         """What the call has cost with all its attempts, as far as the usage of its answer is known."""
+        return self._of_all(self.attempt_sats)
+
+    def _of_all(self, sats: Decimal | None) -> Decimal | None:
+        """The cost of all attempts, where that of the one that goes on is `sats`."""
         spent = self.tries.spent_sats
         if len(self.tries) and not self.tries.goes_on:  # the answer is that of one which has ended
             return spent
-        sats = self.attempt_sats
         return sats if sats is None or spent is None else sats + spent
 
     def total_sats(self, usage: Usage) -> Decimal | None:
@@ -100,6 +103,8 @@ class Account:
     @property
     def dearest_cost_sats(self) -> Decimal | None:
         """What the same usage would have cost at the dearest candidate, of at least two whose cost is known."""
+        if len(self.candidates) < 2:
+            return None
         usage, model = self.reading.usage, self.model
         found = [cost(usage, one.rates(model, one.aliases.get(model))) for one in self.candidates]
         known = [sats for sats in found if sats is not None]
@@ -125,14 +130,14 @@ class Account:
     def _finished(self, outcome: Outcome) -> Entry:
         reading = self.reading
         end_reason = outcome.end_reason(reading)
-        counts = self._counts()
+        counts, sats = self._counts(), self.attempt_sats
         error_message = outcome.error_message(reading)
         tries = self.tries.ended(
             maybe_billed=self.tries.sent and outcome.maybe_billed(reading),
             error_message=error_message,
             input_tokens=counts.get("input_tokens"),
             output_tokens=counts.get("output_tokens"),
-            cost_sats=self.attempt_sats,
+            cost_sats=sats,
         )
         return self._row(
             1,
@@ -141,7 +146,7 @@ class Account:
             success=outcome.answered_well and end_reason in ("completed", "client_disconnected"),
             error_status=outcome.error_status,
             error_message=error_message,
-            cost_sats=self.cost_sats,
+            cost_sats=self._of_all(sats),
             dearest_cost_sats=self.dearest_cost_sats,
             response_model=reading.model,
             response_id=reading.id,

@@ -75,5 +75,5 @@ def check_headers(client_headers: h.Headers) -> None:
     named = [value for name, value in client_headers if name.lower() == b"content-type"]
     if len(named) != 1 or not h.is_sendable(named[0]) or h.media_type(client_headers) != "application/json":
         raise RequestError(415, "Content-Type must be application/json.", code="unsupported_media_type")
-    if (h.first(client_headers, b"content-encoding") or "identity").lower() != "identity":
+    if not h.is_plain(client_headers):
         raise RequestError(415, "A compressed request body is not accepted.", code="unsupported_content_encoding")
