@@ -388,14 +388,14 @@ def failing(*_: object, **__: object) -> Any:
 
 def break_reading(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let every way to read an event raise."""
-    from arbstr_asgi.metering import events
+    from arbstr_asgi.metering import events, lean
 
     class Broken:
         decode = failing
 
     monkeypatch.setattr(events, "decode", failing)
     monkeypatch.setattr(events, "parse_block", failing)
-    monkeypatch.setattr(events, "_lean", Broken)
+    monkeypatch.setattr(lean, "_decoder", Broken)
 
 
 @pytest.mark.parametrize("strip", [True, False])

@@ -33,10 +33,11 @@ stats.shapes terminal.options
 ledger.columns ledger.faults ledger.losses ledger.snapshot ledger.slots ledger.turns
 config.tomlfile config.variables config.unsupported config.places requestlog
 config.checks replies config.section prompt splice metering.reading metering.stripping metering.pruning
+metering.template
 ledger.values ledger.statements ledger.location
 config.apikey config.keysources ledger.fragments ledger.marks
 config.rates config.settings chat config.policies
-metering.meter ledger.driver ledger.backlog ledger.trouble ledger.degrading supervisor
+metering.meter metering.lean ledger.driver ledger.backlog ledger.trouble ledger.degrading supervisor
 ledger.aggregates estimating.texts
 config.provider estimate aliasing estimating.estimator
 headers config.config drains holding leaving matching pricing keys transports metering.plain metering.events
@@ -79,7 +80,8 @@ matching prompt splice aliasing tries verdict first_event config.apikey config.k
 config.unsupported config.places terminal.table listing models health quote terminal.shown terminal.sparkline
 terminal.recent terminal.series terminal.screen orders mock_reply metrics.labels estimating.texts metering
 metering.sse metering.reading metering.stripping metering.meter metering.grammar metering.excerpt metering.pruning
-metering.plain metering.events metering.decoding metering.sniffing metering.opening ledger.columns ledger.values
+metering.plain metering.template metering.lean metering.events metering.decoding metering.sniffing
+metering.opening ledger.columns ledger.values
 ledger.statements ledger.snapshot ledger.degrading ledger.fragments ledger.aggregates ledger.rollups ledger.marks
 stats stats.cursor stats.zones stats.query stats.histogram stats.plan stats.tally stats.moments stats.span
 stats.fields stats.params stats.telling stats.shapes stats.lines

@@ -2,33 +2,18 @@
 
 import msgspec
 
+from arbstr_asgi.metering.lean import Lean
 from arbstr_asgi.metering.meter import BeforeDone, report_failure
 from arbstr_asgi.metering.reading import Chunk, Reading, decode
 from arbstr_asgi.metering.sse import BLANK_LINES, BLOCK_END, COMMENTS, LINE_END, parse_block, without_data
 from arbstr_asgi.metering.stripping import without_null_usage
+from arbstr_asgi.metering.template import Template
 from arbstr_asgi.spans import BOM
 
 MAX_EVENT_BYTES = 1024 * 1024  # held or read; a larger event passes untouched
 
 
-class _LeanChoice(msgspec.Struct, gc=False):
-    finish_reason: None = None
-    usage: None = None
-
-
-class _LeanChunk(msgspec.Struct, gc=False):
-    """An event with nothing in it to learn; any other fails to decode."""
-
-    choices: list[_LeanChoice]
-    usage: msgspec.UnsetType | None = msgspec.UNSET
-    error: None = None
-    x_groq: None = None
-    object: str | None = None
-    service_tier: str | None = None
-
-
 _BETWEEN = (b"\n", b"\r", b":")  # what blank lines and comments begin with
-_lean = msgspec.json.Decoder(_LeanChunk)
 
 
 class EventMeter:
@@ -45,7 +30,9 @@ class EventMeter:
         self._tail = bytearray()
         self._passed = 0
         self._searched = 0
-        self._lean = False
+        self._lean = Lean(reading, strip=strip)
+        self._is_lean = False  # what is to be learned of every stream is known
+        self._usual: Template | None = None  # the lean events', while nothing is held
         self._has_cr = False
         self._beginning = True
         self._commented = False  # comments of the block at hand are out
@@ -55,22 +42,37 @@ class EventMeter:
 
     def feed(self, chunk: bytes) -> bytes:
         """What the client gets for `chunk`."""
-        if self._failed:
-            return chunk
         try:
-            if self._lean and not (self._tail or self._commented or self._drop_lf):
-                lean = self._lean_event(chunk)
-                if lean is not None:
-                    return lean
-            self._tail += chunk
-            self._has_cr = self._has_cr or b"\r" in chunk
-            out = self._take()
+            if self._usual is not None:
+                usual = self._usual.fill(chunk)
+                if usual is not None:
+                    self.reading.events += 1
+                    return usual
+            if self._failed:
+                return chunk
+            out = self._feed(chunk)
+            self._usual = None if self._holds else self._lean.template
         except Exception as error:  # noqa: BLE001 - whatever is wrong with us, the stream goes on
             report_failure(error)
             self._failed = True
+            self._usual = None
             out = bytes(self._tail[self._passed :]) or chunk
             self._tail.clear()
         return out if self.edits else chunk
+
+    def _feed(self, chunk: bytes) -> bytes:
+        if self._is_lean and not self._holds:
+            lean = self._lean.events(chunk) or self._lean.event(chunk)
+            if lean is not None:
+                return lean
+        self._tail += chunk
+        self._has_cr = self._has_cr or b"\r" in chunk
+        return self._take()
+
+    @property
+    def _holds(self) -> bool:
+        """Whether what comes next belongs to something that has come already."""
+        return bool(self._tail or self._commented or self._drop_lf)
 
     def finish(self) -> bytes:
         """Read the last event although its blank line is missing."""
@@ -91,28 +93,6 @@ class EventMeter:
         if self._failed or self._oversized:
             return False
         return not held or (self.edits and not self._passed)
-
-    def _lean_event(self, block: bytes) -> bytes | None:
-        """What the client gets of a block that is one event with nothing to learn, as nearly all are; else None."""
-        if (
-            not block.startswith(b"data: {")
-            or not block.endswith(b"}\n\n")
-            or block.count(b"\n") != 2
-            or b"\r" in block
-        ):
-            return None
-        try:
-            event = _lean.decode(block[6:])
-        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
-            return None
-        if not event.choices or event.object == "error":
-            return None
-        if event.service_tier is not None and event.service_tier != self.reading.service_tier:
-            return None
-        self.reading.events += 1
-        if event.usage is None and self._strip:
-            return b"data: " + without_null_usage(block[6:-2]) + b"\n\n"
-        return block
 
     def _take(self) -> bytes:
         """Work through all blocks that are complete."""
@@ -189,7 +169,7 @@ class EventMeter:
             self._oversized = False
             self._started()
             return block[passed:]
-        out = self._lean_event(block) if self._lean and not commented else None
+        out = self._lean.event(block) if self._is_lean and not commented else None
         if out is not None:
             return out
         out = self._event(block)
@@ -220,12 +200,7 @@ class EventMeter:
             return self._done(block)
         chunk = decode(found.data)
         if not self.reading.done:
-            self.reading.events += 1
-            if chunk is not None:
-                self.reading.learn(chunk, found.event)
-                self._lean = self.reading.started and self.reading.model is not None and self.reading.id is not None
-            elif found.event == b"error":
-                self.reading.error = self.reading.error or "error"
+            self._learn(chunk, found.event)
         if chunk is None or not self._strip:
             return block
         if is_usage_only(chunk):
@@ -234,13 +209,26 @@ class EventMeter:
             return block
         return block[: found.start] + without_null_usage(found.data) + block[found.end :]
 
+    def _learn(self, chunk: Chunk | None, event: bytes) -> None:
+        reading = self.reading
+        reading.events += 1
+        if chunk is not None:
+            tier = reading.service_tier
+            reading.learn(chunk, event)
+            if reading.service_tier != tier:  # an event that says the former one says something new now
+                self._lean.template = None
+            self._is_lean = reading.started and reading.model is not None and reading.id is not None
+        elif event == b"error":
+            reading.error = reading.error or "error"
+
     def _done(self, block: bytes) -> bytes:
         first = not self.reading.done
         if first:
             self.reading.events += 1
             self.reading.done = True
             self.reading.end()
-            self._lean = False
+            self._is_lean = False
+            self._lean.template = None
         if first and self._before_done is not None:
             return self._before_done(self.reading) + block
         return block
