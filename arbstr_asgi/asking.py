@@ -1,8 +1,7 @@
 """Asks a provider, and where it refuses what we have added, once more in the client's own words."""
 
 import logging
-from collections.abc import AsyncIterable
-from contextlib import AsyncExitStack
+from collections.abc import AsyncIterable, Mapping
 from time import monotonic
 from typing import NamedTuple
 
@@ -12,12 +11,13 @@ from arbstr_asgi import headers as h
 from arbstr_asgi.account import Account
 from arbstr_asgi.aliasing import with_model
 from arbstr_asgi.chat import ChatRequest, ensure_stream_options
+from arbstr_asgi.closing import Closing
 from arbstr_asgi.config.provider import Provider
 from arbstr_asgi.keys import Keys
 from arbstr_asgi.learning import Learning
 from arbstr_asgi.lookahead import Lookahead
 from arbstr_asgi.routing import Candidate
-from arbstr_asgi.upstream import Reply, Upstream
+from arbstr_asgi.upstream import Opening, Reply, Upstream
 
 logger = logging.getLogger("arbstr_asgi")
 
@@ -28,7 +28,10 @@ OURS = b"stream_options"
 
 
 class Answer(NamedTuple):
-    """What the client is to get: whose reply, its body, whether `stream_options` were added, and when it came (ms)."""
+    """What the client is to get: whose reply, its body, whether `stream_options` were added, and when it came (ms).
+
+    Where the body is the reply's own, iterating raises what the transport raises (see `upstream.broken_off`).
+    """
 
     provider: Provider
     reply: Reply
@@ -40,57 +43,73 @@ class Answer(NamedTuple):
 class Asking:
     """How one request is put to a provider."""
 
-    def __init__(self, upstream: Upstream, learning: Learning, keys: Keys, account: Account, *, require: bool) -> None:
+    def __init__(
+        self,
+        upstream: Upstream,
+        learning: Learning,
+        keys: Keys,
+        passages: Mapping[str, h.Passage],
+        account: Account,
+        *,
+        require: bool,
+    ) -> None:
         """`require`: usage is asked for in any case, and a provider that refuses that has refused."""
         self._upstream = upstream
         self._learning = learning
         self._keys = keys
+        self._passages = passages
         self._account = account
         self._require = require
 
     async def ask(
-        self, stack: AsyncExitStack, request: ChatRequest, candidate: Candidate, client_headers: h.Headers
+        self, closing: Closing, request: ChatRequest, candidate: Candidate, client_headers: h.Headers
     ) -> Answer:
-        """The answer, which stays open as long as `stack` does. Raises UpstreamError."""
+        """The answer, which stays open until `closing` is closed. Raises UpstreamError."""
         provider, account = candidate.provider, self._account
         if candidate.model != request.model:
             body = with_model(request.body, request, candidate.model)
             request = msgspec.structs.replace(request, body=body, model=candidate.model)
         body = self._body(request, provider)
         injected = body is not request.body
-        answer = await self._send(stack, candidate, body, client_headers, account.correlation_id)
+        opening = await self._prepared(closing, candidate, body, client_headers, account.correlation_id)
         del body
+        answer = self._answered(provider, await opening.open())
         reply = answer.reply
         if injected and 200 <= reply.status < 300:
             self._learning.accepted(provider.name, request.model, monotonic())
         chose_itself = request.stream_options not in (None, b"null")
-        may_be_ours = reply.status in REFUSES and h.is_plain(reply.headers)
+        may_be_ours = reply.status in REFUSES and reply.headers.is_plain
         if not injected or self._require or chose_itself or not may_be_ours:
-            return answer._replace(injected=injected)
+            return answer._replace(injected=True) if injected else answer
         refusal = Lookahead(reply)
-        stack.push_async_callback(refusal.close)
+        closing.add(refusal.close)
         if not await _names_ours(refusal):
             return answer._replace(injected=True, chunks=refusal)
-        await stack.aclose()
+        await closing.close()
         account.tries.fail("stream_options refused", maybe_billed=False)
         # A provider that keeps to idempotency keys would repeat its refusal, or refuse the key.
-        answer = await self._send(stack, candidate, request.body, client_headers, f"{account.correlation_id}-2")
+        second = f"{account.correlation_id}-2"
+        opening = await self._prepared(closing, candidate, request.body, client_headers, second)
+        answer = self._answered(provider, await opening.open())
         if 200 <= answer.reply.status < 300:
             self._learn(provider, request.model)
         return answer
 
-    async def _send(
-        self, stack: AsyncExitStack, candidate: Candidate, body: bytes, client_headers: h.Headers, idempotency_key: str
-    ) -> Answer:
+    async def _prepared(
+        self, closing: Closing, candidate: Candidate, body: bytes, client_headers: h.Headers, idempotency_key: str
+    ) -> Opening:
         provider, account = candidate.provider, self._account
         account.begin(provider, candidate.model)
-        theirs = provider.forward_authorization and h.first(client_headers, b"authorization") is not None
+        theirs = provider.forward_authorization and b"authorization" in client_headers
         key = None if theirs else await self._keys.of(provider)
-        outgoing = h.to_provider(client_headers, provider, idempotency_key, key)
+        outgoing = self._passages[provider.name].to_provider(client_headers, idempotency_key, key)
+        opening = self._upstream.open(provider, body, outgoing)
+        closing.add(opening.close)
         account.tries.sent = True
-        reply = await stack.enter_async_context(self._upstream.open(provider, body, outgoing))
-        account.tries.answered(reply.status)
-        return Answer(provider, reply, reply, False, account.elapsed_ms())
+        return opening
+
+    def _answered(self, provider: Provider, reply: Reply) -> Answer:
+        return Answer(provider, reply, reply.body, False, self._account.tries.answered(reply.status))
 
     def _body(self, request: ChatRequest, provider: Provider) -> bytes:
         if not provider.inject:

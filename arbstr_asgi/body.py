@@ -1,6 +1,5 @@
 """Receives a request's body within limits of size and time."""
 
-import asyncio
 from collections.abc import AsyncIterator
 
 from starlette.types import Receive
@@ -8,6 +7,7 @@ from starlette.types import Receive
 from arbstr_asgi import headers as h
 from arbstr_asgi.config.settings import Limits
 from arbstr_asgi.errors import RequestError, ServerError
+from arbstr_asgi.interrupt import Interrupt
 
 
 class ClientGone(Exception):
@@ -30,20 +30,24 @@ class BodyReader:
             self._check(int(content_length[:20]))
         parts: list[bytes] = []
         size = 0
-        try:
-            async with asyncio.timeout(self._limits.body_timeout):
+        with Interrupt() as interrupt:
+            interrupt.deadline(self._limits.body_timeout)
+            try:
                 async for chunk in chunks:
                     size += len(chunk)
                     self.in_flight += len(chunk)
                     parts.append(chunk)
                     self._check(size)
-        except TimeoutError:
-            self.in_flight -= size
-            raise RequestError(408, "The request body took too long to arrive.", code="request_timeout") from None
-        except BaseException:
-            self.in_flight -= size
-            raise
+            except BaseException:
+                self.in_flight -= size
+                raise
+        if interrupt.reason is not None:
+            raise RequestError(408, "The request body took too long to arrive.", code="request_timeout")
         return parts[0] if len(parts) == 1 else b"".join(parts)
+
+    def held(self, size: int) -> "Held":
+        """To be called when a body of `size` bytes may go."""
+        return Held(self, size)
 
     def release(self, size: int) -> None:
         """Says that a body of `size` bytes is not held any more."""
@@ -56,6 +60,20 @@ class BodyReader:
         if self.in_flight > self._limits.max_body_bytes_in_flight:
             message = "Too many request bytes are being held at this moment. Please retry."
             raise ServerError(message, code="overloaded", retry_after=1)
+
+
+class Held:
+    """Says once that a body is not held any more."""
+
+    __slots__ = ("_reader", "_size")
+
+    def __init__(self, reader: BodyReader, size: int) -> None:
+        self._reader = reader
+        self._size = size
+
+    def __call__(self) -> None:
+        size, self._size = self._size, 0
+        self._reader.release(size)
 
 
 async def body_chunks(receive: Receive) -> AsyncIterator[bytes]:
@@ -72,8 +90,8 @@ async def body_chunks(receive: Receive) -> AsyncIterator[bytes]:
 
 def check_headers(client_headers: h.Headers) -> None:
     """Raises RequestError (415) unless the body is said to be plain JSON."""
-    named = [value for name, value in client_headers if name.lower() == b"content-type"]
-    if len(named) != 1 or not h.is_sendable(named[0]) or h.media_type(client_headers) != "application/json":
+    named = [value for name, value in client_headers.raw if name.lower() == b"content-type"]
+    if len(named) != 1 or not h.is_sendable(named[0]) or client_headers.media_type != "application/json":
         raise RequestError(415, "Content-Type must be application/json.", code="unsupported_media_type")
-    if not h.is_plain(client_headers):
+    if not client_headers.is_plain:
         raise RequestError(415, "A compressed request body is not accepted.", code="unsupported_content_encoding")

@@ -12,7 +12,7 @@ import msgspec
 
 from arbstr_asgi.config.settings import Server
 from arbstr_asgi.errors import ArbstrError, ServerError
-from arbstr_asgi.headers import first
+from arbstr_asgi.headers import Headers
 
 logger = logging.getLogger("arbstr_asgi")
 
@@ -90,7 +90,7 @@ class Callers:
     def _holder(self, scope: Mapping[str, Any]) -> Caller:
         if not self._tokens:
             return Caller()
-        scheme, _, given = (first(scope["headers"], b"authorization") or "").partition(" ")
+        scheme, _, given = (Headers(scope["headers"]).get(b"authorization") or "").partition(" ")
         holder = None
         for token, caller in self._tokens:  # all of them, so that the time says nothing of which one is close
             if hmac.compare_digest(token, given.strip().encode("latin-1")) and scheme.lower() == "bearer":

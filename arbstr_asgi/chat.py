@@ -17,7 +17,7 @@ MAX_MODEL_CHARACTERS = 255
 ADDED = b'"include_usage":true'
 
 
-class ChatRequest(msgspec.Struct, frozen=True, kw_only=True):
+class ChatRequest(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """A request as the client sent it: the bytes, and the facts that decide its way."""
 
     body: bytes

@@ -1,6 +1,6 @@
 """What all calls share."""
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 
 import msgspec
 
@@ -9,6 +9,7 @@ from arbstr_asgi.config.config import Config
 from arbstr_asgi.drains import Drains
 from arbstr_asgi.entry import Entry
 from arbstr_asgi.estimating.estimator import Estimator
+from arbstr_asgi.headers import Passage
 from arbstr_asgi.keys import Keys
 from arbstr_asgi.learning import Learning
 from arbstr_asgi.matching import Matcher
@@ -23,6 +24,8 @@ class Desk(msgspec.Struct, frozen=True, kw_only=True):
     drains: Drains
     learning: Learning
     keys: Keys
+    passages: Mapping[str, Passage]
+    """By the names of the providers."""
     matcher: Matcher
     breakers: Breakers
     record: Callable[[Entry], None]

@@ -69,7 +69,7 @@ async def _model(gateway: Gateway, request: Request, caller: Caller) -> bytes:
 
 
 async def _cost(gateway: Gateway, request: Request, caller: Caller) -> bytes:
-    policy = h.first(request.scope["headers"], POLICY)
+    policy = h.Headers(request.scope["headers"]).get(POLICY)
     async with gateway.reading(request.scope, request.receive) as asked:
         now = asyncio.get_running_loop().time()
         return to_json(quote(gateway.config.providers, gateway.matcher, gateway.breakers, asked, policy, now))

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import Callable
-from contextlib import AsyncExitStack, suppress
+from contextlib import suppress
 from datetime import datetime
 from math import inf
 
@@ -13,19 +13,21 @@ from arbstr_asgi.account import Account
 from arbstr_asgi.asking import Answer, Asking
 from arbstr_asgi.callers import Caller
 from arbstr_asgi.chat import ChatRequest
+from arbstr_asgi.closing import Closing
 from arbstr_asgi.desk import Desk
 from arbstr_asgi.entry import Entry
 from arbstr_asgi.errors import ArbstrError, ProviderAuthenticationError, ServerError, UpstreamError, UpstreamTimeout
 from arbstr_asgi.estimating.keeping import Kept
 from arbstr_asgi.failover import Failover
-from arbstr_asgi.holding import Holding
+from arbstr_asgi.head import Head, call_headers
 from arbstr_asgi.interrupt import Interrupt
 from arbstr_asgi.leaving import Leaving, on_leaving
 from arbstr_asgi.metering import Meter, Reading, open_meter
 from arbstr_asgi.relay import Relay
-from arbstr_asgi.replies import RawHeaders, error_event, our_headers, send_error
+from arbstr_asgi.replies import error_event, send_error
 from arbstr_asgi.routing import candidates
-from arbstr_asgi.watching import watching
+from arbstr_asgi.stopwatch import Stopwatch
+from arbstr_asgi.watching import Watching
 
 POLICY = b"x-arbstr-policy"
 SECONDS_BEHIND_DONE = 1.0  # for a provider to end a stream whose client has gone after [DONE]
@@ -50,10 +52,8 @@ class Exchange:
         self._meter: Meter | None = None
         self._relay: Relay | None = None
         self._failover: Failover | None = None
-        self._headers: RawHeaders = []
         self._kept: Kept | None = None
-        self._clock = asyncio.get_running_loop().time
-        self._arrived = arrived
+        self._stopwatch = Stopwatch(arrived, asyncio.get_running_loop().time)
         self._account = Account(
             correlation_id,
             arrival,
@@ -61,7 +61,7 @@ class Exchange:
             caller,
             desk.worker_id,
             streaming=request.stream,
-            elapsed_ms=self._elapsed_ms,
+            elapsed_ms=self._stopwatch.ms,
         )
         self._outcome = self._account.outcome
         self._interrupt = Interrupt()
@@ -72,7 +72,7 @@ class Exchange:
     async def run(self, client_headers: h.Headers, receive: Receive, send: Send, sent: Callable[[], None]) -> None:
         """Answer the client. `sent` is called once the provider has the request and its body may go."""
         try:
-            with self._interrupt, watching(receive, self._client_left):
+            with self._interrupt, Watching(receive, self._client_left):
                 try:
                     await self._answer(client_headers, send, sent)
                 except ArbstrError as error:
@@ -99,11 +99,12 @@ class Exchange:
             if last is not None:
                 self._desk.record(last)
             self._tell_of_end(last or self._account.committed)
+            self._relay = self._meter = None  # they know us: nobody should have to look for such circles
 
     def _tell_of_end(self, entry: Entry | None) -> None:
         desk, account = self._desk, self._account
         if desk.measure is not None and entry is not None:
-            desk.measure(entry, self._clock() - self._arrived)
+            desk.measure(entry, self._stopwatch.seconds())
         kept, self._kept = self._kept, None
         if desk.estimator is not None and kept is not None and entry is not None:
             desk.estimator.ended(kept, entry, account.reading.events, account.total_sats)
@@ -111,35 +112,35 @@ class Exchange:
     async def _answer(self, client_headers: h.Headers, send: Send, sent: Callable[[], None]) -> None:
         desk, account, request = self._desk, self._account, self._request
         assert request is not None
-        rule = desk.matcher.rule(request, h.first(client_headers, POLICY))
+        rule = desk.matcher.rule(request, client_headers.get(POLICY))
         account.policy = None if rule is None else rule.name
         found = candidates(desk.config.providers, request, rule)
         account.candidates = [candidate.provider for candidate in found]
-        asking = Asking(desk.upstream, desk.learning, desk.keys, account, require=desk.config.metering == "require")
-        failover = self._failover = Failover(asking, desk.breakers, account, desk.config.failover, self._clock)
-        authorized = h.first(client_headers, b"authorization") is not None
-        relay = self._relay = Relay(
-            send, account, self._interrupt, head=self._head, left=self._client_left, commit=self._commit
-        )
-        async with AsyncExitStack() as stack:
-            answer = await failover.ask(stack, request, found, client_headers)
+        require = desk.config.metering == "require"
+        asking = Asking(desk.upstream, desk.learning, desk.keys, desk.passages, account, require=require)
+        failover = self._failover = Failover(asking, desk.breakers, account, desk.config.failover, self._interrupt)
+        authorized = b"authorization" in client_headers
+        relay = self._relay = Relay(send, account, self._interrupt, left=self._client_left, commit=self._commit)
+        async with Closing() as closing:
+            answer = await failover.ask(closing, request, found, client_headers)
             if desk.estimator is not None:
                 self._kept = desk.estimator.keep(request.body, streaming=request.stream)
             self._request = request = None  # a long stream need not hold the body that began it
             sent()
-            meter = self._answered(answer, authorized=authorized)
+            meter, head = self._answered(answer, authorized=authorized)
             self._interrupt.deadline(answer.provider.idle_timeout)
             await relay.pass_on(
+                head,
                 answer.chunks,
                 meter,
-                hold_all=self._says_cost() or (desk.commit is not None and self._is_empty()),
-                holding=None if desk.commit is None else self._holding(),
+                hold_all=head.says_cost or (desk.commit is not None and head.is_all),
+                holding=None if desk.commit is None else head.holding(),
                 idle_timeout=answer.provider.idle_timeout,
-                kept_of=self._kept if self._outcome.answered_well and h.is_plain(answer.reply.headers) else None,
+                kept_of=self._kept if self._outcome.answered_well and answer.reply.headers.is_plain else None,
             )
         await relay.end()
 
-    def _answered(self, answer: Answer, *, authorized: bool) -> Meter:
+    def _answered(self, answer: Answer, *, authorized: bool) -> tuple[Meter, Head]:
         """The provider has spoken: note when, choose the meter, and let the row exist from now on."""
         account, outcome, reply, provider = self._account, self._outcome, answer.reply, answer.provider
         account.latency_ms = answer.latency_ms
@@ -154,18 +155,23 @@ class Exchange:
             raise ProviderAuthenticationError(reply.status)
         streaming = account.streaming and outcome.answered_well
         meter = self._meter = open_meter(
-            content_type=h.first(reply.headers, b"content-type"),
-            content_encoding=h.first(reply.headers, b"content-encoding"),
+            content_type=reply.headers.get(b"content-type"),
+            content_encoding=reply.headers.get(b"content-encoding"),
             streaming=streaming,
             strip=answer.injected and streaming,
             before_done=self._cost_comment if self._desk.config.cost_comment and streaming else None,
         )
         account.reading = meter.reading
-        self._headers = h.to_client(reply.headers, provider, changed=meter.edits)
-        if h.media_type(reply.headers) == "text/event-stream":
-            self._headers.append((b"x-accel-buffering", b"no"))
-        self._desk.record(account.in_flight())
-        return meter
+        desk = self._desk
+        head = Head(
+            reply,
+            desk.passages[provider.name],
+            account,
+            changed=meter.edits,
+            says_cost=desk.config.response_headers == "full",
+        )
+        desk.record(account.in_flight())
+        return meter, head
 
     async def _settle(self, receive: Receive, send: Send) -> None:
         """Tell the client of what went wrong, as far as that is still possible."""
@@ -188,7 +194,7 @@ class Exchange:
             if outcome.left:
                 return
             outcome.status = error.status_code
-            await send_error(send, error, self._our_headers())
+            await send_error(send, error, call_headers(self._account))
         elif self._meter is not None and self._meter.abandon():
             await self._commit_watched(receive, outcome.status)
             if not outcome.left:
@@ -214,7 +220,7 @@ class Exchange:
         """The same as `_commit` outside of the relay, where nobody else would notice a hang-up."""
         if self._desk.commit is not None:
             self._interrupt = Interrupt()
-            with self._interrupt, watching(receive, self._client_left):
+            with self._interrupt, Watching(receive, self._client_left):
                 await self._commit(status)
 
     async def _commit(self, status: int | None = None) -> None:
@@ -267,34 +273,6 @@ class Exchange:
         if not self._waiting:
             self._interrupt.fire("shutdown")
 
-    def _head(self) -> RawHeaders:
-        headers = self._headers + self._our_headers()
-        if self._says_cost() and self._outcome.whole:  # else the head went first
-            headers.append((b"x-arbstr-latency-ms", str(self._elapsed_ms()).encode()))
-            sats = self._account.cost_sats
-            if sats is not None:
-                headers.append((b"x-arbstr-cost-sats", f"{sats:f}".encode()))
-        return headers
-
-    def _says_cost(self) -> bool:
-        return self._desk.config.response_headers == "full" and not self._account.streaming
-
-    def _is_empty(self) -> bool:
-        """Whether the client has all of the reply with its head."""
-        return self._outcome.upstream_status == 204 or h.first(self._headers, b"content-length") == "0"
-
-    def _holding(self) -> Holding:
-        events = h.media_type(self._headers) == "text/event-stream"
-        return Holding(has_length=h.first(self._headers, b"content-length") is not None, is_events=events)
-
     def _cost_comment(self, reading: Reading) -> bytes:
         sats = self._account.cost_sats
         return b": arbstr cost_sats=" + ("unknown" if sats is None else f"{sats:f}").encode() + b"\n\n"
-
-    def _our_headers(self) -> RawHeaders:
-        account = self._account
-        provider = account.provider.name if account.provider else None
-        return our_headers(account.correlation_id, provider, streaming=account.streaming, failed=account.tries.failed)
-
-    def _elapsed_ms(self) -> int:
-        return round((self._clock() - self._arrived) * 1000)

@@ -8,7 +8,7 @@ from typing import Any
 from starlette.types import Receive, Scope, Send
 
 from arbstr_asgi.stats.lines import Lines
-from arbstr_asgi.watching import watching
+from arbstr_asgi.watching import Watching
 
 _PIECE = 16 * 1024  # bytes
 
@@ -34,7 +34,7 @@ class Export:
         """Send the file."""
         sending = asyncio.ensure_future(self._send(send, head=scope["method"] == "HEAD"))
         try:
-            with watching(receive, lambda: _cancel(sending)):
+            with Watching(receive, lambda: _cancel(sending)):
                 await asyncio.wait({sending})
         finally:
             sending.cancel()

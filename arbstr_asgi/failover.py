@@ -2,8 +2,8 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import AsyncExitStack
 from datetime import UTC, datetime
+from math import inf
 from typing import NamedTuple
 
 from tenacity import AsyncRetrying, RetryCallState, wait_exponential, wait_random
@@ -14,9 +14,11 @@ from arbstr_asgi.account import Account
 from arbstr_asgi.asking import Answer, Asking
 from arbstr_asgi.breaker import Breaker, Breakers, Permit
 from arbstr_asgi.chat import ChatRequest
+from arbstr_asgi.closing import Closing
 from arbstr_asgi.config.settings import Failover as Settings
 from arbstr_asgi.errors import UpstreamError, UpstreamTimeout
 from arbstr_asgi.first_event import FirstEvent
+from arbstr_asgi.interrupt import Interrupt
 from arbstr_asgi.lookahead import Lookahead
 from arbstr_asgi.metering import Reading
 from arbstr_asgi.routing import Candidate
@@ -48,21 +50,23 @@ class Failover:
     """The attempts of one request."""
 
     def __init__(
-        self, asking: Asking, breakers: Breakers, account: Account, settings: Settings, now: Callable[[], float]
+        self, asking: Asking, breakers: Breakers, account: Account, settings: Settings, interrupt: Interrupt
     ) -> None:
+        """`interrupt` is what the call may be left by; its deadline is that of the attempt that goes on."""
         self._asking = asking
         self._breakers = breakers
         self._account = account
         self._settings = settings
-        self._now = now
+        self._interrupt = interrupt
+        self._now = interrupt.now
         self._running: tuple[Breaker, Permit] | None = None
         self._kept: Answer | None = None
         self._repeats = 0
 
     async def ask(
-        self, stack: AsyncExitStack, request: ChatRequest, found: Sequence[Candidate], client_headers: h.Headers
+        self, closing: Closing, request: ChatRequest, found: Sequence[Candidate], client_headers: h.Headers
     ) -> Answer:
-        """The answer, which stays open as long as `stack` does. Raises UpstreamError where there is none.
+        """The answer, which stays open until `closing` is closed. Raises UpstreamError where there is none.
 
         The last candidate is asked again after a pause; but where there is only one in all, it is asked once, and to
         ask again is its client's own affair.
@@ -71,7 +75,7 @@ class Failover:
         while True:
             candidate = self._breakers.choose(left, self._now())
             alone = len(left) == 1
-            answer, failure = await self._attempt(stack, request, candidate, client_headers, watch=not alone)
+            answer, failure = await self._attempt(closing, request, candidate, client_headers, watch=not alone)
             if failure is None:
                 assert answer is not None
                 self._answered(answer)
@@ -79,7 +83,7 @@ class Failover:
             pause = self._pause(failure, retries) if alone else self._next(failure)
             if pause is None:
                 return answer or self._of_an_earlier_one(failure)
-            await self._put_aside(stack, answer, failure)
+            await self._put_aside(closing, answer, failure)
             if alone:
                 await asyncio.sleep(pause)
             else:
@@ -103,7 +107,7 @@ class Failover:
 
     async def _attempt(
         self,
-        stack: AsyncExitStack,
+        closing: Closing,
         request: ChatRequest,
         candidate: Candidate,
         client_headers: h.Headers,
@@ -112,21 +116,24 @@ class Failover:
     ) -> tuple[Answer | None, Failure | None]:
         provider, breaker = candidate.provider, self._breakers.of(candidate.provider.name)
         self._running = breaker, breaker.admit(self._now())
+        self._interrupt.deadline(provider.first_byte_timeout)
         try:
-            async with asyncio.timeout(provider.first_byte_timeout):
-                answer = await self._asking.ask(stack, request, candidate, client_headers)
-        except TimeoutError:
+            answer = await self._asking.ask(closing, request, candidate, client_headers)
+        except asyncio.CancelledError:
+            if not self._interrupt.expired():
+                raise
             error: UpstreamError = UpstreamTimeout("The provider took too long.", sent=self._account.tries.sent)
         except UpstreamError as raised:
             error = raised
         else:
-            authorizes = h.first(client_headers, b"authorization") is not None
-            ours = provider.sends_own_credentials(client_authorizes=authorizes)
-            return await self._judge(stack, answer, ours=ours, watch=watch)
+            self._interrupt.limit = inf
+            ours = provider.sends_own_credentials(client_authorizes=b"authorization" in client_headers)
+            return await self._judge(closing, answer, ours=ours, watch=watch)
+        self._interrupt.limit = inf
         return None, _unanswered(error, retry_sent=provider.retry_sent)
 
     async def _judge(
-        self, stack: AsyncExitStack, answer: Answer, *, ours: bool, watch: bool
+        self, closing: Closing, answer: Answer, *, ours: bool, watch: bool
     ) -> tuple[Answer, Failure | None]:
         """The answer, perhaps with its beginning read, and what is wrong with it."""
         status, headers = answer.reply.status, answer.reply.headers
@@ -134,10 +141,10 @@ class Failover:
             wait = verdict.retry_after(headers, datetime.now(UTC))
             sick, may_pass = verdict.is_sick(status, ours=ours), verdict.may_pass(status)
             return answer, Failure(f"provider answered {status}", sick=sick, may_pass=may_pass, wait=wait)
-        if not (watch and self._account.streaming and 200 <= status < 300 and h.is_plain(headers)):
+        if not (watch and self._account.streaming and 200 <= status < 300 and headers.is_plain):
             return answer, None
         first, ahead = FirstEvent(headers), Lookahead(answer.reply)
-        stack.push_async_callback(ahead.close)
+        closing.add(ahead.close)
         await ahead.read(first.complete, SECONDS_FOR_FIRST_EVENT)
         if ahead.whole is not None:
             first.end()
@@ -178,7 +185,7 @@ class Failover:
         self._account.provider = self._kept.provider
         return self._kept
 
-    async def _put_aside(self, stack: AsyncExitStack, answer: Answer | None, failure: Failure) -> None:
+    async def _put_aside(self, closing: Closing, answer: Answer | None, failure: Failure) -> None:
         """Note a failed attempt, and let go of it."""
         reading, usage = failure.reading, failure.reading.usage
         self._account.tries.fail(
@@ -190,15 +197,15 @@ class Failover:
         )
         self._report(Breaker.failed if failure.sick else Breaker.abandoned)
         if answer is not None:
-            await self._keep(stack, answer)
-        await stack.aclose()
+            await self._keep(closing, answer)
+        await closing.close()
 
-    async def _keep(self, stack: AsyncExitStack, answer: Answer) -> None:
+    async def _keep(self, closing: Closing, answer: Answer) -> None:
         """Keep a reply that is there and not large, for the case that no other comes."""
         ahead, size = answer.chunks, 0
         if not isinstance(ahead, Lookahead):
             ahead = Lookahead(answer.reply)
-            stack.push_async_callback(ahead.close)
+            closing.add(ahead.close)
 
         def too_large(chunk: bytes) -> bool:
             nonlocal size

@@ -12,7 +12,7 @@ class FirstEvent:
 
     def __init__(self, headers: h.Headers) -> None:
         self._meter = open_meter(
-            content_type=h.first(headers, b"content-type"), content_encoding=None, streaming=True, strip=False
+            content_type=headers.get(b"content-type"), content_encoding=None, streaming=True, strip=False
         )
         self.reading = self._meter.reading
         self._size = 0

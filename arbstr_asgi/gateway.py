@@ -7,7 +7,6 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from time import monotonic
-from uuid import uuid4
 
 import databases
 import httpx
@@ -17,6 +16,7 @@ from arbstr_asgi import headers as h
 from arbstr_asgi.body import BodyReader, ClientGone, body_chunks, check_headers
 from arbstr_asgi.breaker import Breakers
 from arbstr_asgi.callers import Caller, Callers, Identify
+from arbstr_asgi.callid import new_call_id
 from arbstr_asgi.chat import ChatRequest, parse
 from arbstr_asgi.config.config import Config
 from arbstr_asgi.desk import Desk
@@ -32,6 +32,7 @@ from arbstr_asgi.ledger import Bounds, Ledger
 from arbstr_asgi.matching import Matcher
 from arbstr_asgi.replies import our_headers, send_error
 from arbstr_asgi.requestlog import logging_finished
+from arbstr_asgi.running import Running
 from arbstr_asgi.upstream import HttpxUpstream
 
 logger = logging.getLogger("arbstr_asgi")
@@ -89,7 +90,7 @@ class Gateway:
         self._bodies = BodyReader(config.limits)
         self._upstream = HttpxUpstream(config.providers, transport=transport, client=client)
         self._desk: Desk | None = None
-        self._running: dict[Exchange, asyncio.Future[None]] = {}
+        self._running = Running()
         self._opening: asyncio.Lock | None = None
         self._try_again = 0.0
         self._last_rites: asyncio.Task[None] | None = None
@@ -116,6 +117,7 @@ class Gateway:
             matcher=self.matcher,
             breakers=self.breakers,
             keys=self._keys,
+            passages={provider.name: h.Passage(provider) for provider in self.config.providers},
             record=record,
             commit=commit if self.config.database.durability == "strict" else None,
             worker_id=self.ledger.worker_id,
@@ -133,9 +135,8 @@ class Gateway:
     async def close(self) -> None:
         """End what still runs, write every row, and close what is ours."""
         self._desk = None
-        self._stop_all()
-        if self._running:
-            await asyncio.wait(self._running.values(), timeout=STOP_SECONDS)
+        self._running.stop()
+        await self._running.ended(STOP_SECONDS)
         if self._measuring is not None:
             self._measuring.cancel()
             self._measuring = None
@@ -155,17 +156,16 @@ class Gateway:
         Servers don't tell an app, but who starts one may know.
         """
         self.drains.close()
-        for exchange in list(self._running):
+        for exchange in self._running:
             if exchange.draining:
                 exchange.stop()
-        asyncio.get_running_loop().call_later(grace, self._stop_all)
+        asyncio.get_running_loop().call_later(grace, self._running.stop)
 
     def measure(self) -> None:
         """Let the metrics know how things stand; the calls they know already."""
         if self.metrics is not None:
-            streams = sum(exchange.streams for exchange in self._running)
             states = self.breakers.states(asyncio.get_running_loop().time())
-            self.metrics.state(self.ledger.snapshot(), streams, self.drains.by_provider, states)
+            self.metrics.state(self.ledger.snapshot(), self._running.streams, self.drains.by_provider, states)
 
     async def _measure_often(self) -> None:
         """For those who read what this process has left in a file for them."""
@@ -192,27 +192,24 @@ class Gateway:
 
         Raises RequestError, ServerError and ClientGone as for a call.
         """
-        check_headers(scope["headers"])
-        body = await self._bodies.read(body_chunks(receive), h.first(scope["headers"], b"content-length"))
+        client_headers = h.Headers(scope["headers"])
+        check_headers(client_headers)
+        body = await self._bodies.read(body_chunks(receive), client_headers.get(b"content-length"))
         size = len(body)
         try:
             yield parse(body)
         finally:
             self._bodies.release(size)
 
-    def _stop_all(self) -> None:
-        for exchange in list(self._running):
-            exchange.stop()
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+    def __call__(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
         """Answer one POST of a chat completion."""
-        await self.answer(scope, receive, send, body_chunks(receive), None)
+        return self.answer(scope, receive, send, body_chunks(receive), None)
 
     async def answer(
         self, scope: Scope, receive: Receive, send: Send, chunks: AsyncIterator[bytes], caller: Caller | None
     ) -> None:
         """Answer one request whose body is `chunks`; a `caller` that is given has been let in already."""
-        arrival, arrived, correlation_id = datetime.now(UTC), asyncio.get_running_loop().time(), str(uuid4())
+        arrival, arrived, correlation_id = datetime.now(UTC), asyncio.get_running_loop().time(), new_call_id()
         body = None
         try:
             desk = self._desk or await self._open_lazily()
@@ -222,9 +219,9 @@ class Gateway:
                 )
             if caller is None:
                 caller = await self.identify(scope)
-            client_headers = scope["headers"]
+            client_headers = h.Headers(scope["headers"])
             check_headers(client_headers)
-            body = await self._bodies.read(chunks, h.first(client_headers, b"content-length"))
+            body = await self._bodies.read(chunks, client_headers.get(b"content-length"))
             exchange = Exchange(desk, parse(body), caller, correlation_id, arrival, arrived)
         except ClientGone:
             return
@@ -235,26 +232,14 @@ class Gateway:
                 self.metrics.refused(error.status_code)
             await send_error(send, error, our_headers(correlation_id))
             return
-        size = len(body)
+        sent = self._bodies.held(len(body))
         del body
-        await self._run(exchange, size, client_headers, receive, send)
-
-    async def _run(
-        self, exchange: Exchange, size: int, client_headers: h.Headers, receive: Receive, send: Send
-    ) -> None:
-        held = [size]
-
-        def sent() -> None:
-            if held:
-                self._bodies.release(held.pop())
-
-        ended = self._running[exchange] = asyncio.get_running_loop().create_future()
+        self._running.begin(exchange)
         try:
             await exchange.run(client_headers, receive, send, sent)
         finally:
             sent()
-            del self._running[exchange]
-            ended.set_result(None)
+            self._running.end(exchange)
 
     async def _open_lazily(self) -> Desk:
         """For hosts that don't run a lifespan."""

@@ -5,7 +5,7 @@ from math import inf
 from types import TracebackType
 from typing import Self
 
-LONGEST_PAUSE = 60.0  # seconds between looks at a deadline that is paused
+LONGEST_PAUSE = 60.0  # seconds between looks at a deadline
 
 
 class Interrupt:
@@ -15,11 +15,12 @@ class Interrupt:
     attribute, and a timer that finds itself early starts again. Seconds of the loop's clock.
     """
 
-    __slots__ = ("_cancelling", "_limit", "_loop", "_pause", "_reason", "_task", "_timer", "_total", "now", "reason")
+    __slots__ = ("_cancelling", "_loop", "_pause", "_reason", "_task", "_timer", "_total", "limit", "now", "reason")
 
     def __init__(self) -> None:
         self.reason: str | None = None
-        self._limit = inf
+        self.limit = inf
+        """The deadline on the loop's clock, to be set where `touch` would be called very often."""
         self._pause = LONGEST_PAUSE
         self._total = inf
         self._reason = "timeout"
@@ -40,6 +41,7 @@ class Interrupt:
         task, self._task = self._task, None
         if self._timer is not None:
             self._timer.cancel()
+            self._timer = None
         if self.reason is None or task is None:
             return False
         ours = task.uncancel() <= self._cancelling
@@ -53,13 +55,23 @@ class Interrupt:
 
     def touch(self, limit: float) -> None:
         """Move the deadline to `limit` on the loop's clock (`inf` pauses it); never past `at_most`."""
-        self._limit = limit
+        self.limit = limit
 
     def deadline(self, seconds: float) -> None:
         """Fire "timeout" in `seconds`, unless touched."""
         self._pause = min(seconds, LONGEST_PAUSE)
-        self._limit = self.now() + seconds
-        self._arm()
+        self.limit = limit = self.now() + seconds
+        if self._timer is None or self._timer.when() > limit:
+            self._arm()
+
+    def expired(self) -> bool:
+        """Whether the cancellation at hand comes from the deadline, and from nowhere else: then the block goes on."""
+        task = self._task
+        if self.reason != "timeout" or task is None or task.cancelling() > self._cancelling + 1:
+            return False
+        task.uncancel()
+        self.reason, self.limit = None, inf
+        return True
 
     def at_most(self, seconds: float, reason: str) -> None:
         """Fire `reason` in `seconds`, touched or not."""
@@ -67,17 +79,17 @@ class Interrupt:
         self._arm()
 
     def _arm(self) -> None:
+        """Look at the deadlines when the first has come, or in a while, when both may have been moved."""
         if self._timer is not None:
             self._timer.cancel()
-        self._timer = self._loop.call_at(min(self._limit, self._total), self._wake)
+        self._timer = self._loop.call_at(min(self.limit, self._total, self.now() + self._pause), self._wake)
 
     def _wake(self) -> None:
+        self._timer = None
         now = self.now()
         if now >= self._total:
             self.fire(self._reason)
-        elif now >= self._limit:
+        elif now >= self.limit:
             self.fire("timeout")
         else:
-            # A paused deadline (inf) is looked at again in a while; the total may come first.
-            at = min(self._limit, self._total, now + self._pause)
-            self._timer = self._loop.call_at(at, self._wake)
+            self._arm()

@@ -1,18 +1,19 @@
 """Passes a provider's reply on to the client."""
 
 import asyncio
-from collections.abc import AsyncIterable, Awaitable, Callable
+from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable
 from math import inf
 
 from starlette.types import Message, Send
 
 from arbstr_asgi.account import Account
 from arbstr_asgi.estimating.keeping import Kept
+from arbstr_asgi.head import Head
 from arbstr_asgi.holding import Holding
 from arbstr_asgi.interrupt import Interrupt
 from arbstr_asgi.metering import Meter
 from arbstr_asgi.metering.plain import MAX_PLAIN_BYTES
-from arbstr_asgi.replies import RawHeaders
+from arbstr_asgi.upstream import broken_off
 
 
 class Relay:
@@ -24,11 +25,10 @@ class Relay:
         account: Account,
         interrupt: Interrupt,
         *,
-        head: Callable[[], RawHeaders],
         left: Callable[[bool], None],
         commit: Callable[[], Awaitable[None]],
     ) -> None:
-        """`head` makes the headers of the reply; `commit` returns when its row may be taken for durable.
+        """`commit` returns when the reply's row may be taken for durable.
 
         `left` is called when it turns out that the client has gone, with whether bytes were lost by that.
         """
@@ -37,14 +37,18 @@ class Relay:
         self._account = account
         self._outcome = account.outcome
         self._interrupt = interrupt
-        self._head = head
+        self._head: Head | None = None
         self._left = left
         self._commit = commit
         self._started = False
+        self._idle_timeout = inf
+        self._held: list[bytes] | None = None
+        self._holding: Holding | None = None
         self._rest = b""
 
     async def pass_on(
         self,
+        head: Head,
         chunks: AsyncIterable[bytes],
         meter: Meter,
         *,
@@ -55,39 +59,76 @@ class Relay:
     ) -> None:
         """The head and the body, chunk by chunk, through the meter; what comes of its end is for `end`.
 
-        `hold_all` keeps everything until the body has been read, so that the head can say what it cost. `holding`
-        keeps back what must not go before the row is durable. `kept_of` keeps what comes.
+        `chunks` may raise anything. `hold_all` keeps everything until the body has been read, so that the head can
+        say what it cost. `holding` keeps back what must not go before the row is durable. `kept_of` keeps what comes.
         """
-        account, outcome, touch, clock = self._account, self._outcome, self._interrupt.touch, self._interrupt.now
-        held: list[bytes] | None = [] if hold_all else None
-        size = 0
-        if held is None:
+        self._head, self._idle_timeout = head, idle_timeout
+        if hold_all:
+            self._held = []
+        else:
             await self._start()
-        async for chunk in chunks:
+        self._holding = holding
+        coming = aiter(chunks)
+        if hold_all or holding is not None or kept_of is not None:
+            await self._pass_on_carefully(coming, meter, kept_of)
+        else:
+            await self._pass_on(coming, meter)
+        kept = b"" if self._holding is None else self._holding.rest()
+        self._rest = b"".join((kept, *(self._held or ()), meter.finish()))
+        self._outcome.whole = True
+        self._interrupt.limit = inf
+
+    async def _pass_on(self, coming: AsyncIterator[bytes], meter: Meter) -> None:
+        """What nearly every chunk meets, and nothing else."""
+        outcome, interrupt, send, feed, reading = self._outcome, self._interrupt, self._send, meter.feed, meter.reading
+        now, idle_timeout, next_chunk = interrupt.now, self._idle_timeout, coming.__anext__
+        account, is_to_start = self._account, True
+        while True:
+            try:
+                chunk = await next_chunk()
+            except StopAsyncIteration:
+                return
+            except Exception as error:  # noqa: BLE001 - transports let more through than httpx.HTTPError
+                raise broken_off(error) from None
+            out = feed(chunk)
+            if is_to_start and reading.started:
+                account.ttft_ms, is_to_start = account.elapsed_ms(), False
+            if out and not outcome.left:
+                interrupt.limit = inf  # what a slow client takes is not the provider's idleness
+                try:
+                    await send({"type": "http.response.body", "body": out, "more_body": True})
+                except OSError:
+                    await self._lost(out)
+            interrupt.limit = now() + idle_timeout
+
+    async def _pass_on_carefully(self, coming: AsyncIterator[bytes], meter: Meter, kept_of: Kept | None) -> None:
+        account, interrupt, size = self._account, self._interrupt, 0
+        while (chunk := await _next(coming)) is not None:
             out = meter.feed(chunk)
             if kept_of is not None:
                 kept_of.add(chunk)
             if account.ttft_ms is None and meter.reading.started:
                 account.ttft_ms = account.elapsed_ms()
-            if held is not None:
-                held.append(out)
+            if self._held is not None:
+                self._held.append(out)
                 size += len(out)
                 if size > MAX_PLAIN_BYTES:  # too large to be held, or to be read for its cost
-                    out, held = b"".join(held), None
+                    out, self._held = b"".join(self._held), None
                     await self._start()
-            if holding is not None and held is None:
-                out = holding.take(out, meter.reading)
-            if held is None and out and not outcome.left:
-                touch(inf)  # what a slow client takes is not the provider's idleness
-                await self._body(out)
-            if holding is not None and held is None and meter.reading.done:
-                await self._release(holding.rest())
-                holding = None
-            touch(clock() + idle_timeout)
-        kept = b"" if holding is None else holding.rest()
-        self._rest = b"".join((kept, *(held or ()), meter.finish()))
-        outcome.whole = True
-        touch(inf)
+            if self._held is None:
+                await self._pass_held(out, meter)
+            interrupt.limit = interrupt.now() + self._idle_timeout
+
+    async def _pass_held(self, out: bytes, meter: Meter) -> None:
+        """Bytes that may go, but for those that wait for the row."""
+        if self._holding is not None:
+            out = self._holding.take(out, meter.reading)
+        if out and not self._outcome.left:
+            self._interrupt.limit = inf
+            await self._body(out)
+        if self._holding is not None and meter.reading.done:
+            await self._release(self._holding.rest())
+            self._holding = None
 
     async def end(self) -> None:
         """The rest of the reply."""
@@ -106,8 +147,9 @@ class Relay:
 
     async def _start(self) -> None:
         self._started = True
+        assert self._head is not None
         status = self._outcome.upstream_status
-        await self._say({"type": "http.response.start", "status": status, "headers": self._head()})
+        await self._say({"type": "http.response.start", "status": status, "headers": self._head.headers()})
         if not self._outcome.left:
             self._outcome.status = status
 
@@ -119,6 +161,18 @@ class Relay:
             return
         try:
             await self._send(message)
-        except OSError:  # what servers of ASGI spec 2.4 raise after a hang-up
-            asyncio.get_running_loop().call_soon(self._left, bool(message.get("body")))
-            await asyncio.sleep(0)  # a task that cancelled itself would notice too late, outside of the interrupt
+        except OSError:
+            await self._lost(message.get("body"))
+
+    async def _lost(self, body: bytes | None) -> None:
+        """Sending has failed, as it does after a hang-up on servers of ASGI spec 2.4."""
+        asyncio.get_running_loop().call_soon(self._left, bool(body))
+        await asyncio.sleep(0)  # a task that cancelled itself would notice too late, outside of the interrupt
+
+
+async def _next(coming: AsyncIterator[bytes]) -> bytes | None:
+    """The next chunk, None at the end. Raises UpstreamError."""
+    try:
+        return await anext(coming, None)
+    except Exception as error:  # noqa: BLE001 - transports let more through than httpx.HTTPError
+        raise broken_off(error) from None

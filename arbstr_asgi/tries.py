@@ -61,11 +61,13 @@ class Tries:
         sent = self._arrival + timedelta(milliseconds=self._began_ms)
         self._running = Attempt(number=len(self) + 1, provider=provider, timestamp=sent, model=model)
 
-    def answered(self, status: int) -> None:
-        """Its answer has begun."""
+    def answered(self, status: int) -> int:
+        """Its answer has begun; returns the milliseconds since the call came."""
         assert self._running is not None
-        latency_ms = self._elapsed_ms() - self._began_ms
+        elapsed_ms = self._elapsed_ms()
+        latency_ms = elapsed_ms - self._began_ms
         self._running = msgspec.structs.replace(self._running, status=status, latency_ms=latency_ms)
+        return elapsed_ms
 
     def fail(
         self,

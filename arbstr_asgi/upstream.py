@@ -2,20 +2,19 @@
 
 import logging
 import ssl
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterable, AsyncIterator, Coroutine, Sequence
 from types import TracebackType
-from typing import Protocol
+from typing import Any, Protocol
 
 import aiohttp
 import httpx
 
 from arbstr_asgi.config.provider import Provider
 from arbstr_asgi.errors import ConfigError, UpstreamError, UpstreamTimeout, UpstreamUnreachable
+from arbstr_asgi.headers import Headers, RawHeaders
 from arbstr_asgi.transports import Transports, proxy_login
 
 logger = logging.getLogger("arbstr_asgi")
-
-Headers = Sequence[tuple[bytes, bytes]]
 
 # They mean something to our own transports only.
 _WAYS = ("proxy", "ca_file", "max_connections")
@@ -30,7 +29,7 @@ _WANTS_CREDENTIALS = 407
 class Upstream(Protocol):
     """Opens replies. One provider is asked; several could be behind the same seam."""
 
-    def open(self, provider: Provider, body: bytes, headers: Headers) -> "Opening":
+    def open(self, provider: Provider, body: bytes, headers: RawHeaders) -> "Opening":
         """A context that sends the request and yields the Reply. Raises UpstreamError on entering."""
         ...
 
@@ -70,7 +69,7 @@ class HttpxUpstream:
                     what = "not a file of certificates" if isinstance(error, ssl.SSLError) else error.strerror
                     raise ConfigError(f"providers[{index}].ca_file: {provider.ca_file}: {what}") from None
 
-    def open(self, provider: Provider, body: bytes, headers: Headers) -> "Opening":
+    def open(self, provider: Provider, body: bytes, headers: RawHeaders) -> "Opening":
         """Prepare the request; it is sent on entering. Raises UpstreamError there."""
         url = self._urls.get(provider.name)
         if url is None:
@@ -87,13 +86,12 @@ class HttpxUpstream:
         request = httpx.Request("POST", url, headers=sent, content=body, extensions={"timeout": timeout})
         return Opening(self, provider, request)
 
-    async def send(self, provider: Provider, request: httpx.Request) -> httpx.Response:
+    def send(self, provider: Provider, request: httpx.Request) -> Coroutine[Any, Any, httpx.Response]:
         """Send on whichever transport there is; the body is still to be read."""
         if self._client is not None:
-            return await self._client.send(request, stream=True, follow_redirects=False)
-        if self._transport is not None:
-            return await self._transport.handle_async_request(request)
-        return await self._own.to(provider).handle_async_request(request)
+            return self._client.send(request, stream=True, follow_redirects=False)
+        transport = self._own.to(provider) if self._transport is None else self._transport
+        return transport.handle_async_request(request)
 
     async def close(self) -> None:
         """Close our own connections, if any were made."""
@@ -120,7 +118,8 @@ class Opening:
         self._request: httpx.Request | None = request
         self._response: httpx.Response | None = None
 
-    async def __aenter__(self) -> "Reply":
+    async def open(self) -> "Reply":
+        """Send the request. Raises UpstreamError; `close` is to be called in any other case."""
         assert self._request is not None
         request, self._request = self._request, None  # a long stream need not hold the request's body
         failure: UpstreamError | None = None
@@ -133,38 +132,55 @@ class Opening:
         if failure is not None:
             raise failure  # out of the handler, whose error may hold a proxy's login
         if response.status_code == _WANTS_CREDENTIALS and self._provider.proxy is not None:
-            await self.__aexit__(None, None, None)
+            await self.close()
             logger.warning("no answer from %s: its proxy refuses our credentials", request.url.host)
             raise UpstreamUnreachable("The provider could not be reached.")
         return Reply(response)
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    async def close(self) -> None:
+        """Let go of the reply, read or not."""
         if self._response is not None:
             await self._response.aclose()
 
+    async def __aenter__(self) -> "Reply":
+        return await self.open()
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        await self.close()
+
 
 class Reply:
-    """A provider's answer: status, headers as they came, and its body's bytes by iterating, undecoded."""
+    """A provider's answer: status, headers, and its body's bytes by iterating, undecoded.
 
-    __slots__ = ("_stream", "headers", "status")
+    `body` gives the same bytes and raises what the transport raises, of which `broken_off` makes an UpstreamError.
+    """
+
+    __slots__ = ("body", "headers", "status")
 
     def __init__(self, response: httpx.Response) -> None:
         assert isinstance(response.stream, httpx.AsyncByteStream)
         self.status = response.status_code
-        self.headers: Headers = response.headers.raw
-        self._stream = response.stream
+        self.headers = Headers(response.headers.raw)
+        self.body: AsyncIterable[bytes] = response.stream
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
         """Raises UpstreamError where the body breaks off."""
         try:
-            async for chunk in self._stream:
+            async for chunk in self.body:
                 yield chunk
-        except httpx.TimeoutException:
-            raise UpstreamTimeout("The provider stopped sending.") from None
-        except Exception:  # noqa: BLE001 - transports let more through than httpx.HTTPError
-            raise UpstreamError("The provider's reply broke off.", code="upstream_disconnected") from None
+        except Exception as error:  # noqa: BLE001 - transports let more through than httpx.HTTPError
+            raise broken_off(error) from None
+
+
+def broken_off(error: Exception) -> UpstreamError:
+    """What a transport's error in the midst of a body means."""
+    if isinstance(error, UpstreamError):
+        return error
+    if isinstance(error, httpx.TimeoutException):
+        return UpstreamTimeout("The provider stopped sending.")
+    return UpstreamError("The provider's reply broke off.", code="upstream_disconnected")
 
 
 def _opening_error(error: Exception) -> UpstreamError:

@@ -14,7 +14,7 @@ _EXACT = Context(prec=60)  # whatever the host's own rounds to
 USD_PER_TICK = Decimal(1).scaleb(-10)  # xAI: cost_in_usd_ticks counts ten-billionths of a dollar
 
 
-class Usage(msgspec.Struct, frozen=True, kw_only=True):
+class Usage(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """Token counts as the provider reported them. None means not said, which is not zero.
 
     `input_tokens` and `output_tokens` are the provider's `prompt_tokens` and `completion_tokens`.
@@ -34,24 +34,35 @@ class Usage(msgspec.Struct, frozen=True, kw_only=True):
     raw_json: str | None = None
 
 
+_Path = tuple[str, str | None]
+
+
+def _paths(*said: str) -> tuple[_Path, ...]:
+    parts = (path.partition(".") for path in said)
+    return tuple((outer, inner or None) for outer, _, inner in parts)
+
+
 # Where providers put each count; the first that holds one is taken.
 _PATHS = {
-    "input_tokens": ("prompt_tokens", "input_tokens"),
-    "output_tokens": ("completion_tokens", "output_tokens"),
-    "total_tokens": ("total_tokens",),
-    "cached_tokens": (
+    "input_tokens": _paths("prompt_tokens", "input_tokens"),
+    "output_tokens": _paths("completion_tokens", "output_tokens"),
+    "total_tokens": _paths("total_tokens"),
+    "cached_tokens": _paths(
         "prompt_tokens_details.cached_tokens",
         "cached_tokens",
         "prompt_cache_hit_tokens",
         "cache_read_input_tokens",
     ),
-    "cache_write_tokens": (
+    "cache_write_tokens": _paths(
         "prompt_tokens_details.cache_write_tokens",
         "prompt_tokens_details.cache_creation_tokens",
         "cache_creation_input_tokens",
     ),
-    "reasoning_tokens": ("completion_tokens_details.reasoning_tokens", "reasoning_tokens"),
+    "reasoning_tokens": _paths("completion_tokens_details.reasoning_tokens", "reasoning_tokens"),
 }
+
+
+_NOTHING = dict.fromkeys(_PATHS)
 
 
 def read_usage(said: object, raw: bytes | None = None) -> Usage | None:
@@ -62,7 +73,7 @@ def read_usage(said: object, raw: bytes | None = None) -> Usage | None:
     if not isinstance(said, dict) or not said:
         return None
     found: dict[str, int | None] = {name: _first(said, paths) for name, paths in _PATHS.items()}
-    if all(value is None for value in found.values()):
+    if found == _NOTHING:
         return None
     return Usage(
         **found,
@@ -72,29 +83,22 @@ def read_usage(said: object, raw: bytes | None = None) -> Usage | None:
     )
 
 
-def _first(said: Mapping[str, Any], paths: tuple[str, ...]) -> int | None:
-    for path in paths:
-        outer, _, inner = path.partition(".")
+def _first(said: Mapping[str, Any], paths: tuple[_Path, ...]) -> int | None:
+    for outer, inner in paths:
         value = said.get(outer)
-        if inner:
+        if inner is not None:
             value = value.get(inner) if isinstance(value, dict) else None
-        count = _count(value)
+        count = None if value is None else _count(value)
         if count is not None:
             return count
     return None
 
 
 def _count(value: object) -> int | None:
-    if (
-        isinstance(value, Decimal)
-        and value.is_finite()
-        and abs(value) <= MAX_COUNT
-        and value == value.to_integral_value()
-    ):
-        value = int(value)
-    if type(value) is int and 0 <= value <= MAX_COUNT:
-        return value
-    return None
+    if isinstance(value, Decimal):
+        whole = value.is_finite() and abs(value) <= MAX_COUNT and value == value.to_integral_value()
+        value = int(value) if whole else None
+    return value if type(value) is int and 0 <= value <= MAX_COUNT else None
 
 
 def _additive(found: Mapping[str, int | None]) -> bool:
@@ -111,6 +115,8 @@ def _cost(said: Mapping[str, Any]) -> str | None:
     if isinstance(cost, dict):  # Perplexity
         cost = cost.get("total_cost")
     ticks = _count(said.get("cost_in_usd_ticks"))
+    if cost is None and ticks is None:
+        return None
     if cost is None and ticks is not None:
         cost = _EXACT.multiply(Decimal(ticks), USD_PER_TICK)
     if type(cost) is int:

@@ -4,7 +4,7 @@ from datetime import datetime
 from email.utils import parsedate_to_datetime
 from math import isnan
 
-from arbstr_asgi.headers import Headers, first
+from arbstr_asgi.headers import Headers
 
 BUSY = (408, 429)  # says nothing of how the provider is
 CREDENTIALS = (401, 403)
@@ -48,13 +48,13 @@ def retry_after(headers: Headers, now: datetime) -> float | None:
     """The seconds for which an answer asks to be left alone, by `retry-after-ms` (OpenAI's) or RFC 9110's
     `retry-after`; None where it doesn't say."""
     for name, unit in ((b"retry-after-ms", 1000), (b"retry-after", 1)):
-        said = (first(headers, name) or "").strip()
+        said = (headers.get(name) or "").strip()
         try:
             seconds = float(said) / unit
         except ValueError:
             continue
         return None if isnan(seconds) else min(max(seconds, 0.0), _LONGEST)
-    return _until(first(headers, b"retry-after"), now)
+    return _until(headers.get(b"retry-after"), now)
 
 
 def _until(said: str | None, now: datetime) -> float | None:

@@ -1,39 +1,39 @@
 """Learns that a client has hung up; no server tells an app unless it asks."""
 
 import asyncio
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from types import TracebackType
 
 from starlette.types import Receive
 
 MAX_MESSAGES = 16  # a server has nothing to say between the request and the hang-up; never spin on one that has
 
 
-@contextmanager
-def watching(receive: Receive, left: Callable[[], None]) -> Iterator[None]:
-    """Call `left` from the event loop when `receive` says that the client is gone, during the block."""
+class Watching:
+    """A block during which `left` is called from the event loop when `receive` says that the client is gone."""
 
-    async def watch() -> bool:
-        for _ in range(MAX_MESSAGES):
-            if (await receive())["type"] == "http.disconnect":
-                return True
-        return False
+    __slots__ = ("_left", "_receive", "_task")
 
-    def done(task: asyncio.Task[bool]) -> None:
-        # A receive that raises says nothing about the client.
-        if not task.cancelled() and task.exception() is None and task.result():
-            left()
+    def __init__(self, receive: Receive, left: Callable[[], None]) -> None:
+        self._receive = receive
+        self._left: Callable[[], None] | None = left
 
-    task = asyncio.ensure_future(watch())
-    task.add_done_callback(done)
-    try:
-        yield
-    finally:
-        task.remove_done_callback(done)
-        task.add_done_callback(_forget)
-        task.cancel()
+    def __enter__(self) -> None:
+        self._task = asyncio.get_running_loop().create_task(self._watch())
 
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._left = None
+        self._task.cancel()
+        del self._task  # its last traceback leads here, and nobody should have to look for such circles
 
-def _forget(task: asyncio.Task[bool]) -> None:
-    if not task.cancelled():
-        task.exception()
+    async def _watch(self) -> None:
+        gone, messages = False, 0
+        try:
+            while not gone and messages < MAX_MESSAGES:
+                gone, messages = (await self._receive())["type"] == "http.disconnect", messages + 1
+        except Exception:  # noqa: BLE001 - a receive that raises says nothing about the client
+            return
+        if gone and self._left is not None:
+            self._left()

@@ -20,7 +20,8 @@ MAX_FUNCTION_LINES = 60
 # A module may import what is on the lines above its own, never what is beside or below it.
 LEVELS = """
 config estimating metrics terminal
-errors spans entry usage interrupt learning lifespan workers orders mock_reply metering.sse metering.grammar
+errors spans entry usage interrupt stopwatch learning lifespan workers orders mock_reply metering.sse metering.grammar
+callid
 metering.excerpt estimating.keeping estimating.tokens
 ledger.quiet tries mock stats.cursor stats.zones stats.histogram
 stats.query
@@ -42,7 +43,7 @@ ledger.aggregates estimating.texts
 config.provider estimate aliasing estimating.estimator
 headers config.config drains holding leaving matching pricing keys transports metering.plain metering.events
 ledger.sessions ledger.hand ledger.migrations ledger.rollups ledger.removal ledger.ordering
-callers body models health routing watching verdict upstream listing metrics.labels
+callers body models health routing watching closing verdict upstream listing metrics.labels
 answers export
 ledger.sqlite ledger.postgresql ledger.mysql ledger.schema ledger.statistics ledger.roller
 breaker lookahead ledger.target metering.decoding metering.sniffing ledger.pages ledger.upkeep
@@ -60,9 +61,11 @@ metrics.metrics
 extras
 metrics.sharing
 account
+head
 asking relay
 failover
 exchange
+running
 gateway
 reports
 endpoints probes
@@ -75,7 +78,8 @@ cli
 """
 
 PURE = """
-errors spans entry usage drains holding learning leaving replies chat headers routing pricing outcome breaker estimate
+errors spans entry usage stopwatch drains holding learning leaving replies chat headers routing pricing outcome breaker
+estimate
 matching prompt splice aliasing tries verdict first_event config.apikey config.keysources config.variables
 config.unsupported config.places terminal.table listing models health quote terminal.shown terminal.sparkline
 terminal.recent terminal.series terminal.screen orders mock_reply metrics.labels estimating.texts metering
