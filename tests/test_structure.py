@@ -46,7 +46,7 @@ ledger.sessions ledger.hand ledger.migrations ledger.rollups ledger.removal ledg
 callers body models health routing watching closing verdict upstream listing metrics.labels
 answers export
 ledger.sqlite ledger.postgresql ledger.mysql ledger.schema ledger.statistics ledger.roller
-breaker lookahead ledger.target metering.decoding metering.sniffing ledger.pages ledger.upkeep
+breaker lookahead ledger.target ledger.holder metering.decoding metering.sniffing ledger.pages ledger.upkeep
 config.advice config.keyreport quote
 ledger.spill ledger.migrate metering.opening ledger.eraser ledger.reader ledger.caretaker
 ledger.spiller ledger.replay ledger.readable

@@ -29,6 +29,13 @@ class Special(NamedTuple):
         return cls(places(columns, Kind.MOMENT), places(columns, Kind.MONEY))
 
 
+class Many(NamedTuple):
+    """A statement with the VALUES of one row, and the rows that it is carried out for, in their order."""
+
+    sql: str
+    rows: Sequence[Row]
+
+
 IN_REQUESTS = Special.of(COLUMNS)
 IN_ATTEMPTS = Special.of(ATTEMPT_COLUMNS)
 
@@ -76,6 +83,10 @@ class Driver(Protocol):
 
     def in_transaction(self, raw: Any) -> bool:
         """Whether a transaction is open on this connection."""
+        ...
+
+    async def write(self, raw: Any, steps: Sequence[Many]) -> None:
+        """All of it in one transaction, as `begin` has it, in as few waits as there can be."""
         ...
 
     async def execute_many(self, raw: Any, sql: str, rows: Sequence[Row]) -> None:

@@ -12,13 +12,15 @@ from arbstr_asgi.errors import LedgerError
 from arbstr_asgi.ledger import values
 from arbstr_asgi.ledger.backlog import Backlog, Mark, Update
 from arbstr_asgi.ledger.degrading import LEVELS, degraded
-from arbstr_asgi.ledger.driver import IN_ATTEMPTS, Driver
+from arbstr_asgi.ledger.driver import IN_ATTEMPTS, Driver, Many
 from arbstr_asgi.ledger.losses import Losses
-from arbstr_asgi.ledger.marks import Marker
+from arbstr_asgi.ledger.marks import HourMark, Marker
 from arbstr_asgi.ledger.statements import Statements
 from arbstr_asgi.ledger.values import Record
 
 logger = logging.getLogger("arbstr_asgi.ledger")
+
+KEPT = 5000  # operations in memory while their rows are on disk
 
 Operation = Record | Update | Mark
 
@@ -31,6 +33,7 @@ class Chunk:
     since: float = 0.0  # when the oldest came, on the monotonic clock
     size: int = 0  # bytes, about
     spilled: bool = False
+    committed: bool = False
     level: int = 0
     reason: str = ""  # for that
 
@@ -56,9 +59,15 @@ class Hand:
         self._losses = losses
         self._marker = marker
         self.chunks: deque[Chunk] = deque()
+        self.stale: list[Record] = []  # committed, and still on disk
 
     def __len__(self) -> int:
         return sum(len(chunk.operations) for chunk in self.chunks)
+
+    @property
+    def waiting(self) -> int:
+        """How much of it is not on disk."""
+        return sum(not (chunk.spilled and isinstance(i, Record)) for chunk in self.chunks for i in chunk.operations)
 
     @property
     def size(self) -> int:
@@ -93,9 +102,11 @@ class Hand:
             self.chunks.append(Chunk(operations, taken.since, taken.size))
 
     def spilled(self, chunk: Chunk) -> None:
-        """Its rows are on disk, so they need not be kept here, but for those that may be on their way just now."""
+        """Its rows are on disk, so they need not be kept here, but for a few: those need not be read again."""
         chunk.settle_spilled()
-        if any(chunk is other for other in list(self.chunks)[1:]):
+        if chunk.committed:  # meanwhile
+            self._note_stale(chunk)
+        elif len(self) > KEPT and any(chunk is other for other in list(self.chunks)[1:]):
             chunk.operations = [i for i in chunk.operations if not isinstance(i, Record) and not _is_settled(i)]
             chunk.size = 0
             self.chunks = deque(other for other in self.chunks if other.operations)
@@ -122,8 +133,11 @@ class Hand:
             self.chunks.extendleft(reversed(self._without_blame(chunk, reason)))
         else:
             self.chunks.popleft()
+            chunk.committed = True
             for record in chunk.records if chunk.level else ():
                 self._losses.degrade(record.correlation_id, chunk.reason)
+            if chunk.spilled:
+                self._note_stale(chunk)
             _settle(chunk.operations, counts)
 
     def clear(self) -> list[Operation]:
@@ -132,6 +146,10 @@ class Hand:
         spilled = {id(record) for chunk in self.chunks if chunk.spilled for record in chunk.records}
         self.chunks.clear()
         return [item for item in left if id(item) not in spilled]
+
+    def _note_stale(self, chunk: Chunk) -> None:
+        if len(self.stale) < KEPT:  # the others are brought back once more, which changes nothing
+            self.stale += chunk.records
 
     async def _commit(self, raw: Any, operations: list[Operation]) -> list[int]:
         driver, sql = self._driver, self._statements
@@ -143,15 +161,20 @@ class Hand:
         ]
         if not records and not updates:
             return []
+        rows = [*keeping(driver, sql, records), *self._marking(self._marker.of_records(records))]
+        if not updates:
+            await driver.write(raw, rows)
+            return []
         async with driver.begin(raw):
-            await keep(driver, raw, sql, records)
+            await driver.write(raw, rows)
             counts = [await driver.execute(raw, sql.update_usage, update) for update in updates]
             found = [await driver.fetch(raw, sql.arrival, update[-1:]) for update in updates]
             moments = [values.read_moment(row[0]) for rows in found for row in rows]
-            marks = {mark[0]: mark for mark in (*self._marker.of_records(records), *self._marker.of(moments))}
-            if marks:
-                await driver.execute_many(raw, sql.mark_hour, [marks[hour] for hour in sorted(marks)])
+            await driver.write(raw, self._marking(self._marker.of(moments)))
             return counts
+
+    def _marking(self, marks: list[HourMark]) -> list[Many]:
+        return [Many(self._statements.mark_hour, marks)] if marks else []
 
     def _without_blame(self, chunk: Chunk, reason: str) -> list[Chunk]:
         """What to try instead of a chunk that was refused."""
@@ -171,13 +194,11 @@ class Hand:
         return [replace(chunk, operations=[degraded(item, level, reason)], level=level, reason=reason)]
 
 
-async def keep(driver: Driver, raw: Any, sql: Statements, records: Sequence[Record]) -> None:
-    """Write records, inside of a transaction; a newer state that is there stays."""
-    if records:
-        await driver.execute_many(raw, sql.upsert, [driver.encode(record.row) for record in records])
+def keeping(driver: Driver, sql: Statements, records: Sequence[Record]) -> list[Many]:
+    """What writes records, in one transaction; a newer state that is there stays."""
+    rows = [driver.encode(record.row) for record in records]
     attempts = [driver.encode(row, IN_ATTEMPTS) for record in records for row in record.attempts]
-    if attempts:
-        await driver.execute_many(raw, sql.upsert_attempt, attempts)
+    return [step for step in (Many(sql.upsert, rows), Many(sql.upsert_attempt, attempts)) if step.rows]
 
 
 def normalised(entries: Sequence[Entry], losses: Losses) -> list[Record]:

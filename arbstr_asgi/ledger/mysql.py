@@ -8,7 +8,7 @@ from typing import Any
 
 from pymysql import err
 
-from arbstr_asgi.ledger.driver import CONVERSION_ERRORS, IN_REQUESTS, OUTAGES, Driver, Special, encoded
+from arbstr_asgi.ledger.driver import CONVERSION_ERRORS, IN_REQUESTS, OUTAGES, Driver, Many, Special, encoded
 from arbstr_asgi.ledger.values import Row
 
 # NULL, no default, out of range, cut, not a date, not this charset, too long, a trigger's SIGNAL, CHECK, CHECK
@@ -53,6 +53,11 @@ class Mysql:
 
     def in_transaction(self, raw: Any) -> bool:
         return bool(raw.get_transaction_status())
+
+    async def write(self, raw: Any, steps: Sequence[Many]) -> None:
+        async with self.begin(raw):
+            for sql, rows in steps:
+                await self.execute_many(raw, sql, rows)
 
     async def execute_many(self, raw: Any, sql: str, rows: Sequence[Row]) -> None:
         async with raw.cursor() as cursor:

@@ -8,7 +8,7 @@ from typing import Any
 
 import asyncpg
 
-from arbstr_asgi.ledger.driver import CONVERSION_ERRORS, IN_REQUESTS, OUTAGES, Driver, Special
+from arbstr_asgi.ledger.driver import CONVERSION_ERRORS, IN_REQUESTS, OUTAGES, Driver, Many, Special
 from arbstr_asgi.ledger.values import Row
 
 _LOCK = 0x6172627374720001  # any number that nobody else uses: "arbstr", 1
@@ -66,6 +66,11 @@ class Postgresql:
 
     def in_transaction(self, raw: Any) -> bool:
         return bool(raw.is_in_transaction())
+
+    async def write(self, raw: Any, steps: Sequence[Many]) -> None:
+        async with self.begin(raw):
+            for sql, rows in steps:
+                await self.execute_many(raw, sql, rows)
 
     async def execute_many(self, raw: Any, sql: str, rows: Sequence[Row]) -> None:
         await raw.executemany(sql, rows)

@@ -52,7 +52,7 @@ class Writer:
         marker = Marker()
         self._hand = Hand(target.driver, statements, losses, marker)
         self.spill = None if shelter is None else shelter.spill
-        self._replay = Replay(target.driver, statements, losses, shelter, marker, monotonic)
+        self._replay = Replay(target.driver, statements, losses, shelter, marker, self._hand.stale, monotonic)
         self._some = asyncio.Event()
         self._hurry = asyncio.Event()
         self._ending = asyncio.Event()
@@ -72,7 +72,7 @@ class Writer:
     @property
     def queued(self) -> int:
         """What is in memory and not committed."""
-        return len(self._backlog) + len(self._hand)
+        return len(self._backlog) + self._hand.waiting
 
     @property
     def size(self) -> int:
@@ -212,10 +212,12 @@ class Writer:
             with suppress(TimeoutError):
                 async with asyncio.timeout(self._replay.seconds_to_wait):
                     await self._some.wait()
-        if not self._hand and len(self._backlog) < BATCH and not self._ending.is_set() and not self._may_replay():
-            with suppress(TimeoutError):
-                async with asyncio.timeout(GATHER):
-                    await self._hurry.wait()
+        since = self._backlog.since
+        if since is None or self._hand or len(self._backlog) >= BATCH or self._ending.is_set() or self._may_replay():
+            return True
+        with suppress(TimeoutError):
+            async with asyncio.timeout(since + GATHER - monotonic()):
+                await self._hurry.wait()
         return True
 
     def _may_replay(self) -> bool:
@@ -243,6 +245,8 @@ class Writer:
                 await self._replay.own(raw)
             await self._hand.write(raw)
             self._trouble.over()
+            if self._spiller is not None and self._hand.stale:
+                self._spiller.wake()
 
     async def _pause(self, seconds: float) -> None:
         if self._ending.is_set():
