@@ -82,7 +82,7 @@ class Relay:
     async def _pass_on(self, coming: AsyncIterator[bytes], meter: Meter) -> None:
         """What nearly every chunk meets, and nothing else."""
         outcome, interrupt, send, feed, reading = self._outcome, self._interrupt, self._send, meter.feed, meter.reading
-        now, idle_timeout, next_chunk = interrupt.now, self._idle_timeout, coming.__anext__
+        now, idle_timeout, next_chunk = asyncio.get_running_loop().time, self._idle_timeout, coming.__anext__
         account, is_to_start, missing = self._account, True, self._head.length if self._head else None
         while True:
             try:

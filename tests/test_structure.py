@@ -56,13 +56,14 @@ ledger metering
 terminal.source
 terminal.overview terminal.watch
 terminal.lookups terminal.chores
-outcome first_event desk metrics.gauges metrics.exposition
+outcome first_event metrics.gauges metrics.exposition
 metrics.metrics
 extras
 metrics.sharing
 account
 head
 asking relay
+desk
 failover
 exchange
 running

@@ -29,7 +29,7 @@ import uvicorn
 import uvloop
 
 from arbstr_asgi import ArbstrMiddleware, Config, DatabaseConfig, Provider, Server
-from arbstr_asgi.body import body_chunks
+from arbstr_asgi.body import BodyChunks
 from arbstr_asgi.chat import ensure_stream_options, parse
 from arbstr_asgi.metering import open_meter
 from arbstr_asgi.serve import serving
@@ -136,7 +136,7 @@ class BareRelay:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass one call on and its answer back."""
-        body = b"".join([chunk async for chunk in body_chunks(receive)])  # type: ignore[arg-type]
+        body = b"".join([chunk async for chunk in BodyChunks(receive)])  # type: ignore[arg-type]
         headers = [(b"content-type", b"application/json"), (b"accept-encoding", b"identity")]
         timeout = {"connect": 10.0, "read": None, "write": None, "pool": None}
         request = httpx.Request("POST", self._url, headers=headers, content=body, extensions={"timeout": timeout})
