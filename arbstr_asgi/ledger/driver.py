@@ -10,6 +10,8 @@ from datetime import datetime
 from decimal import Decimal
 from typing import Any, NamedTuple, Protocol, cast
 
+import msgspec
+
 from arbstr_asgi.ledger.columns import ATTEMPT_COLUMNS, COLUMNS, Columns, Kind, places
 from arbstr_asgi.ledger.values import Row
 
@@ -154,5 +156,6 @@ def encoded(row: Row, special: Special, moment: Any, money: Any) -> Row:
 
 
 def iso(value: datetime) -> str:
-    """Fixed width, so that text sorts as time does: `2026-11-22T10:00:00.123Z`."""
-    return value.isoformat(timespec="milliseconds").replace("+00:00", "Z")
+    """Fixed width, so that text sorts as time does: `2026-11-22T10:00:00.123Z`; of a normalised moment."""
+    text: str = msgspec.to_builtins(value)  # ten times as fast as `isoformat`; without a fraction that is 0
+    return f"{text[:23]}Z" if value.microsecond else f"{text[:19]}.000Z"

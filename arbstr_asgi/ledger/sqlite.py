@@ -105,7 +105,10 @@ class Sqlite:
         return encoded(row, special, iso, self.money)
 
     def money(self, value: Decimal | None) -> str | None:
-        return None if value is None else f"{value:f}"  # a NUMERIC column would make it a float
+        if value is None:
+            return None
+        text = str(value)  # a NUMERIC column would make it a float
+        return f"{value:f}" if "E" in text else text
 
     def row_error(self, error: BaseException) -> str | None:
         row_errors = (sqlite3.IntegrityError, sqlite3.DataError, sqlite3.InterfaceError, *CONVERSION_ERRORS)
