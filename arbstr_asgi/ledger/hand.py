@@ -3,11 +3,11 @@
 import logging
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any
 
-from arbstr_asgi.entry import Entry
+from arbstr_asgi.entry import Call, Entry
 from arbstr_asgi.errors import LedgerError
 from arbstr_asgi.ledger import values
 from arbstr_asgi.ledger.backlog import Backlog, Mark, Update
@@ -36,6 +36,10 @@ class Chunk:
     committed: bool = False
     level: int = 0
     reason: str = ""  # for that
+    waiting: int = field(init=False, default=0)  # operations that are not on disk
+
+    def __post_init__(self) -> None:
+        self.waiting = len(self.operations) - (len(self.records) if self.spilled else 0)
 
     @property
     def records(self) -> list[Record]:
@@ -45,6 +49,8 @@ class Chunk:
     def settle_spilled(self) -> None:
         """The rows are on disk: tell whoever waits for no more than that."""
         self.spilled = True
+        self.waiting = len(self.operations) - len(self.records)
+        self.size = 0  # what is kept of them is bounded by their number
         for item in self.operations:
             if isinstance(item, Mark) and item.spilled:
                 item.settle(0)
@@ -67,12 +73,12 @@ class Hand:
     @property
     def waiting(self) -> int:
         """How much of it is not on disk."""
-        return sum(not (chunk.spilled and isinstance(i, Record)) for chunk in self.chunks for i in chunk.operations)
+        return sum([chunk.waiting for chunk in self.chunks])
 
     @property
     def size(self) -> int:
-        """About how many bytes this keeps."""
-        return sum(chunk.size for chunk in self.chunks)
+        """About how many bytes this keeps of what is not on disk."""
+        return sum([chunk.size for chunk in self.chunks])
 
     @property
     def since(self) -> float | None:
@@ -97,7 +103,11 @@ class Hand:
     def take(self, backlog: Backlog, limit: int) -> None:
         """Add one chunk of at most `limit` items from the backlog."""
         taken = backlog.take(limit)
-        operations: list[Operation] = [*normalised(taken.entries, self._losses), *taken.updates, *taken.marks]
+        operations: list[Operation] = [
+            *normalised(snapshots(taken.entries, self._losses), self._losses),
+            *taken.updates,
+            *taken.marks,
+        ]
         if operations:
             self.chunks.append(Chunk(operations, taken.since, taken.size))
 
@@ -108,7 +118,7 @@ class Hand:
             self._note_stale(chunk)
         elif len(self) > KEPT and any(chunk is other for other in list(self.chunks)[1:]):
             chunk.operations = [i for i in chunk.operations if not isinstance(i, Record) and not _is_settled(i)]
-            chunk.size = 0
+            chunk.waiting = len(chunk.operations)
             self.chunks = deque(other for other in self.chunks if other.operations)
 
     def put(self, records: Sequence[Record]) -> None:
@@ -199,6 +209,17 @@ def keeping(driver: Driver, sql: Statements, records: Sequence[Record]) -> list[
     rows = [driver.encode(record.row) for record in records]
     attempts = [driver.encode(row, IN_ATTEMPTS) for record in records for row in record.attempts]
     return [step for step in (Many(sql.upsert, rows), Many(sql.upsert_attempt, attempts)) if step.rows]
+
+
+def snapshots(entries: Sequence[Entry | Call], losses: Losses) -> list[Entry]:
+    """Entries, and what the calls among them say of themselves now; one that can't is counted, if no other."""
+    found: list[Entry] = []
+    for entry in entries:
+        try:
+            found.append(entry if isinstance(entry, Entry) else entry.entry())
+        except Exception as error:  # noqa: BLE001 - one odd call must not stop the others
+            losses.add(1, f"a call that can't be told: {type(error).__name__}")
+    return found
 
 
 def normalised(entries: Sequence[Entry], losses: Losses) -> list[Record]:

@@ -8,7 +8,6 @@ from contextlib import suppress
 from time import monotonic
 from typing import Any
 
-from arbstr_asgi.entry import Entry
 from arbstr_asgi.errors import LedgerError, LedgerUnavailable
 from arbstr_asgi.ledger.backlog import Backlog, Item, Mark, Update
 from arbstr_asgi.ledger.hand import Hand
@@ -21,7 +20,6 @@ from arbstr_asgi.ledger.spiller import Spiller
 from arbstr_asgi.ledger.statements import Statements
 from arbstr_asgi.ledger.target import Target
 from arbstr_asgi.ledger.trouble import Trouble
-from arbstr_asgi.ledger.values import Record
 
 logger = logging.getLogger("arbstr_asgi.ledger")
 
@@ -103,8 +101,10 @@ class Writer:
 
     def add(self, item: Item, *, urgent: bool = False) -> None:
         """Queue; `urgent` is written without waiting for company. From any thread."""
-        self._backlog.add(item, monotonic())
-        hurry = urgent or len(self._backlog) >= BATCH
+        waiting = self._backlog.add(item, monotonic())
+        hurry = urgent or waiting >= BATCH
+        if waiting > 1 and not hurry:  # whoever came first has woken everybody
+            return
         if threading.get_ident() == self._thread:
             self._wake(hurry=hurry)
         else:
@@ -259,7 +259,7 @@ class Writer:
     def _give_up(self) -> None:
         """Count and report everything that is neither committed nor spilled."""
         left = [*self._hand.clear(), *self._backlog.clear()]
-        lost = sum(isinstance(item, Record | Entry) for item in left)
+        lost = sum(not isinstance(item, Update | Mark) for item in left)
         if lost:
             self._losses.add(lost, "the ledger was closed before they could be written")
         self._losses.sum_up()
