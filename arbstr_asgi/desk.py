@@ -8,7 +8,7 @@ from arbstr_asgi.asking import Asking
 from arbstr_asgi.breaker import Breakers
 from arbstr_asgi.config.config import Config
 from arbstr_asgi.drains import Drains
-from arbstr_asgi.entry import Entry
+from arbstr_asgi.entry import Call, Entry
 from arbstr_asgi.estimating.estimator import Estimator
 from arbstr_asgi.headers import Passage
 from arbstr_asgi.matching import Matcher
@@ -24,6 +24,8 @@ class Desk(msgspec.Struct, frozen=True, kw_only=True):
     """By the names of the providers."""
     matcher: Matcher
     breakers: Breakers
+    follow: Callable[[Call], None]
+    """Records the first state of a call, as it is when it comes to be written."""
     record: Callable[[Entry], None]
     worker_id: str
     commit: Callable[[Entry], Awaitable[None]] | None = None

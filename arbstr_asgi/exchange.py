@@ -168,7 +168,7 @@ class Exchange:
             changed=meter.edits,
             says_cost=desk.config.response_headers == "full",
         )
-        desk.record(account.in_flight())
+        desk.follow(account)
         return meter, head
 
     async def _settle(self, receive: Receive, send: Send) -> None:

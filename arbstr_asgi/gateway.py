@@ -119,6 +119,7 @@ class Gateway:
             matcher=self.matcher,
             breakers=self.breakers,
             passages=passages,
+            follow=self.ledger.follow,
             record=record,
             commit=commit if self.config.database.durability == "strict" else None,
             worker_id=self.ledger.worker_id,

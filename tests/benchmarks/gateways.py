@@ -65,6 +65,15 @@ async def litellm(venv: Path, provider: int, folder: Path) -> AsyncIterator[tupl
         yield port, pid
 
 
+async def answering(name: str, port: int) -> int:
+    """The port of a gateway that is up already. Raises RuntimeError where it doesn't answer a call."""
+    try:
+        await drive(port, PLAIN_REQUEST, 1)
+    except (OSError, EOFError, RuntimeError) as error:
+        raise RuntimeError(f"{name} at 127.0.0.1:{port} does not answer a chat completion: {error}") from None
+    return port
+
+
 async def _check(port: int, folder: Path, seconds: float) -> None:
     """Raises RuntimeError, with what the gateway said, where it doesn't answer a call."""
     try:

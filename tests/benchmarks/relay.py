@@ -25,7 +25,7 @@ from typing import Any, NamedTuple
 import guard
 import uvloop
 from client import cpu
-from gateways import has_nginx, litellm, nginx
+from gateways import answering, has_nginx, litellm, nginx
 from hosts import SERVERS, be_server
 from ledgers import ledgers, rows
 from measures import Plan, Target
@@ -79,7 +79,7 @@ async def targets(
             found["LiteLLM's proxy"] = Target(port, _used_by(pid), base=base)
         if given.gateway is not None:
             name, _, port_given = given.gateway.partition("=")
-            found[name] = Target(int(port_given), None, base=base)
+            found[name] = Target(await answering(name, int(port_given)), None, base=base)
         for target in found.values():
             await target.warm_up()
         yield found
@@ -134,7 +134,9 @@ def judge(given: argparse.Namespace, results: dict[str, Any]) -> list[str]:
         for name, one in results.items()
         if one.get("rows_found") != one.get("rows_expected")
     ]
-    return wrong + (guard.too_dear(ratios(results), guard.recorded()) if given.guard else [])
+    if given.guard:
+        wrong += guard.too_dear(ratios(results), guard.recorded())
+    return wrong
 
 
 def _folder(said: str) -> Path:
@@ -163,10 +165,13 @@ def options() -> argparse.ArgumentParser:
 def main() -> int:
     """The command."""
     given = options().parse_args()
-    results = measure(given)
+    try:
+        results = measure(given)
+    except RuntimeError as error:
+        sys.exit(str(error))
     wrong = judge(given, results)
     if wrong and given.guard:
-        print("\n".join([*wrong, "measured once more, in case somebody else was at work:"]), file=sys.stderr)
+        print("\n".join([*wrong, "once more, in case somebody else was at work"]), file=sys.stderr)
         results = measure(given)
         wrong = judge(given, results)
     pieces = parts(200 if given.quick or given.rounds else 1000)
@@ -176,7 +181,8 @@ def main() -> int:
         given.json.write_text(json.dumps(found, indent=1, ensure_ascii=False), "utf-8")
     if given.record:
         guard.record(ratios(results))
-    print("\n".join(wrong), file=sys.stderr)
+    for what in wrong:
+        print(what, file=sys.stderr)
     return int(bool(wrong))
 
 
