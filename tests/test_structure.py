@@ -103,6 +103,7 @@ FOREIGN = {
     "alembic": "ledger.migrations",
     "asyncpg": "ledger.postgresql",
     "pymysql": "ledger.mysql",
+    "aiomysql": "ledger.mysql",
     "starlette": "app asgi body endpoints exchange export gateway lifespan middleware mock probes relay reports "
     "watching",
     "hypercorn": "serve",

@@ -3,6 +3,8 @@
 import asyncio
 import sqlite3
 from collections.abc import Awaitable, Callable
+from datetime import UTC, datetime
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +13,12 @@ from databases_under_test import an_entry, run_sql, sqlite_file
 from wire import eventually
 
 from arbstr_asgi.entry import Attempt
-from arbstr_asgi.ledger import Ledger, holder, sqlite
-from arbstr_asgi.ledger.columns import COLUMNS
+from arbstr_asgi.ledger import Ledger, holder, sqlite, values
+from arbstr_asgi.ledger.columns import ATTEMPT_COLUMNS, COLUMNS
 from arbstr_asgi.ledger.driver import Many
+from arbstr_asgi.ledger.hand import keeping
 from arbstr_asgi.ledger.holder import Holder
+from arbstr_asgi.ledger.statements import statements
 from arbstr_asgi.ledger.target import Target
 
 DONE: dict[str, Any] = {"revision": 1, "end_reason": "completed", "success": True}
@@ -217,7 +221,6 @@ def test_what_was_written_after_all_leaves_the_spill(tmp_path: Path, monkeypatch
 
 def test_a_newer_state_stays_in_the_spill(tmp_path: Path) -> None:
     """What is taken out because the database has it is that state, and none that has come since."""
-    from arbstr_asgi.ledger import values
     from arbstr_asgi.ledger.slots import Slots
     from arbstr_asgi.ledger.spill import Spill
 
@@ -231,5 +234,36 @@ def test_a_newer_state_stays_in_the_spill(tmp_path: Path) -> None:
         assert spill.rows == 1
         assert [kept.record.correlation_id for kept in await spill.read(9)] == ["call"]
         await spill.close()
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("mode", ["", "NO_BACKSLASH_ESCAPES"])
+def test_values_arrive_as_they_are(database_url: str, mode: str) -> None:
+    """Whatever a text looks like to SQL, it is stored and nothing else; so are the smallest and the largest amount."""
+    nasty = "'; DROP TABLE requests; -- \" \\ \\' %s {0} \n\r\x1a ü 😀 $1 ?"
+    amounts = Decimal("0.000000001"), Decimal("-999999999999999.999999999"), Decimal(0)
+    moment = datetime(2026, 2, 3, 4, 5, 6, 7000, tzinfo=UTC)
+    fields: dict[str, Any] = {"model": nasty, "tags": nasty, "timestamp": moment, **DONE}
+    money = dict(zip(("cost_sats", "provider_cost_sats", "dearest_cost_sats"), amounts, strict=True))
+    attempt = Attempt(number=1, provider=nasty, timestamp=moment, model="m", cost_sats=amounts[0], revision=1)
+    record = values.record(an_entry("call", **fields, **money, input_tokens=-(2**63), tries=(attempt,)))
+
+    async def main() -> None:
+        target = Target.of(database_url, "")
+        sessions = await target.open(migrate=True)
+        driver, sql = target.driver, statements(target.dialect, "")
+
+        async def work(raw: Any) -> None:
+            if driver.dialect == "mysql":
+                await driver.execute(raw, "SET SESSION sql_mode = %s", (f"STRICT_ALL_TABLES,{mode}".strip(","),))
+            await driver.write(raw, keeping(driver, sql, [record]))
+            ((row),) = await driver.fetch(raw, sql.of_call, ("call", 1))
+            assert values.read_row(row) == record.row
+            ((tried),) = await driver.fetch(raw, sql.attempts_of(1), ("call",))
+            assert values.read_row(tried, ATTEMPT_COLUMNS) == record.attempts[0]
+
+        await sessions.run(work)
+        await target.close()
 
     asyncio.run(main())

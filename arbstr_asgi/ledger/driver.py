@@ -155,6 +155,14 @@ def encoded(row: Row, special: Special, moment: Any, money: Any) -> Row:
     return tuple(values)
 
 
+def plain(value: Decimal | None) -> str | None:
+    """A normalised amount as text, never with an exponent."""
+    if value is None:
+        return None
+    text = str(value)
+    return f"{value:f}" if "E" in text else text
+
+
 def iso(value: datetime) -> str:
     """Fixed width, so that text sorts as time does: `2026-11-22T10:00:00.123Z`; of a normalised moment."""
     text: str = msgspec.to_builtins(value)  # ten times as fast as `isoformat`; without a fraction that is 0

@@ -1,19 +1,38 @@
 """MariaDB and MySQL, through aiomysql."""
 
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from datetime import datetime
 from decimal import Decimal
 from typing import Any
 
+import aiomysql
 from pymysql import err
 
-from arbstr_asgi.ledger.driver import CONVERSION_ERRORS, IN_REQUESTS, OUTAGES, Driver, Many, Special, encoded
+from arbstr_asgi.ledger.driver import CONVERSION_ERRORS, IN_REQUESTS, OUTAGES, Driver, Many, Special, encoded, iso
 from arbstr_asgi.ledger.values import Row
 
 # NULL, no default, out of range, cut, not a date, not this charset, too long, a trigger's SIGNAL, CHECK, CHECK
 _ROW_CODES = {1048, 1364, 1264, 1265, 1292, 1366, 1406, 1644, 3819, 4025}
 _NO_SUCH_DATABASE = 1049
+
+
+class _Cursor(aiomysql.Cursor):  # type: ignore[misc]
+    """Asks for each value's type once, where the driver's own asks five times; a row has fifty values."""
+
+    def _escape_args(self, args: Any, conn: Any) -> Any:
+        if not isinstance(args, tuple):
+            return super()._escape_args(args, conn)
+        literal, escape, string = _LITERALS.get, conn.escape, conn.escape_string
+        return tuple([f"'{string(v)}'" if type(v) is str else literal(type(v), escape)(v) for v in args])
+
+
+_LITERALS: dict[type, Callable[[Any], str]] = {
+    int: str,
+    Decimal: str,
+    bool: lambda value: "true" if value else "false",
+    type(None): lambda _: "NULL",
+}
 
 
 class Mysql:
@@ -60,7 +79,7 @@ class Mysql:
                 await self.execute_many(raw, sql, rows)
 
     async def execute_many(self, raw: Any, sql: str, rows: Sequence[Row]) -> None:
-        async with raw.cursor() as cursor:
+        async with raw.cursor(_Cursor) as cursor:
             await cursor.executemany(sql, rows)
 
     async def execute(self, raw: Any, sql: str, parameters: Sequence[Any]) -> int:
@@ -86,7 +105,7 @@ class Mysql:
         await self.fetch(raw, f"SELECT RELEASE_LOCK({_LOCK_NAME})", (prefix,))
 
     def encode(self, row: Row, special: Special = IN_REQUESTS) -> Row:
-        return encoded(row, special, _naive, self.money)
+        return encoded(row, special, _text, self.money)
 
     def money(self, value: Decimal | None) -> Decimal | None:
         return value
@@ -124,6 +143,10 @@ _LOCK_NAME = "CONCAT('arbstr.', MD5(CONCAT(DATABASE(), '/', %s)))"
 def _naive(value: datetime) -> datetime:
     # The driver drops an offset silently; normalised values have none. Four times as fast as `replace`.
     return datetime.combine(value.date(), value.time())
+
+
+def _text(value: datetime) -> str:
+    return iso(value)[:-1]  # no literal takes the offset
 
 
 DRIVER: Driver = Mysql()

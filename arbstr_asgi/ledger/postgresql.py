@@ -8,7 +8,17 @@ from typing import Any
 
 import asyncpg
 
-from arbstr_asgi.ledger.driver import CONVERSION_ERRORS, IN_REQUESTS, OUTAGES, Driver, Many, Special
+from arbstr_asgi.ledger.driver import (
+    CONVERSION_ERRORS,
+    IN_REQUESTS,
+    OUTAGES,
+    Driver,
+    Many,
+    Special,
+    encoded,
+    iso,
+    plain,
+)
 from arbstr_asgi.ledger.values import Row
 
 _LOCK = 0x6172627374720001  # any number that nobody else uses: "arbstr", 1
@@ -26,7 +36,7 @@ class _Connection(asyncpg.Connection):  # type: ignore[misc]
 
 
 class Postgresql:
-    """Takes Python's values as they are."""
+    """Takes Python's values as they are, but for rows."""
 
     dialect = "postgresql"
     # No size to be kept: asyncpg would log a traceback each time that it can't be in an outage.
@@ -94,7 +104,7 @@ class Postgresql:
         pass
 
     def encode(self, row: Row, special: Special = IN_REQUESTS) -> Row:
-        return row
+        return encoded(row, special, iso, plain)  # as `statements` has them read
 
     def money(self, value: Decimal | None) -> Decimal | None:
         return value

@@ -14,7 +14,17 @@ from decimal import Decimal
 from itertools import chain
 from typing import Any, TypeVar
 
-from arbstr_asgi.ledger.driver import CONVERSION_ERRORS, IN_REQUESTS, OUTAGES, Driver, Many, Special, encoded, iso
+from arbstr_asgi.ledger.driver import (
+    CONVERSION_ERRORS,
+    IN_REQUESTS,
+    OUTAGES,
+    Driver,
+    Many,
+    Special,
+    encoded,
+    iso,
+    plain,
+)
 from arbstr_asgi.ledger.values import Row
 
 T = TypeVar("T")
@@ -25,6 +35,7 @@ _MOST = 256  # rows in a statement
 _VALUES = re.compile(r"(?<=VALUES )\([?, ]+\)")
 _BEGIN = "BEGIN IMMEDIATE"  # a deferred one fails at once when another commits in between
 _open: weakref.WeakSet[Any] = weakref.WeakSet()  # connections that are ours
+_writing: weakref.WeakSet[Any] = weakref.WeakSet()  # and those that are prepared for batches
 
 
 class Sqlite:
@@ -77,6 +88,10 @@ class Sqlite:
         return bool(raw.in_transaction)
 
     async def write(self, raw: Any, steps: Sequence[Many]) -> None:
+        if raw not in _writing and not raw.in_transaction:
+            # What a statement of many rows may have to undo would go to a file; readers may sort more than fits.
+            await raw.execute_fetchall("PRAGMA temp_store = MEMORY")
+            _writing.add(raw)
         await _patiently(lambda: _in_its_thread(raw, _write, steps))
 
     async def execute_many(self, raw: Any, sql: str, rows: Sequence[Row]) -> None:
@@ -102,13 +117,10 @@ class Sqlite:
         pass
 
     def encode(self, row: Row, special: Special = IN_REQUESTS) -> Row:
-        return encoded(row, special, iso, self.money)
+        return encoded(row, special, iso, plain)
 
     def money(self, value: Decimal | None) -> str | None:
-        if value is None:
-            return None
-        text = str(value)  # a NUMERIC column would make it a float
-        return f"{value:f}" if "E" in text else text
+        return plain(value)  # a NUMERIC column would make it a float
 
     def row_error(self, error: BaseException) -> str | None:
         row_errors = (sqlite3.IntegrityError, sqlite3.DataError, sqlite3.InterfaceError, *CONVERSION_ERRORS)
