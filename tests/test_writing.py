@@ -14,10 +14,13 @@ from wire import eventually
 
 from arbstr_asgi.entry import Attempt
 from arbstr_asgi.ledger import Ledger, holder, sqlite, values
+from arbstr_asgi.ledger.backlog import Backlog
 from arbstr_asgi.ledger.columns import ATTEMPT_COLUMNS, COLUMNS
 from arbstr_asgi.ledger.driver import Many
-from arbstr_asgi.ledger.hand import keeping
+from arbstr_asgi.ledger.hand import Hand, keeping
 from arbstr_asgi.ledger.holder import Holder
+from arbstr_asgi.ledger.losses import Losses
+from arbstr_asgi.ledger.marks import Marker
 from arbstr_asgi.ledger.statements import statements
 from arbstr_asgi.ledger.target import Target
 
@@ -217,6 +220,28 @@ def test_what_was_written_after_all_leaves_the_spill(tmp_path: Path, monkeypatch
         await ledger.close()
 
     asyncio.run(main())
+
+
+def test_what_was_committed_while_it_was_spilled_is_known(tmp_path: Path) -> None:
+    """Whichever of both ends first, the rows need not be read back."""
+
+    async def work(target: Target) -> None:
+        sessions = await target.open(migrate=True)
+        backlog = Backlog()
+        hand = Hand(target.driver, statements("sqlite", ""), Losses(), Marker())
+        for number in range(2):
+            backlog.add(an_entry(f"call-{number}"), 0.0)
+            hand.take(backlog, 1)
+        first, second = hand.chunks
+        hand.spilled(second)
+        assert (len(hand), hand.waiting, hand.stale) == (2, 1, [])
+        await sessions.run(hand.write)
+        assert hand.stale == []
+        hand.spilled(first)
+        await sessions.run(hand.write)
+        assert hand.stale == [*first.records, *second.records]
+
+    on_sqlite(tmp_path, work)
 
 
 def test_a_newer_state_stays_in_the_spill(tmp_path: Path) -> None:
