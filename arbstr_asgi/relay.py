@@ -96,9 +96,9 @@ class Relay:
                 account.ttft_ms, is_to_start = account.elapsed_ms(), False
             if missing is not None:
                 missing -= len(out)
-                if not missing:  # nothing can follow: it goes with the end
+                if not missing:  # nothing can follow, whatever the provider does: it goes with the end
                     self._last = out
-                    continue
+                    return
             if out and not outcome.left:
                 interrupt.limit = inf  # what a slow client takes is not the provider's idleness
                 try:

@@ -488,6 +488,28 @@ def test_fifty_streams(tmp_path: Path) -> None:
     asyncio.run(main())
 
 
+@pytest.mark.parametrize("behind", [httpx.ReadError("gone"), asyncio.Event()], ids=["breaks", "stalls"])
+@pytest.mark.parametrize("pieces", [1, 2])
+def test_a_body_of_known_length(pieces: int, behind: Exception | asyncio.Event, tmp_path: Path) -> None:
+    """A body is whole with its last byte, whatever the provider does then, and goes with no message too many."""
+    half = len(PLAIN) // 2
+    chunks = [PLAIN] if pieces == 1 else [PLAIN[:half], PLAIN[half:]]
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        headers = {**JSON_TYPE, "content-length": str(len(PLAIN))}
+        return httpx.Response(200, headers=headers, stream=Chunks(*chunks, behind))
+
+    async def main() -> None:
+        async with running("middleware", configured(tmp_path, PRICED), Provided(answer)) as app, asyncio.timeout(5):
+            reply = await call(app, PLAIN_REQUEST)
+            assert [message.get("body") for message in reply.messages[1:]] == chunks
+            assert reply.ended
+            (row,) = await rows(app)
+            assert (row["end_reason"], row["success"], row["error_message"]) == ("completed", True, None)
+
+    asyncio.run(main())
+
+
 @pytest.mark.parametrize("body", [STREAM_REQUEST, PLAIN_REQUEST], ids=["stream", "plain"])
 def test_close_ends_streams(body: bytes, tmp_path: Path) -> None:
     """Closing under running calls ends them at once, tells their clients, and writes their rows."""
