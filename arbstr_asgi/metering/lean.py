@@ -62,10 +62,12 @@ class Lean:
         blocks = chunk.split(END)
         if self.template is None or len(blocks) < 3 or blocks.pop():
             return None
-        usual = [self.template.fill(block + END) for block in blocks]
-        found = [event for event in usual if event is not None]
-        if len(found) < len(usual):
-            return None
+        found: list[bytes] = []
+        for block in blocks:
+            usual = self.template.fill(block + END)
+            if usual is None:
+                return None
+            found.append(usual)
         self._reading.events += len(found)
         return b"".join(found)
 
