@@ -60,6 +60,11 @@ class Replay:
         return self._now() >= self._not_before
 
     @property
+    def own_rows(self) -> bool:
+        """Whether our own spill holds any rows, so that one of them may be the only state of its call."""
+        return self._spill is not None and self._spill.rows > 0
+
+    @property
     def own_waiting(self) -> bool:
         """Whether our own spill holds rows that the database has not got yet."""
         return self._spill is not None and self._spill.rows > len(self._stale)

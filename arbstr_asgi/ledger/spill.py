@@ -115,8 +115,7 @@ class Spill:
 
         async def forget(raw: Any) -> None:
             await self._driver.write(raw, _removing(records))
-            ((self.rows, *bounds),) = await self._driver.fetch(raw, _SQL.up_to, (_ALL,))
-            self._note(*bounds)
+            await self._count_all(raw)
 
         if records and self.rows <= _FEW:
             await self._run(forget)
@@ -131,9 +130,15 @@ class Spill:
         self.rows += new
         self._note(*bounds)
 
+    async def _count_all(self, raw: Any) -> None:
+        ((self.rows, *bounds),) = await self._driver.fetch(raw, _SQL.up_to, (_ALL,))
+        self._note(*bounds)
+
     async def _count_removed(self, raw: Any, kept: Sequence[Kept]) -> None:
         """What was read came first, so whatever is left up to its last has stayed."""
-        if kept:
+        if self.rows <= _FEW:  # some of it may have been forgotten since
+            await self._count_all(raw)
+        elif kept:
             ((left, *bounds),) = await self._driver.fetch(raw, _SQL.up_to, (kept[-1].id,))
             self.rows -= len(kept) - left
             self._note(*bounds)

@@ -241,7 +241,7 @@ class Writer:
         if not self._backlog:
             self._hurry.clear()
         while self._hand:
-            if self._hand.asks_for_order and self._replay.own_waiting:
+            if self._hand.asks_for_order and self._replay.own_rows:
                 await self._replay.own(raw)
             await self._hand.write(raw)
             self._trouble.over()
