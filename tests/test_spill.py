@@ -19,7 +19,7 @@ from gate import Gate
 from wire import eventually
 
 from arbstr_asgi.errors import LedgerError
-from arbstr_asgi.ledger import Bounds, Ledger
+from arbstr_asgi.ledger import Bounds, Ledger, hand
 from arbstr_asgi.ledger.slots import Slots
 from arbstr_asgi.ledger.spill import Spill
 
@@ -129,8 +129,12 @@ def test_a_database_that_is_down_at_start_gets_everything_later(database_url: st
     outage(database_url, scenario)
 
 
-def test_an_update_waits_for_the_row_that_is_on_disk(database_url: str) -> None:
-    """Its row is in no batch of the memory's any more, and still the update finds it."""
+@pytest.mark.parametrize("kept", [0, hand.KEPT])
+def test_an_update_waits_for_the_row_that_is_on_disk(
+    database_url: str, kept: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where its row is in no batch of the memory's any more, the update finds it."""
+    monkeypatch.setattr(hand, "KEPT", kept)
 
     async def scenario(out: Outage) -> None:
         ledger = Ledger(out.url)
