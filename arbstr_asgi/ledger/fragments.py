@@ -88,6 +88,10 @@ class Fragments:
         concat = "group_concat" if self.dialect == "sqlite" else "string_agg"
         return f"""'{{' || {concat}('"' || {key} || '":' || {value}, ',') || '}}'"""
 
+    def listed(self, number: str) -> str:
+        """An aggregate: the numbers, with commas between them; not of MySQL, where that has a limit."""
+        return f"group_concat({number})" if self.dialect == "sqlite" else f"string_agg(CAST({number} AS TEXT), ',')"
+
     def whole(self, number: str) -> list[Weighed]:
         """The parts of an integer."""
         if self.dialect == "sqlite":

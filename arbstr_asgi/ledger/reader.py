@@ -34,15 +34,15 @@ class Reader:
 
     async def groups(self, query: StatsQuery) -> list[Group]:
         """Figures. Raises LedgerError."""
-        return await self._run(Statistics(self.sessions.driver, self._fragments).groups, query)
+        return await self._run(self._statistics().groups, query)
 
     async def names(self, column: str) -> list[str]:
         """The values of a column, sorted. Raises LedgerError."""
-        return await self._run(Statistics(self.sessions.driver, self._fragments).names, column)
+        return await self._run(self._statistics().names, column)
 
     async def page(self, query: RequestsQuery, *, counted: bool = True) -> Page:
         """One page. Raises LedgerError."""
-        pages = Pages(self.sessions.driver, self._fragments)
+        pages = Pages(self.sessions.driver, self._fragments, self.sessions.memory)
         return await self._run(pages.page if counted else pages.uncounted, query)
 
     async def rows(self, limit: int, correlation_id: str | None) -> list[dict[str, Any]]:
@@ -64,6 +64,9 @@ class Reader:
     async def check(self) -> None:
         """Raises LedgerError unless the schema's version can be read in two seconds."""
         await self._fetch(self._statements.version, (), _CHECK_TIMEOUT)
+
+    def _statistics(self) -> Statistics:
+        return Statistics(self.sessions.driver, self._fragments, self.sessions.memory)
 
     async def _fetch(self, sql: str, parameters: Sequence[Any], timeout: float) -> list[Sequence[Any]]:
         fetch = self.sessions.driver.fetch

@@ -32,7 +32,7 @@ class Roller:
         self._fragments = fragments
         self.sql = Rollups(fragments)
         self._mark = mark_hour(fragments.dialect, fragments.tables.dirty_hours)
-        self._aggregate = Aggregate(fragments, GROUPINGS)
+        self._aggregate = Aggregate(fragments, GROUPINGS, few=True)
 
     async def state(self, raw: Any, name: str) -> int:
         """Up to which hour the ledger is `sealed` or `pruned`."""
@@ -75,7 +75,7 @@ class Roller:
                     raise Changed
             if not marks or await self.state(raw, "pruned") > hour:
                 raise Changed
-            await self._driver.execute(raw, self.sql.new_generation, ())
+            await self._driver.execute(raw, self.sql.new_generation, (_generation(),))
             await self._put(raw, "hour", hour, rows)
             await self._driver.execute(raw, self.sql.delete, ("day", hour // HOURS))
         return compare and before != sorted(rows)
@@ -101,7 +101,7 @@ class Roller:
                     found.setdefault(cell, Tally.empty()).add(tally)
         rows = [row_of("day", day, cell, tally) async for some in in_turns([*found.items()]) for cell, tally in some]
         async with self._driver.begin(raw):
-            if not await self._driver.execute(raw, self.sql.next_generation, (generation,)):
+            if not await self._driver.execute(raw, self.sql.next_generation, (_generation(), generation)):
                 raise Changed
             await self._put(raw, "day", day, rows)
 
@@ -132,7 +132,7 @@ class Roller:
     async def forget(self, raw: Any, end_user: str) -> int:
         """Delete the roll-ups of a person; returns how many."""
         async with self._driver.begin(raw):
-            await self._driver.execute(raw, self.sql.new_generation, ())
+            await self._driver.execute(raw, self.sql.new_generation, (_generation(),))
             return await self._driver.execute(raw, self.sql.forget, (key_of(end_user),))
 
     async def _of_rows(self, raw: Any, hour: int) -> list[Row]:
@@ -153,3 +153,8 @@ class Roller:
         await self._driver.execute(raw, self.sql.delete, (period, start))
         if rows:
             await self._driver.execute_many(raw, self.sql.insert, rows)
+
+
+def _generation() -> int:
+    """Not counted: a database that was restored must not come to a number that somebody remembers."""
+    return secrets.randbits(63)

@@ -17,6 +17,7 @@ OCTAVES = 34  # from there on; longer durations (35 years) count as that long
 LONGEST = (EXACT << OCTAVES) - 1
 
 _DECODER = msgspec.json.Decoder(dict[int, int])
+_VALUES = msgspec.json.Decoder(list[int])
 
 
 def bucket(value: int) -> int:
@@ -26,6 +27,17 @@ def bucket(value: int) -> int:
         return value
     shift = value.bit_length() - EXACT.bit_length() + 1
     return (shift * HALF) + (value >> shift)
+
+
+_NEAR = [bucket(value) for value in range(4096)]
+
+
+def count(to: Histogram, values: str) -> None:
+    """Count numbers with commas between them as well."""
+    known, near, end = to.get, _NEAR, len(_NEAR)
+    for value in _VALUES.decode(f"[{values}]"):
+        place = near[value] if 0 <= value < end else bucket(value)
+        to[place] = known(place, 0) + 1
 
 
 def middle(place: int) -> float:

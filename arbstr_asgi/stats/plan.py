@@ -69,6 +69,13 @@ def parts(since: datetime, until: datetime, known: Known, *, whole_days: bool) -
     return Parts(_runs(days), hours, rows)
 
 
+def cut(found: Parts, hour: int) -> Parts:
+    """Only what is before an hour."""
+    end = start_of(hour, HOUR)
+    hours = [(a, min(b, hour)) for a, b in found.hours if a < hour]
+    return Parts(found.days, hours, [(a, min(b, end)) for a, b in found.rows if a < end])
+
+
 def _first_hour(since: datetime) -> int:
     """The first that begins at `since` or later."""
     number = number_of(since, HOUR)

@@ -115,7 +115,7 @@ def _fill(table: str, rollups: str, dirty_hours: str) -> None:
     op.execute(f"DELETE FROM {hours}")  # noqa: S608 - validated identifiers
     op.execute(f"INSERT INTO {hours} (hour, writer, mark) SELECT DISTINCT {hour}, 0, 0 FROM {requests}")  # noqa: S608
     # Hours before `sealed` are rolled up, empty or dirty, those before `pruned` have no rows any more, `generation`
-    # counts the hours that were rolled up, and whoever has the `lease` rolls up.
+    # is another whenever roll-ups have changed, and whoever has the `lease` rolls up.
     op.execute(f"DELETE FROM {states} WHERE period = 'state'")  # noqa: S608
     sealed = f"SELECT coalesce(max(hour) + 1, 0) FROM {hours}"  # noqa: S608
     for state, total in (("sealed", sealed), ("pruned", "SELECT 0"), ("generation", "SELECT 0"), ("lease", "SELECT 0")):
