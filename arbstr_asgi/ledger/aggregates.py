@@ -9,6 +9,7 @@ from arbstr_asgi.stats.tally import DURATIONS, NAMES, PLACES, Tally
 
 Grouping = tuple[str, ...]
 
+FEW = 100_000  # rows, of which a list may be in memory
 _HEAD = 4  # columns: the place of the grouping, two keys, and the period
 _TOTAL = _HEAD + len(DURATIONS) + 1  # behind the histograms and the usage source
 
@@ -34,7 +35,7 @@ class Aggregate:
         self._groupings = groupings
         self._seconds = seconds
         self._few = few and fragments.dialect != "mysql"
-        self._parts = _parts(fragments)
+        self._parts = _parts(fragments, () if self._few else DURATIONS)
         self._known: dict[str | None, list[tuple[int, int | None, int]]] = {}
 
     def sql(self, asking: Asking, conditions: Iterable[str]) -> str:
@@ -62,9 +63,11 @@ class Aggregate:
             tally = into.get(cell)
             if tally is None:
                 tally = into[cell] = Tally.empty()
-            for found, counted in zip(tally.histograms, row[_HEAD : _HEAD + len(DURATIONS)], strict=True):
+            for name, found, counted in zip(
+                DURATIONS, tally.histograms, row[_HEAD : _HEAD + len(DURATIONS)], strict=True
+            ):
                 if counted is not None and self._few:
-                    histogram.count(found, counted)
+                    tally.sums[PLACES[name]] += histogram.count(found, counted)
                 elif counted is not None:
                     histogram.add(found, histogram.decode(counted))
             source, *numbers = row[_HEAD + len(DURATIONS) :]
@@ -137,7 +140,7 @@ def _columns(fragments: Fragments) -> dict[str, str]:
     return found
 
 
-def _parts(fragments: Fragments) -> list[tuple[str, str, int]]:
+def _parts(fragments: Fragments, durations: Iterable[str]) -> list[tuple[str, str, int]]:
     """The name in a tally, what is summed up, and what the sum is multiplied with."""
     found = [("total", "1", 1), *((name, name, 1) for name in ("success", "error", "streaming"))]
     found.append(("priced", "CASE WHEN cost0 IS NOT NULL THEN 1 END", 1))
@@ -145,7 +148,7 @@ def _parts(fragments: Fragments) -> list[tuple[str, str, int]]:
         found += [(name, part, weight) for part, weight in fragments.whole(name)]
     found += [("cost", part, weight) for part, weight in fragments.money("cost")]
     found += [("savings", part, weight) for part, weight in fragments.money("saved")]
-    for duration in DURATIONS:
+    for duration in durations:
         found += [(duration, part, weight) for part, weight in fragments.whole(f"d_{duration}")]
     assert {known for known, _, _ in found} <= set(NAMES)
     return found

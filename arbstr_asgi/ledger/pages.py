@@ -118,9 +118,7 @@ class Pages:
             self._fragments.between(asking, moment(query.since), moment(query.until)),
             *self._fragments.fits(asking, filters),
         ]
-        inner = f"SELECT 1 AS one FROM {self._fragments.requests} WHERE {' AND '.join(conditions)} "  # noqa: S608
-        inner += f"LIMIT {asking.mark(COUNTED + 1)}"
-        sql = f"SELECT count(*) FROM ({inner}) found"  # noqa: S608
+        sql = self._fragments.counting(asking, conditions, COUNTED + 1)
         ((count,),) = await self._driver.fetch(raw, sql, asking.parameters)
         return int(count) if count <= COUNTED else None
 

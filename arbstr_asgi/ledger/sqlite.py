@@ -12,7 +12,16 @@ from datetime import datetime
 from decimal import Decimal
 from typing import Any
 
-from arbstr_asgi.ledger.driver import CONVERSION_ERRORS, IN_REQUESTS, OUTAGES, Driver, Special, encoded, iso
+from arbstr_asgi.ledger.driver import (
+    CONVERSION_ERRORS,
+    IN_REQUESTS,
+    OUTAGES,
+    READ_TIMEOUT,
+    Driver,
+    Special,
+    encoded,
+    iso,
+)
 from arbstr_asgi.ledger.values import Row
 
 _PATIENCE = 5.0  # seconds to wait for another writer's lock
@@ -55,14 +64,16 @@ class Sqlite:
             raise
 
     @asynccontextmanager
-    async def reading(self, raw: Any) -> AsyncIterator[None]:
+    async def reading(self, raw: Any, seconds: float = READ_TIMEOUT) -> AsyncIterator[None]:
         if self.in_transaction(raw):
             yield
             return
         await raw.execute_fetchall("BEGIN")
+        late = asyncio.create_task(_interrupt(raw, seconds))
         try:
             yield
         finally:
+            late.cancel()
             if self.in_transaction(raw):
                 await raw.execute_fetchall("ROLLBACK")
 
@@ -109,6 +120,9 @@ class Sqlite:
             return False
         return isinstance(error, (sqlite3.Error, *OUTAGES))
 
+    def lost(self, error: BaseException) -> bool:
+        return False
+
     def moment(self, value: datetime) -> str:
         return iso(value)
 
@@ -133,6 +147,14 @@ def _watch_process() -> None:
             raw.stop()
 
     threading.Thread(target=stop, name="arbstr-exit", daemon=True).start()
+
+
+async def _interrupt(raw: Any, seconds: float) -> None:
+    """End the statement that runs after so many seconds, and each that follows it."""
+    await asyncio.sleep(seconds)
+    while True:
+        await raw.interrupt()
+        await asyncio.sleep(_SLICE / 1000)
 
 
 async def _patiently(raw: Any, sql: str, parameters: Sequence[Any] = (), *, patience: float = _PATIENCE) -> Any:

@@ -1,10 +1,10 @@
 """Figures of the ledger: from roll-ups what they know, the rest from rows, in one state of the database."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from arbstr_asgi.ledger.aggregates import Aggregate, Cell
+from arbstr_asgi.ledger.aggregates import FEW, Aggregate, Cell
 from arbstr_asgi.ledger.asked import Asked
 from arbstr_asgi.ledger.closed import Closed, add
 from arbstr_asgi.ledger.driver import Driver
@@ -19,7 +19,6 @@ from arbstr_asgi.stats.tally import Tally
 from arbstr_asgi.stats.zones import called, local, number_of, start_of
 
 _MOST_DAYS = 4000  # for which roll-ups are put together where the zone's days begin within an hour
-_FEW = timedelta(hours=3)  # whose rows' durations are counted here
 _A_MILLISECOND = timedelta(milliseconds=1)
 
 
@@ -39,7 +38,7 @@ class Statistics:
         if asked.since < asked.until:
             async with self._driver.reading(raw):
                 await self._gather(raw, asked, query.limit, found)
-        return _groups(query, asked, found)
+        return await _groups(query, asked, found)
 
     async def totals(self, raw: Any, asked: Asked, divided: Parts) -> dict[Keys, int]:
         """How many rows of each kind roll-ups know of, inside of a transaction."""
@@ -96,7 +95,7 @@ class Statistics:
         if "hour" in asked.units and asked.names:
             full = await self._closed(raw, asked, divided).full(limit)
             divided = divided if full is None else cut(divided, full + 1)
-        few = sum((until - since for since, until in divided.rows), timedelta()) <= _FEW
+        few = await self._few(raw, divided.rows)
         aggregate = Aggregate(self._fragments, [asked.names], asked.seconds, few=few)
         sums = [row for span in divided.rows for row in await self._sums(raw, asked, aggregate, span)]
         closed, chosen = self._closed(raw, asked, divided), None
@@ -108,14 +107,26 @@ class Statistics:
                     totals[cell.keys] = totals.get(cell.keys, 0) + total
             chosen = set(sorted(totals, key=lambda keys: (-totals[keys], keys))[:limit])
             sums = [row for row in sums if aggregate.cell(row)[0].keys in chosen]
+        async for some in in_turns([*(await closed.tallies(chosen)).items()]):
+            for place, packed in some:
+                found[place] = packed.tally()
         cells: dict[Cell, Tally] = {}
         async for some in in_turns(sums):
             aggregate.read(some, cells)
         for cell, tally in cells.items():
             add(found, (cell.keys, asked.named(cell.period * asked.seconds)), tally)
-        async for some in in_turns([*(await closed.tallies(chosen)).items()]):
-            for place, packed in some:
-                add(found, place, packed.tally())
+
+    async def _few(self, raw: Any, spans: Iterable[tuple[datetime, datetime]]) -> bool:
+        """Whether these times have few rows."""
+        left = FEW
+        for span in spans:
+            asking = Asking(self._fragments.dialect)
+            bounds = self._fragments.between(asking, *map(self._driver.moment, span))
+            sql = self._fragments.counting(asking, [bounds], left + 1)
+            left -= (await self._driver.fetch(raw, sql, asking.parameters))[0][0]
+            if left < 0:
+                return False
+        return True
 
     async def _sums(
         self, raw: Any, asked: Asked, aggregate: Aggregate, span: tuple[datetime, datetime]
@@ -133,11 +144,13 @@ class Statistics:
         return Closed(self._driver, self._rollups, self._memory, raw, asked, divided)
 
 
-def _groups(query: StatsQuery, asked: Asked, found: dict[Place, Tally]) -> list[Group]:
+async def _groups(query: StatsQuery, asked: Asked, found: dict[Place, Tally]) -> list[Group]:
     if not query.group_by:
         return [Group((), next(iter(found.values()), Tally.empty()).figures())]
-    places = sorted(found, key=lambda place: (place[1], -found[place].total, place[0]))
-    return [Group(_keys(query, asked, *place), found[place].figures()) for place in places[: query.limit]]
+    places = sorted(found, key=lambda place: (place[1], -found[place].total, place[0]))[: query.limit]
+    return [
+        Group(_keys(query, asked, *place), found[place].figures()) async for some in in_turns(places) for place in some
+    ]
 
 
 def _keys(query: StatsQuery, asked: Asked, keys: Keys, time: int) -> tuple[Key, ...]:
