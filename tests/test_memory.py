@@ -46,11 +46,13 @@ def test_memory_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(memory, "MOST", 3 * each.size)
     known = Memory()
     for name in "abcdc":
-        known.of(1, name).tallies[(name,), 0] = each
-        known.fit()
+        found = known.of(1, name)
+        found.tallies[(name,), 0] = each
+        known.fit(found)
     assert [bool(known.of(1, name).tallies) for name in "bcda"] == [True, True, True, False]
-    known.of(1, "large").totals = {(str(number),): 1 for number in range(1000)}
-    known.fit()
+    found = known.of(1, "large")
+    found.totals = {(str(number),): 1 for number in range(1000)}
+    known.fit(found)
     assert [known.of(1, name).totals for name in ("large", "b")] == [None, None]
 
 

@@ -8,7 +8,7 @@ from arbstr_asgi.ledger.driver import Driver
 from arbstr_asgi.ledger.fragments import Asking
 from arbstr_asgi.ledger.memory import Keys, Memory, Packed, Place, Remembered
 from arbstr_asgi.ledger.rollups import Rollups
-from arbstr_asgi.ledger.turns import in_turns
+from arbstr_asgi.ledger.turns import TALLIES, in_turns
 from arbstr_asgi.stats.plan import DAY, HOUR, Parts
 from arbstr_asgi.stats.tally import Tally
 
@@ -43,7 +43,7 @@ class Closed:
                         keys = self._asked.picked((key1, key2))
                         found[keys] = found.get(keys, 0) + int(total)
             remembered.totals = found
-            self._memory.fit()
+            self._memory.fit(remembered)
         return {**remembered.totals}
 
     async def full(self, limit: int) -> int | None:
@@ -67,7 +67,7 @@ class Closed:
             if wanted is None or wanted:
                 remembered.tallies.update(await self._read(wanted))
                 remembered.whole = wanted is None
-                self._memory.fit()
+                self._memory.fit(remembered)
         if chosen is None:
             return remembered.tallies
         return {place: packed for place, packed in remembered.tallies.items() if place[0] in chosen}
@@ -96,12 +96,12 @@ class Closed:
             first = {keys[0] for keys in chosen} if chosen and asked.names == asked.dimensions[:1] else ()
             sql = self._rollups.rows(asking, asked.dimensions, span, asked.keys, first)
             seconds = HOUR if span[0] == "hour" else DAY
-            async for some in in_turns(await self._driver.fetch(self._raw, sql, asking.parameters)):
+            async for some in in_turns(await self._driver.fetch(self._raw, sql, asking.parameters), TALLIES):
                 for start, key1, key2, *texts in some:
                     keys = asked.picked((key1, key2))
                     if chosen is None or keys in chosen:
                         add(found, (keys, asked.named(start * seconds)), Tally.decode(*texts))
-        return {place: Packed.of(tally) async for some in in_turns([*found.items()]) for place, tally in some}
+        return {place: Packed.of(tally) async for some in in_turns([*found.items()], TALLIES) for place, tally in some}
 
 
 def add(found: dict[Place, Tally], place: Place, tally: Tally) -> None:

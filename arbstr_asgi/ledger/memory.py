@@ -47,10 +47,10 @@ class Remembered:
         self.totals: dict[Keys, int] | None = None
         self.tallies: dict[Place, Packed] = {}
         self.whole = False  # whether the tallies are all that there are
+        self.size = 0
 
-    @property
-    def size(self) -> int:
-        """How many numbers."""
+    def measured(self) -> int:
+        """How many numbers it has by now."""
         return _FOR_A_KEY * len(self.totals or ()) + sum(packed.size for packed in self.tallies.values())
 
 
@@ -62,7 +62,7 @@ class Memory:
         self._kept: OrderedDict[Hashable, Remembered] = OrderedDict()
 
     def of(self, generation: int, question: Hashable) -> Remembered:
-        """What is known, to be added to; `fit` afterwards."""
+        """What is known, to be added to; `fit` it afterwards."""
         if generation != self._generation:
             self._generation = generation
             self._kept.clear()
@@ -70,8 +70,9 @@ class Memory:
         self._kept.move_to_end(question)
         return found
 
-    def fit(self) -> None:
-        """Forget the questions that have not been asked for longest, as far as there is too much."""
+    def fit(self, grown: Remembered) -> None:
+        """Forget the questions that have not been asked for longest, as far as there is too much of all."""
+        grown.size = grown.measured()
         size = sum(found.size for found in self._kept.values())
         while size > MOST:
             _, found = self._kept.popitem(last=False)

@@ -11,7 +11,7 @@ from arbstr_asgi.ledger.driver import Driver
 from arbstr_asgi.ledger.fragments import Asking, Fragments, value_of
 from arbstr_asgi.ledger.memory import Keys, Memory, Place
 from arbstr_asgi.ledger.rollups import Rollups
-from arbstr_asgi.ledger.turns import in_turns
+from arbstr_asgi.ledger.turns import TALLIES, in_turns
 from arbstr_asgi.stats import Group, StatsQuery
 from arbstr_asgi.stats.plan import DAY, HOUR, Known, Parts, cut, only_rows, parts
 from arbstr_asgi.stats.query import Key
@@ -107,7 +107,7 @@ class Statistics:
                     totals[cell.keys] = totals.get(cell.keys, 0) + total
             chosen = set(sorted(totals, key=lambda keys: (-totals[keys], keys))[:limit])
             sums = [row for row in sums if aggregate.cell(row)[0].keys in chosen]
-        async for some in in_turns([*(await closed.tallies(chosen)).items()]):
+        async for some in in_turns([*(await closed.tallies(chosen)).items()], TALLIES):
             for place, packed in some:
                 found[place] = packed.tally()
         cells: dict[Cell, Tally] = {}
@@ -149,7 +149,9 @@ async def _groups(query: StatsQuery, asked: Asked, found: dict[Place, Tally]) ->
         return [Group((), next(iter(found.values()), Tally.empty()).figures())]
     places = sorted(found, key=lambda place: (place[1], -found[place].total, place[0]))[: query.limit]
     return [
-        Group(_keys(query, asked, *place), found[place].figures()) async for some in in_turns(places) for place in some
+        Group(_keys(query, asked, *place), found[place].figures())
+        async for some in in_turns(places, TALLIES)
+        for place in some
     ]
 
 
