@@ -110,8 +110,8 @@ class Account:
         known = [sats for sats in found if sats is not None]
         return max(known) if len(known) > 1 else None
 
-    def in_flight(self) -> Entry:
-        """The first state of the row: the provider has answered."""
+    def entry(self) -> Entry:
+        """The first state of the row: the provider has answered, and how that ends is not known."""
         return self._row(0, self.tries.so_far)
 
     def commit(self, status: int | None) -> Entry:

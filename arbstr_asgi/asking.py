@@ -17,7 +17,7 @@ from arbstr_asgi.keys import Keys
 from arbstr_asgi.learning import Learning
 from arbstr_asgi.lookahead import Lookahead
 from arbstr_asgi.routing import Candidate
-from arbstr_asgi.upstream import Opening, Reply, Upstream
+from arbstr_asgi.upstream import Reply, Upstream
 
 logger = logging.getLogger("arbstr_asgi")
 
@@ -41,40 +41,37 @@ class Answer(NamedTuple):
 
 
 class Asking:
-    """How one request is put to a provider."""
+    """How requests are put to providers."""
 
     def __init__(
-        self,
-        upstream: Upstream,
-        learning: Learning,
-        keys: Keys,
-        passages: Mapping[str, h.Passage],
-        account: Account,
-        *,
-        require: bool,
+        self, upstream: Upstream, learning: Learning, keys: Keys, passages: Mapping[str, h.Passage], *, require: bool
     ) -> None:
         """`require`: usage is asked for in any case, and a provider that refuses that has refused."""
         self._upstream = upstream
         self._learning = learning
         self._keys = keys
         self._passages = passages
-        self._account = account
         self._require = require
 
     async def ask(
-        self, closing: Closing, request: ChatRequest, candidate: Candidate, client_headers: h.Headers
+        self,
+        closing: Closing,
+        account: Account,
+        request: ChatRequest,
+        candidate: Candidate,
+        client_headers: h.Headers,
     ) -> Answer:
         """The answer, which stays open until `closing` is closed. Raises UpstreamError."""
-        provider, account = candidate.provider, self._account
+        provider = candidate.provider
         if candidate.model != request.model:
             body = with_model(request.body, request, candidate.model)
             request = msgspec.structs.replace(request, body=body, model=candidate.model)
-        body = self._body(request, provider)
+        body = self._body(request, provider, account.end_user)
         injected = body is not request.body
-        opening = await self._prepared(closing, candidate, body, client_headers, account.correlation_id)
+        outgoing = await self._begin(account, candidate, client_headers, account.correlation_id)
+        reply = await self._upstream.send(provider, body, outgoing)
         del body
-        answer = self._answered(provider, await opening.open())
-        reply = answer.reply
+        answer = _answered(account, provider, reply, closing)
         if injected and 200 <= reply.status < 300:
             self._learning.accepted(provider.name, request.model, monotonic())
         chose_itself = request.stream_options not in (None, b"null")
@@ -88,46 +85,47 @@ class Asking:
         await closing.close()
         account.tries.fail("stream_options refused", maybe_billed=False)
         # A provider that keeps to idempotency keys would repeat its refusal, or refuse the key.
-        second = f"{account.correlation_id}-2"
-        opening = await self._prepared(closing, candidate, request.body, client_headers, second)
-        answer = self._answered(provider, await opening.open())
-        if 200 <= answer.reply.status < 300:
-            self._learn(provider, request.model)
+        outgoing = await self._begin(account, candidate, client_headers, f"{account.correlation_id}-2")
+        reply = await self._upstream.send(provider, request.body, outgoing)
+        answer = _answered(account, provider, reply, closing)
+        if 200 <= reply.status < 300:
+            self._learn(provider, request.model, account.end_user)
         return answer
 
-    async def _prepared(
-        self, closing: Closing, candidate: Candidate, body: bytes, client_headers: h.Headers, idempotency_key: str
-    ) -> Opening:
-        provider, account = candidate.provider, self._account
+    async def _begin(
+        self, account: Account, candidate: Candidate, client_headers: h.Headers, idempotency_key: str
+    ) -> h.RawHeaders:
+        """Note that an attempt begins; gives its headers."""
+        provider = candidate.provider
         account.begin(provider, candidate.model)
         theirs = provider.forward_authorization and b"authorization" in client_headers
         key = None if theirs else await self._keys.of(provider)
         outgoing = self._passages[provider.name].to_provider(client_headers, idempotency_key, key)
-        opening = self._upstream.open(provider, body, outgoing)
-        closing.add(opening.close)
         account.tries.sent = True
-        return opening
+        return outgoing
 
-    def _answered(self, provider: Provider, reply: Reply) -> Answer:
-        return Answer(provider, reply, reply.body, False, self._account.tries.answered(reply.status))
-
-    def _body(self, request: ChatRequest, provider: Provider) -> bytes:
+    def _body(self, request: ChatRequest, provider: Provider, end_user: str | None) -> bytes:
         if not provider.inject:
             return request.body
         body = ensure_stream_options(request, require=self._require)
         if self._require or body is request.body:
             return body
-        wanted = self._learning.injects(provider.name, request.model, self._account.end_user, monotonic())
+        wanted = self._learning.injects(provider.name, request.model, end_user, monotonic())
         return body if wanted else request.body
 
-    def _learn(self, provider: Provider, model: str) -> None:
-        if self._learning.refused(provider.name, model, self._account.end_user, monotonic()):
+    def _learn(self, provider: Provider, model: str, end_user: str | None) -> None:
+        if self._learning.refused(provider.name, model, end_user, monotonic()):
             logger.warning(
                 "provider %s refuses stream_options for model %r: for an hour, streams of callers who met that are "
                 "not asked for usage and have none. Say inject = false for the provider if that is to stay",
                 provider.name,
                 model[:MAX_MODEL_SHOWN],
             )
+
+
+def _answered(account: Account, provider: Provider, reply: Reply, closing: Closing) -> Answer:
+    closing.add(reply.close)
+    return Answer(provider, reply, reply.body, False, account.tries.answered(reply.status))
 
 
 async def _names_ours(refusal: Lookahead) -> bool:

@@ -1,6 +1,7 @@
 """Receives a request's body within limits of size and time."""
 
 from collections.abc import AsyncIterator
+from typing import Self
 
 from starlette.types import Receive
 
@@ -76,16 +77,31 @@ class Held:
         self._reader.release(size)
 
 
-async def body_chunks(receive: Receive) -> AsyncIterator[bytes]:
-    """The chunks of a body as an ASGI server hands them over. Raises ClientGone."""
-    while True:
-        message = await receive()
-        if message["type"] == "http.disconnect":
-            raise ClientGone
-        if message.get("body"):
-            yield message["body"]
-        if not message.get("more_body", False):
-            return
+class BodyChunks:
+    """The chunks of a body as an ASGI server hands them over. Raises ClientGone.
+
+    An iterator rather than a generator, of which every event loop keeps a register.
+    """
+
+    __slots__ = ("_more", "_receive")
+
+    def __init__(self, receive: Receive) -> None:
+        self._receive = receive
+        self._more = True
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> bytes:
+        while self._more:
+            message = await self._receive()
+            if message["type"] == "http.disconnect":
+                raise ClientGone
+            self._more = message.get("more_body", False)
+            chunk: bytes = message.get("body", b"")
+            if chunk:
+                return chunk
+        raise StopAsyncIteration
 
 
 def check_headers(client_headers: h.Headers) -> None:

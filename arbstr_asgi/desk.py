@@ -4,30 +4,28 @@ from collections.abc import Awaitable, Callable, Mapping
 
 import msgspec
 
+from arbstr_asgi.asking import Asking
 from arbstr_asgi.breaker import Breakers
 from arbstr_asgi.config.config import Config
 from arbstr_asgi.drains import Drains
-from arbstr_asgi.entry import Entry
+from arbstr_asgi.entry import Call, Entry
 from arbstr_asgi.estimating.estimator import Estimator
 from arbstr_asgi.headers import Passage
-from arbstr_asgi.keys import Keys
-from arbstr_asgi.learning import Learning
 from arbstr_asgi.matching import Matcher
-from arbstr_asgi.upstream import Upstream
 
 
 class Desk(msgspec.Struct, frozen=True, kw_only=True):
     """The configuration, the way out, the caps, what is known of the providers, and where rows go."""
 
     config: Config
-    upstream: Upstream
+    asking: Asking
     drains: Drains
-    learning: Learning
-    keys: Keys
     passages: Mapping[str, Passage]
     """By the names of the providers."""
     matcher: Matcher
     breakers: Breakers
+    follow: Callable[[Call], None]
+    """Records the first state of a call, as it is when it comes to be written."""
     record: Callable[[Entry], None]
     worker_id: str
     commit: Callable[[Entry], Awaitable[None]] | None = None

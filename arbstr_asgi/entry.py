@@ -2,7 +2,7 @@
 
 from datetime import datetime
 from decimal import Decimal
-from typing import Literal
+from typing import Literal, Protocol
 
 import msgspec
 
@@ -90,3 +90,16 @@ class Entry(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     dearest_cost_sats: Decimal | None = None
     tries: tuple[Attempt, ...] = ()
     """The attempts so far, of which each is a row of its own."""
+
+
+class Call(Protocol):
+    """One that goes on: its first state is made when that is to be written, and not where the last one is there."""
+
+    @property
+    def correlation_id(self) -> str:
+        """Which call it is."""
+        ...
+
+    def entry(self) -> Entry:
+        """What is known of it now."""
+        ...

@@ -10,7 +10,7 @@ from starlette.types import Receive, Send
 
 from arbstr_asgi import headers as h
 from arbstr_asgi.account import Account
-from arbstr_asgi.asking import Answer, Asking
+from arbstr_asgi.asking import Answer
 from arbstr_asgi.callers import Caller
 from arbstr_asgi.chat import ChatRequest
 from arbstr_asgi.closing import Closing
@@ -116,11 +116,8 @@ class Exchange:
         account.policy = None if rule is None else rule.name
         found = candidates(desk.config.providers, request, rule)
         account.candidates = [candidate.provider for candidate in found]
-        require = desk.config.metering == "require"
-        asking = Asking(desk.upstream, desk.learning, desk.keys, desk.passages, account, require=require)
-        failover = self._failover = Failover(asking, desk.breakers, account, desk.config.failover, self._interrupt)
+        failover = self._failover = Failover(desk.asking, desk.breakers, account, desk.config.failover, self._interrupt)
         authorized = b"authorization" in client_headers
-        relay = self._relay = Relay(send, account, self._interrupt, left=self._client_left, commit=self._commit)
         async with Closing() as closing:
             answer = await failover.ask(closing, request, found, client_headers)
             if desk.estimator is not None:
@@ -129,6 +126,7 @@ class Exchange:
             sent()
             meter, head = self._answered(answer, authorized=authorized)
             self._interrupt.deadline(answer.provider.idle_timeout)
+            relay = self._relay = Relay(send, account, self._interrupt, left=self._client_left, commit=self._commit)
             await relay.pass_on(
                 head,
                 answer.chunks,
@@ -170,7 +168,7 @@ class Exchange:
             changed=meter.edits,
             says_cost=desk.config.response_headers == "full",
         )
-        desk.record(account.in_flight())
+        desk.follow(account)
         return meter, head
 
     async def _settle(self, receive: Receive, send: Send) -> None:

@@ -58,7 +58,6 @@ class Failover:
         self._account = account
         self._settings = settings
         self._interrupt = interrupt
-        self._now = interrupt.now
         self._running: tuple[Breaker, Permit] | None = None
         self._kept: Answer | None = None
         self._repeats = 0
@@ -73,7 +72,7 @@ class Failover:
         """
         left, retries = list(found), self._settings.retries if len(found) > 1 else 0
         while True:
-            candidate = self._breakers.choose(left, self._now())
+            candidate = self._breakers.choose(left, self._interrupt.now())
             alone = len(left) == 1
             answer, failure = await self._attempt(closing, request, candidate, client_headers, watch=not alone)
             if failure is None:
@@ -115,10 +114,10 @@ class Failover:
         watch: bool,
     ) -> tuple[Answer | None, Failure | None]:
         provider, breaker = candidate.provider, self._breakers.of(candidate.provider.name)
-        self._running = breaker, breaker.admit(self._now())
+        self._running = breaker, breaker.admit(self._interrupt.now())
         self._interrupt.deadline(provider.first_byte_timeout)
         try:
-            answer = await self._asking.ask(closing, request, candidate, client_headers)
+            answer = await self._asking.ask(closing, self._account, request, candidate, client_headers)
         except asyncio.CancelledError:
             if not self._interrupt.expired():
                 raise
@@ -173,7 +172,7 @@ class Failover:
     def _answered(self, answer: Answer) -> None:
         if self._running is not None and 200 <= answer.reply.status < 300:
             breaker, permit = self._running
-            breaker.answered(permit, self._now())
+            breaker.answered(permit, self._interrupt.now())
 
     def _of_an_earlier_one(self, failure: Failure) -> Answer:
         """The reply of the last provider that gave one, where the one that was asked last gave none."""
@@ -219,7 +218,7 @@ class Failover:
     def _report(self, verdict_on: Callable[[Breaker, Permit, float], None]) -> None:
         if self._running is not None:
             (breaker, permit), self._running = self._running, None
-            verdict_on(breaker, permit, self._now())
+            verdict_on(breaker, permit, self._interrupt.now())
 
 
 def _unanswered(error: UpstreamError, *, retry_sent: bool) -> Failure:

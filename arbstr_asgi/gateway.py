@@ -13,7 +13,8 @@ import httpx
 from starlette.types import Receive, Scope, Send
 
 from arbstr_asgi import headers as h
-from arbstr_asgi.body import BodyReader, ClientGone, body_chunks, check_headers
+from arbstr_asgi.asking import Asking
+from arbstr_asgi.body import BodyChunks, BodyReader, ClientGone, check_headers
 from arbstr_asgi.breaker import Breakers
 from arbstr_asgi.callers import Caller, Callers, Identify
 from arbstr_asgi.callid import new_call_id
@@ -109,15 +110,16 @@ class Gateway:
         if self.config.logging.log_requests:
             record, commit = logging_finished(record), logging_finished(commit)
         self._estimator = estimator_of(self.config, self.ledger.record, self.metrics)
+        passages = {provider.name: h.Passage(provider) for provider in self.config.providers}
+        require = self.config.metering == "require"
         self._desk = Desk(
             config=self.config,
-            upstream=self._upstream,
+            asking=Asking(self._upstream, self._learning, self._keys, passages, require=require),
             drains=self.drains,
-            learning=self._learning,
             matcher=self.matcher,
             breakers=self.breakers,
-            keys=self._keys,
-            passages={provider.name: h.Passage(provider) for provider in self.config.providers},
+            passages=passages,
+            follow=self.ledger.follow,
             record=record,
             commit=commit if self.config.database.durability == "strict" else None,
             worker_id=self.ledger.worker_id,
@@ -194,7 +196,7 @@ class Gateway:
         """
         client_headers = h.Headers(scope["headers"])
         check_headers(client_headers)
-        body = await self._bodies.read(body_chunks(receive), client_headers.get(b"content-length"))
+        body = await self._bodies.read(BodyChunks(receive), client_headers.get(b"content-length"))
         size = len(body)
         try:
             yield parse(body)
@@ -203,7 +205,7 @@ class Gateway:
 
     def __call__(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
         """Answer one POST of a chat completion."""
-        return self.answer(scope, receive, send, body_chunks(receive), None)
+        return self.answer(scope, receive, send, BodyChunks(receive), None)
 
     async def answer(
         self, scope: Scope, receive: Receive, send: Send, chunks: AsyncIterator[bytes], caller: Caller | None

@@ -34,6 +34,12 @@ class Head:
         return headers
 
     @property
+    def length(self) -> int | None:
+        """How many bytes the client has been told of; None where it was not told, or is to wait for the end."""
+        said = h.Headers(self._theirs).get(b"content-length")
+        return int(said) if said is not None and said.isdecimal() and len(said) < 20 else None
+
+    @property
     def is_all(self) -> bool:
         """Whether the client has all of the reply with its head."""
         return self._account.outcome.upstream_status == 204 or h.Headers(self._theirs).get(b"content-length") == "0"

@@ -15,7 +15,7 @@ class Interrupt:
     attribute, and a timer that finds itself early starts again. Seconds of the loop's clock.
     """
 
-    __slots__ = ("_cancelling", "_loop", "_pause", "_reason", "_task", "_timer", "_total", "limit", "now", "reason")
+    __slots__ = ("_cancelling", "_loop", "_pause", "_reason", "_task", "_timer", "_total", "limit", "reason")
 
     def __init__(self) -> None:
         self.reason: str | None = None
@@ -29,7 +29,6 @@ class Interrupt:
 
     def __enter__(self) -> Self:
         self._loop = asyncio.get_running_loop()
-        self.now = self._loop.time
         self._task = asyncio.current_task()
         assert self._task is not None
         self._cancelling = self._task.cancelling()
@@ -47,6 +46,10 @@ class Interrupt:
         ours = task.uncancel() <= self._cancelling
         return ours and kind is asyncio.CancelledError
 
+    def now(self) -> float:
+        """The time of the loop's clock."""
+        return self._loop.time()
+
     def fire(self, reason: str) -> None:
         """Leave the context now; only the first reason counts."""
         if self._task is not None and self.reason is None:
@@ -60,7 +63,7 @@ class Interrupt:
     def deadline(self, seconds: float) -> None:
         """Fire "timeout" in `seconds`, unless touched."""
         self._pause = min(seconds, LONGEST_PAUSE)
-        self.limit = limit = self.now() + seconds
+        self.limit = limit = self._loop.time() + seconds
         if self._timer is None or self._timer.when() > limit:
             self._arm()
 
@@ -75,18 +78,18 @@ class Interrupt:
 
     def at_most(self, seconds: float, reason: str) -> None:
         """Fire `reason` in `seconds`, touched or not."""
-        self._total, self._reason = self.now() + seconds, reason
+        self._total, self._reason = self._loop.time() + seconds, reason
         self._arm()
 
     def _arm(self) -> None:
         """Look at the deadlines when the first has come, or in a while, when both may have been moved."""
         if self._timer is not None:
             self._timer.cancel()
-        self._timer = self._loop.call_at(min(self.limit, self._total, self.now() + self._pause), self._wake)
+        self._timer = self._loop.call_at(min(self.limit, self._total, self._loop.time() + self._pause), self._wake)
 
     def _wake(self) -> None:
         self._timer = None
-        now = self.now()
+        now = self._loop.time()
         if now >= self._total:
             self.fire(self._reason)
         elif now >= self.limit:

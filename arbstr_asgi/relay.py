@@ -44,6 +44,7 @@ class Relay:
         self._idle_timeout = inf
         self._held: list[bytes] | None = None
         self._holding: Holding | None = None
+        self._last = b""
         self._rest = b""
 
     async def pass_on(
@@ -74,15 +75,15 @@ class Relay:
         else:
             await self._pass_on(coming, meter)
         kept = b"" if self._holding is None else self._holding.rest()
-        self._rest = b"".join((kept, *(self._held or ()), meter.finish()))
+        self._rest = b"".join((kept, *(self._held or ()), self._last, meter.finish()))
         self._outcome.whole = True
         self._interrupt.limit = inf
 
     async def _pass_on(self, coming: AsyncIterator[bytes], meter: Meter) -> None:
         """What nearly every chunk meets, and nothing else."""
         outcome, interrupt, send, feed, reading = self._outcome, self._interrupt, self._send, meter.feed, meter.reading
-        now, idle_timeout, next_chunk = interrupt.now, self._idle_timeout, coming.__anext__
-        account, is_to_start = self._account, True
+        now, idle_timeout, next_chunk = asyncio.get_running_loop().time, self._idle_timeout, coming.__anext__
+        account, is_to_start, missing = self._account, True, self._head.length if self._head else None
         while True:
             try:
                 chunk = await next_chunk()
@@ -93,6 +94,11 @@ class Relay:
             out = feed(chunk)
             if is_to_start and reading.started:
                 account.ttft_ms, is_to_start = account.elapsed_ms(), False
+            if missing is not None:
+                missing -= len(out)
+                if not missing:  # nothing can follow: it goes with the end
+                    self._last = out
+                    continue
             if out and not outcome.left:
                 interrupt.limit = inf  # what a slow client takes is not the provider's idleness
                 try:

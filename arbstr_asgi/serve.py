@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import gc
 import logging
 import os
 import signal
@@ -133,6 +134,7 @@ async def serve_on(arbstr: Arbstr, listener: int, grace: float, *, alive: int | 
     if alive is not None:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, TOLD)
         loop.add_reader(alive, _orphaned, alive, stop)
+    gc.freeze()  # what is imported stays: to look at it again and again is a twentieth of what a busy server does
     try:
         await _serve(arbstr, listener, grace, stop)
     finally:

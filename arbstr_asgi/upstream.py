@@ -4,7 +4,7 @@ import logging
 import ssl
 from collections.abc import AsyncIterable, AsyncIterator, Coroutine, Sequence
 from types import TracebackType
-from typing import Any, Protocol
+from typing import Any, Protocol, Self
 
 import aiohttp
 import httpx
@@ -27,10 +27,10 @@ _WANTS_CREDENTIALS = 407
 
 
 class Upstream(Protocol):
-    """Opens replies. One provider is asked; several could be behind the same seam."""
+    """Sends requests. One provider is asked; several could be behind the same seam."""
 
-    def open(self, provider: Provider, body: bytes, headers: RawHeaders) -> "Opening":
-        """A context that sends the request and yields the Reply. Raises UpstreamError on entering."""
+    async def send(self, provider: Provider, body: bytes, headers: RawHeaders) -> "Reply":
+        """Send a request. The reply is to be closed by its receiver. Raises UpstreamError."""
         ...
 
     async def close(self) -> None:
@@ -69,8 +69,25 @@ class HttpxUpstream:
                     what = "not a file of certificates" if isinstance(error, ssl.SSLError) else error.strerror
                     raise ConfigError(f"providers[{index}].ca_file: {provider.ca_file}: {what}") from None
 
-    def open(self, provider: Provider, body: bytes, headers: RawHeaders) -> "Opening":
-        """Prepare the request; it is sent on entering. Raises UpstreamError there."""
+    async def send(self, provider: Provider, body: bytes, headers: RawHeaders) -> "Reply":
+        """Send on whichever transport there is; the body is still to be read."""
+        request = self._request(provider, body, headers)
+        failure: UpstreamError | None = None
+        try:
+            response = await self._send(provider, request)
+        except Exception as error:  # noqa: BLE001 - transports let more through than httpx.HTTPError
+            # The class says enough; the text may hold the URL's secrets.
+            logger.warning("no answer from %s: %s", request.url.host, type(error.__cause__ or error).__name__)
+            failure = _opening_error(error)
+        if failure is not None:
+            raise failure  # out of the handler, whose error may hold a proxy's login
+        if response.status_code == _WANTS_CREDENTIALS and provider.proxy is not None:
+            await response.aclose()
+            logger.warning("no answer from %s: its proxy refuses our credentials", request.url.host)
+            raise UpstreamUnreachable("The provider could not be reached.")
+        return Reply(response)
+
+    def _request(self, provider: Provider, body: bytes, headers: RawHeaders) -> httpx.Request:
         url = self._urls.get(provider.name)
         if url is None:
             url = self._urls[provider.name] = httpx.URL(
@@ -83,11 +100,9 @@ class HttpxUpstream:
         sent = [*headers]
         if provider.proxy is not None and url.scheme == "http" and (login := proxy_login(provider.proxy)):
             sent.append((b"proxy-authorization", login.encode()))  # without a tunnel it is the proxy that reads this
-        request = httpx.Request("POST", url, headers=sent, content=body, extensions={"timeout": timeout})
-        return Opening(self, provider, request)
+        return httpx.Request("POST", url, headers=sent, content=body, extensions={"timeout": timeout})
 
-    def send(self, provider: Provider, request: httpx.Request) -> Coroutine[Any, Any, httpx.Response]:
-        """Send on whichever transport there is; the body is still to be read."""
+    def _send(self, provider: Provider, request: httpx.Request) -> Coroutine[Any, Any, httpx.Response]:
         if self._client is not None:
             return self._client.send(request, stream=True, follow_redirects=False)
         transport = self._own.to(provider) if self._transport is None else self._transport
@@ -107,63 +122,33 @@ def _check_no_ways(providers: Sequence[Provider]) -> None:
                 )
 
 
-class Opening:
-    """Holds a reply open for the length of a `with` block."""
+class Reply:
+    """A provider's answer: status, headers, and its body's bytes by iterating, undecoded.
 
-    __slots__ = ("_provider", "_request", "_response", "_upstream")
+    `body` gives the same bytes and raises what the transport raises, of which `broken_off` makes an UpstreamError.
+    A block closes it.
+    """
 
-    def __init__(self, upstream: HttpxUpstream, provider: Provider, request: httpx.Request) -> None:
-        self._upstream = upstream
-        self._provider = provider
-        self._request: httpx.Request | None = request
-        self._response: httpx.Response | None = None
+    __slots__ = ("_response", "body", "headers", "status")
 
-    async def open(self) -> "Reply":
-        """Send the request. Raises UpstreamError; `close` is to be called in any other case."""
-        assert self._request is not None
-        request, self._request = self._request, None  # a long stream need not hold the request's body
-        failure: UpstreamError | None = None
-        try:
-            self._response = response = await self._upstream.send(self._provider, request)
-        except Exception as error:  # noqa: BLE001 - transports let more through than httpx.HTTPError
-            # The class says enough; the text may hold the URL's secrets.
-            logger.warning("no answer from %s: %s", request.url.host, type(error.__cause__ or error).__name__)
-            failure = _opening_error(error)
-        if failure is not None:
-            raise failure  # out of the handler, whose error may hold a proxy's login
-        if response.status_code == _WANTS_CREDENTIALS and self._provider.proxy is not None:
-            await self.close()
-            logger.warning("no answer from %s: its proxy refuses our credentials", request.url.host)
-            raise UpstreamUnreachable("The provider could not be reached.")
-        return Reply(response)
+    def __init__(self, response: httpx.Response) -> None:
+        assert isinstance(response.stream, httpx.AsyncByteStream)
+        self._response = response
+        self.status = response.status_code
+        self.headers = Headers(response.headers.raw)
+        self.body: AsyncIterable[bytes] = response.stream
 
     async def close(self) -> None:
-        """Let go of the reply, read or not."""
-        if self._response is not None:
-            await self._response.aclose()
+        """Let go of it, read or not."""
+        await self._response.aclose()
 
-    async def __aenter__(self) -> "Reply":
-        return await self.open()
+    async def __aenter__(self) -> Self:
+        return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         await self.close()
-
-
-class Reply:
-    """A provider's answer: status, headers, and its body's bytes by iterating, undecoded.
-
-    `body` gives the same bytes and raises what the transport raises, of which `broken_off` makes an UpstreamError.
-    """
-
-    __slots__ = ("body", "headers", "status")
-
-    def __init__(self, response: httpx.Response) -> None:
-        assert isinstance(response.stream, httpx.AsyncByteStream)
-        self.status = response.status_code
-        self.headers = Headers(response.headers.raw)
-        self.body: AsyncIterable[bytes] = response.stream
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
         """Raises UpstreamError where the body breaks off."""

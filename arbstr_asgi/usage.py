@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from decimal import Context, Decimal
+from types import MappingProxyType
 from typing import Any
 
 import msgspec
@@ -34,77 +35,71 @@ class Usage(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     raw_json: str | None = None
 
 
-_Path = tuple[str, str | None]
-
-
-def _paths(*said: str) -> tuple[_Path, ...]:
-    parts = (path.partition(".") for path in said)
-    return tuple((outer, inner or None) for outer, _, inner in parts)
-
-
-# Where providers put each count; the first that holds one is taken.
-_PATHS = {
-    "input_tokens": _paths("prompt_tokens", "input_tokens"),
-    "output_tokens": _paths("completion_tokens", "output_tokens"),
-    "total_tokens": _paths("total_tokens"),
-    "cached_tokens": _paths(
-        "prompt_tokens_details.cached_tokens",
-        "cached_tokens",
-        "prompt_cache_hit_tokens",
-        "cache_read_input_tokens",
-    ),
-    "cache_write_tokens": _paths(
-        "prompt_tokens_details.cache_write_tokens",
-        "prompt_tokens_details.cache_creation_tokens",
-        "cache_creation_input_tokens",
-    ),
-    "reasoning_tokens": _paths("completion_tokens_details.reasoning_tokens", "reasoning_tokens"),
-}
-
-
-_NOTHING = dict.fromkeys(_PATHS)
+_NO_DETAILS: Mapping[str, Any] = MappingProxyType({})
 
 
 def read_usage(said: object, raw: bytes | None = None) -> Usage | None:
     """The Usage in a decoded `usage` object, None if it holds no valid count at all.
 
-    Counts that are negative, fractional, boolean, text or beyond int64 are not counts.
+    Counts that are negative, fractional, boolean, text or beyond int64 are not counts. Where providers put one in
+    several places, the first that holds one is taken.
     """
     if not isinstance(said, dict) or not said:
         return None
-    found: dict[str, int | None] = {name: _first(said, paths) for name, paths in _PATHS.items()}
-    if found == _NOTHING:
+    get = said.get
+    of_input, of_output = _details(get("prompt_tokens_details")), _details(get("completion_tokens_details"))
+    given = _first(get("prompt_tokens"), get("input_tokens"))
+    answered = _first(get("completion_tokens"), get("output_tokens"))
+    total = _first(get("total_tokens"))
+    cached = _first(
+        of_input.get("cached_tokens"),
+        get("cached_tokens"),
+        get("prompt_cache_hit_tokens"),
+        get("cache_read_input_tokens"),
+    )
+    cache_write = _first(
+        of_input.get("cache_write_tokens"), of_input.get("cache_creation_tokens"), get("cache_creation_input_tokens")
+    )
+    reasoning = _first(of_output.get("reasoning_tokens"), get("reasoning_tokens"))
+    if given is answered is total is cached is cache_write is reasoning is None:
         return None
     return Usage(
-        **found,
-        reasoning_is_additive=_additive(found),
+        input_tokens=given,
+        output_tokens=answered,
+        total_tokens=total,
+        cached_tokens=cached,
+        cache_write_tokens=cache_write,
+        reasoning_tokens=reasoning,
+        reasoning_is_additive=_additive(given, answered, total, reasoning),
         cost_usd=_cost(said),
         raw_json=None if raw is None or len(raw) > MAX_RAW_BYTES else raw.decode("utf-8", "replace"),
     )
 
 
-def _first(said: Mapping[str, Any], paths: tuple[_Path, ...]) -> int | None:
-    for outer, inner in paths:
-        value = said.get(outer)
-        if inner is not None:
-            value = value.get(inner) if isinstance(value, dict) else None
-        count = None if value is None else _count(value)
-        if count is not None:
-            return count
+def _details(said: object) -> Mapping[str, Any]:
+    return said if isinstance(said, dict) else _NO_DETAILS
+
+
+def _first(*values: object) -> int | None:
+    for value in values:
+        if value is not None:
+            count = _count(value)
+            if count is not None:
+                return count
     return None
 
 
 def _count(value: object) -> int | None:
+    if type(value) is int:
+        return value if 0 <= value <= MAX_COUNT else None
     if isinstance(value, Decimal):
         whole = value.is_finite() and abs(value) <= MAX_COUNT and value == value.to_integral_value()
-        value = int(value) if whole else None
-    return value if type(value) is int and 0 <= value <= MAX_COUNT else None
+        return _count(int(value)) if whole else None
+    return None
 
 
-def _additive(found: Mapping[str, int | None]) -> bool:
+def _additive(given: int | None, answered: int | None, total: int | None, reasoning: int | None) -> bool:
     """Whether reasoning comes on top of the output: the provider's own total tells."""
-    given, answered = found["input_tokens"], found["output_tokens"]
-    total, reasoning = found["total_tokens"], found["reasoning_tokens"]
     if given is None or answered is None or total is None or reasoning is None:
         return False
     return total == given + answered + reasoning != given + answered

@@ -51,6 +51,11 @@ def _unreachable(dialect: str) -> str | None:
     return None
 
 
+def reachable(dialect: str) -> bool:
+    """Whether there is such a server."""
+    return dialect == "sqlite" or _unreachable(dialect) is None
+
+
 def require(dialect: str) -> None:
     """Skip the test, or fail it in CI, when there is no such server."""
     problem = None if dialect == "sqlite" else _unreachable(dialect)

@@ -91,6 +91,13 @@ def test_money_at_its_edges(raw: str, expected: str) -> None:
     assert f"{values.money(Decimal(raw)):f}" == expected
 
 
+@pytest.mark.parametrize("raw", ["0.000000001", "-0.000000012", "0", "12.5", "999999999999999.999999999"])
+def test_money_as_text_has_no_exponent(raw: str) -> None:
+    """What SQLite keeps is sorted and added up by its digits."""
+    amount = values.money(Decimal(raw))
+    assert load("sqlite").money(amount) == f"{amount:f}"
+
+
 def test_money_is_not_a_float() -> None:
     """An int is an amount; a float, a bool and a text are not."""
     assert [values.money(v) for v in (3, 0.5, True, "1", None)] == [Decimal(3), None, None, None, None]

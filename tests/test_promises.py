@@ -183,7 +183,7 @@ def test_cookies_are_not_kept() -> None:
         async with asyncio.timeout(SOON), server:
             provider = Provider(name="p", url=f"http://localhost:{port}/v1")  # a jar ignores hosts without a name
             for _ in range(2):
-                async with upstream.open(provider, b"{}", []) as reply:
+                async with await upstream.send(provider, b"{}", []) as reply:
                     assert b"".join([chunk async for chunk in reply]) == b"{}"
             await upstream.close()
 

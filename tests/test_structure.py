@@ -46,7 +46,7 @@ ledger.sessions ledger.hand ledger.migrations ledger.rollups ledger.removal ledg
 callers body models health routing watching closing verdict upstream listing metrics.labels ledger.closed
 answers export
 ledger.sqlite ledger.postgresql ledger.mysql ledger.schema ledger.statistics ledger.roller
-breaker lookahead ledger.target metering.decoding metering.sniffing ledger.pages ledger.upkeep
+breaker lookahead ledger.target ledger.holder metering.decoding metering.sniffing ledger.pages ledger.upkeep
 config.advice config.keyreport quote
 ledger.spill ledger.migrate metering.opening ledger.eraser ledger.reader ledger.caretaker
 ledger.spiller ledger.replay ledger.readable
@@ -56,13 +56,14 @@ ledger metering
 terminal.source
 terminal.overview terminal.watch
 terminal.lookups terminal.chores
-outcome first_event desk metrics.gauges metrics.exposition
+outcome first_event metrics.gauges metrics.exposition
 metrics.metrics
 extras
 metrics.sharing
 account
 head
 asking relay
+desk
 failover
 exchange
 running
@@ -103,6 +104,7 @@ FOREIGN = {
     "alembic": "ledger.migrations",
     "asyncpg": "ledger.postgresql",
     "pymysql": "ledger.mysql",
+    "aiomysql": "ledger.mysql",
     "starlette": "app asgi body endpoints exchange export gateway lifespan middleware mock probes relay reports "
     "watching",
     "hypercorn": "serve",

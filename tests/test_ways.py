@@ -71,7 +71,7 @@ async def failing(one: Provider, **options: Any) -> UpstreamError:
     upstream = HttpxUpstream([one], **options)
     try:
         with pytest.raises(UpstreamError) as caught:
-            async with asyncio.timeout(10), upstream.open(one, b'{"model":"good"}', []):
+            async with asyncio.timeout(10), await upstream.send(one, b'{"model":"good"}', []):
                 pass
         assert caught.value.__context__ is None, "the transport's own error may hold a proxy's login"
         return caught.value
@@ -189,9 +189,9 @@ def test_max_connections_are_not_waited_for_ever(tmp_path: Path) -> None:
             one = Provider(name="p", url=upstream.url, max_connections=1, connect_timeout=0.1)
             upstream.gate.clear()
             way_out = HttpxUpstream([one])
-            async with way_out.open(one, b'{"model":"gated","stream":true}', []):
+            async with await way_out.send(one, b'{"model":"gated","stream":true}', []):
                 with pytest.raises(UpstreamTimeout) as caught:
-                    async with way_out.open(one, b'{"model":"good"}', []):
+                    async with await way_out.send(one, b'{"model":"good"}', []):
                         pass
             assert caught.value.sent is False
             await way_out.close()
@@ -209,11 +209,11 @@ def test_bounds_are_a_provider_s_own(tmp_path: Path) -> None:
             ]
             way_out = HttpxUpstream(ones)
             async with (
-                way_out.open(ones[0], b'{"model":"gated","stream":true}', []),
-                way_out.open(ones[1], b'{"model":"good"}', []) as reply,
+                await way_out.send(ones[0], b'{"model":"gated","stream":true}', []),
+                await way_out.send(ones[1], b'{"model":"good"}', []) as reply,
             ):
                 assert reply.status == 200
-            async with way_out.open(ones[0], b'{"model":"good"}', []) as reply:
+            async with await way_out.send(ones[0], b'{"model":"good"}', []) as reply:
                 assert reply.status == 200
             await way_out.close()
 
@@ -290,7 +290,7 @@ def test_sent_over_sockets(model: str, sent: bool) -> None:
             way_out = HttpxUpstream([one])
             body = b'{"model":"%b"}' % model.encode()
             with pytest.raises(UpstreamError) as caught:
-                async with way_out.open(one, body, []):
+                async with await way_out.send(one, body, []):
                     pass
             await way_out.close()
             return caught.value

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import msgspec
 
-from arbstr_asgi.entry import OPEN, Entry
+from arbstr_asgi.entry import OPEN, Call, Entry
 from arbstr_asgi.errors import LedgerError
 from arbstr_asgi.ledger import values
 
@@ -49,21 +49,17 @@ class Mark:
     spilled: bool = False
 
 
-Item = Entry | Update | Mark
+Item = Entry | Call | Update | Mark
 
-
-class Waiting(NamedTuple):
-    """An item, when it came (seconds of the monotonic clock) and about how many bytes it keeps."""
-
-    item: Item
-    since: float
-    size: int
+# An item, when it came (seconds of the monotonic clock) and about how many bytes it keeps; a plain tuple, since one is
+# made for each state of each call.
+Waiting = tuple[Item, float, int]
 
 
 class Taken(NamedTuple):
-    """A part of the backlog, to be carried out in this order: entries, updates, marks."""
+    """A part of the backlog, to be carried out in this order: entries, updates, marks; calls are asked for theirs."""
 
-    entries: list[Entry]
+    entries: list[Entry | Call]
     updates: list[Update]
     marks: list[Mark]
     since: float
@@ -85,16 +81,17 @@ class Backlog:
     def since(self) -> float | None:
         """When the oldest item came."""
         try:
-            return self._waiting[0].since
+            return self._waiting[0][1]
         except IndexError:
             return None
 
-    def add(self, item: Item, since: float) -> None:
-        """Append."""
+    def add(self, item: Item, since: float) -> int:
+        """Append; returns how many wait now."""
         size = weight(item)
         with self._lock:
-            self._waiting.append(Waiting(item, since, size))
+            self._waiting.append((item, since, size))
             self.size += size
+            return len(self._waiting)
 
     def take(self, limit: int) -> Taken:
         """At most `limit` items from the front, to be carried out in the order of `Taken`.
@@ -111,7 +108,7 @@ class Backlog:
     def clear(self) -> list[Item]:
         """Everything, as it came."""
         with self._lock:
-            items = [waiting.item for waiting in self._waiting]
+            items = [item for item, _, _ in self._waiting]
             self._waiting.clear()
             self.size = 0
         return items
@@ -120,32 +117,39 @@ class Backlog:
 def weight(item: Item) -> int:
     """About how many bytes an item keeps in memory."""
     if not isinstance(item, Entry):
-        return 500
+        return 1500  # what a call will say of itself, or less
     return 1000 + 500 * len(item.tries) + len(item.model) + len(item.tags or "") + len(item.usage_json or "")
 
 
 def _sort(waiting: Sequence[Waiting], limit: int) -> tuple[Taken, int]:
-    entries: dict[str, Entry] = {}
+    entries: dict[str, Entry | Call] = {}
     updates: list[Update] = []
     marks: list[Mark] = []
     updated: set[str] = set()
     count = size = 0
     for count in range(min(limit, len(waiting))):
-        item = waiting[count].item
-        if isinstance(item, Entry):
+        item, _, weighs = waiting[count]
+        if isinstance(item, Update):
+            updates.append(item)
+            updated.add(item.correlation_id)
+        elif isinstance(item, Mark):
+            marks.append(item)
+        else:
             if item.correlation_id in updated:
                 break
             known = entries.get(item.correlation_id)
-            entries[item.correlation_id] = item if known is None else newer(known, item)
-        elif isinstance(item, Update):
-            updates.append(item)
-            updated.add(item.correlation_id)
-        else:
-            marks.append(item)
-        size += waiting[count].size
+            entries[item.correlation_id] = item if known is None else _one_of(known, item)
+        size += weighs
     else:
         count = min(limit, len(waiting))
-    return Taken(list(entries.values()), updates, marks, waiting[0].since if count else 0.0, size), count
+    return Taken(list(entries.values()), updates, marks, waiting[0][1] if count else 0.0, size), count
+
+
+def _one_of(known: Entry | Call, other: Entry | Call) -> Entry | Call:
+    """What of two is to be written; a call knows no more than its entry does."""
+    if not isinstance(other, Entry):
+        return known
+    return newer(known, other) if isinstance(known, Entry) else other
 
 
 def newer(known: Entry, other: Entry) -> Entry:

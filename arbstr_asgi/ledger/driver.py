@@ -10,6 +10,8 @@ from datetime import datetime
 from decimal import Decimal
 from typing import Any, NamedTuple, Protocol, cast
 
+import msgspec
+
 from arbstr_asgi.ledger.columns import ATTEMPT_COLUMNS, COLUMNS, Columns, Kind, places
 from arbstr_asgi.ledger.values import Row
 
@@ -29,6 +31,13 @@ class Special(NamedTuple):
     def of(cls, columns: Columns) -> "Special":
         """Of a table with these columns."""
         return cls(places(columns, Kind.MOMENT), places(columns, Kind.MONEY))
+
+
+class Many(NamedTuple):
+    """A statement with the VALUES of one row, and the rows that it is carried out for, in their order."""
+
+    sql: str
+    rows: Sequence[Row]
 
 
 IN_REQUESTS = Special.of(COLUMNS)
@@ -81,6 +90,10 @@ class Driver(Protocol):
 
     def in_transaction(self, raw: Any) -> bool:
         """Whether a transaction is open on this connection."""
+        ...
+
+    async def write(self, raw: Any, steps: Sequence[Many]) -> None:
+        """All of it in one transaction, as `begin` has it, in as few waits as there can be."""
         ...
 
     async def execute_many(self, raw: Any, sql: str, rows: Sequence[Row]) -> None:
@@ -156,6 +169,15 @@ def broken(error: BaseException) -> bool:
     return isinstance(error, OSError) and not isinstance(error, TimeoutError | ConnectionAbortedError)
 
 
+def plain(value: Decimal | None) -> str | None:
+    """A normalised amount as text, never with an exponent."""
+    if value is None:
+        return None
+    text = str(value)
+    return f"{value:f}" if "E" in text else text
+
+
 def iso(value: datetime) -> str:
-    """Fixed width, so that text sorts as time does: `2026-11-22T10:00:00.123Z`."""
-    return value.isoformat(timespec="milliseconds").replace("+00:00", "Z")
+    """Fixed width, so that text sorts as time does: `2026-11-22T10:00:00.123Z`; of a normalised moment."""
+    text: str = msgspec.to_builtins(value)  # ten times as fast as `isoformat`; without a fraction that is 0
+    return f"{text[:23]}Z" if value.microsecond else f"{text[:19]}.000Z"

@@ -3,22 +3,24 @@
 import logging
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any
 
-from arbstr_asgi.entry import Entry
+from arbstr_asgi.entry import Call, Entry
 from arbstr_asgi.errors import LedgerError
 from arbstr_asgi.ledger import values
 from arbstr_asgi.ledger.backlog import Backlog, Mark, Update
 from arbstr_asgi.ledger.degrading import LEVELS, degraded
-from arbstr_asgi.ledger.driver import IN_ATTEMPTS, Driver
+from arbstr_asgi.ledger.driver import IN_ATTEMPTS, Driver, Many
 from arbstr_asgi.ledger.losses import Losses
-from arbstr_asgi.ledger.marks import Marker
+from arbstr_asgi.ledger.marks import HourMark, Marker
 from arbstr_asgi.ledger.statements import Statements
 from arbstr_asgi.ledger.values import Record
 
 logger = logging.getLogger("arbstr_asgi.ledger")
+
+KEPT = 5000  # operations in memory while their rows are on disk
 
 Operation = Record | Update | Mark
 
@@ -31,8 +33,13 @@ class Chunk:
     since: float = 0.0  # when the oldest came, on the monotonic clock
     size: int = 0  # bytes, about
     spilled: bool = False
+    committed: bool = False
     level: int = 0
     reason: str = ""  # for that
+    waiting: int = field(init=False, default=0)  # operations that are not on disk
+
+    def __post_init__(self) -> None:
+        self.waiting = len(self.operations) - (len(self.records) if self.spilled else 0)
 
     @property
     def records(self) -> list[Record]:
@@ -42,6 +49,8 @@ class Chunk:
     def settle_spilled(self) -> None:
         """The rows are on disk: tell whoever waits for no more than that."""
         self.spilled = True
+        self.waiting = len(self.operations) - len(self.records)
+        self.size = 0  # what is kept of them is bounded by their number
         for item in self.operations:
             if isinstance(item, Mark) and item.spilled:
                 item.settle(0)
@@ -56,14 +65,20 @@ class Hand:
         self._losses = losses
         self._marker = marker
         self.chunks: deque[Chunk] = deque()
+        self.stale: list[Record] = []  # committed, and still on disk
 
     def __len__(self) -> int:
         return sum(len(chunk.operations) for chunk in self.chunks)
 
     @property
+    def waiting(self) -> int:
+        """How much of it is not on disk."""
+        return sum([chunk.waiting for chunk in self.chunks])
+
+    @property
     def size(self) -> int:
-        """About how many bytes this keeps."""
-        return sum(chunk.size for chunk in self.chunks)
+        """About how many bytes this keeps of what is not on disk."""
+        return sum([chunk.size for chunk in self.chunks])
 
     @property
     def since(self) -> float | None:
@@ -88,16 +103,22 @@ class Hand:
     def take(self, backlog: Backlog, limit: int) -> None:
         """Add one chunk of at most `limit` items from the backlog."""
         taken = backlog.take(limit)
-        operations: list[Operation] = [*normalised(taken.entries, self._losses), *taken.updates, *taken.marks]
+        operations: list[Operation] = [
+            *normalised(snapshots(taken.entries, self._losses), self._losses),
+            *taken.updates,
+            *taken.marks,
+        ]
         if operations:
             self.chunks.append(Chunk(operations, taken.since, taken.size))
 
     def spilled(self, chunk: Chunk) -> None:
-        """Its rows are on disk, so they need not be kept here, but for those that may be on their way just now."""
+        """Its rows are on disk, so they need not be kept here, but for a few: those need not be read again."""
         chunk.settle_spilled()
-        if any(chunk is other for other in list(self.chunks)[1:]):
+        if chunk.committed:  # meanwhile
+            self._note_stale(chunk)
+        elif len(self) > KEPT and any(chunk is other for other in list(self.chunks)[1:]):
             chunk.operations = [i for i in chunk.operations if not isinstance(i, Record) and not _is_settled(i)]
-            chunk.size = 0
+            chunk.waiting = len(chunk.operations)
             self.chunks = deque(other for other in self.chunks if other.operations)
 
     def put(self, records: Sequence[Record]) -> None:
@@ -122,8 +143,11 @@ class Hand:
             self.chunks.extendleft(reversed(self._without_blame(chunk, reason)))
         else:
             self.chunks.popleft()
+            chunk.committed = True
             for record in chunk.records if chunk.level else ():
                 self._losses.degrade(record.correlation_id, chunk.reason)
+            if chunk.spilled:
+                self._note_stale(chunk)
             _settle(chunk.operations, counts)
 
     def clear(self) -> list[Operation]:
@@ -132,6 +156,10 @@ class Hand:
         spilled = {id(record) for chunk in self.chunks if chunk.spilled for record in chunk.records}
         self.chunks.clear()
         return [item for item in left if id(item) not in spilled]
+
+    def _note_stale(self, chunk: Chunk) -> None:
+        if len(self.stale) < KEPT:  # the others are brought back once more, which changes nothing
+            self.stale += chunk.records
 
     async def _commit(self, raw: Any, operations: list[Operation]) -> list[int]:
         driver, sql = self._driver, self._statements
@@ -143,15 +171,20 @@ class Hand:
         ]
         if not records and not updates:
             return []
+        rows = [*keeping(driver, sql, records), *self._marking(self._marker.of_records(records))]
+        if not updates:
+            await driver.write(raw, rows)
+            return []
         async with driver.begin(raw):
-            await keep(driver, raw, sql, records)
+            await driver.write(raw, rows)
             counts = [await driver.execute(raw, sql.update_usage, update) for update in updates]
             found = [await driver.fetch(raw, sql.arrival, update[-1:]) for update in updates]
             moments = [values.read_moment(row[0]) for rows in found for row in rows]
-            marks = {mark[0]: mark for mark in (*self._marker.of_records(records), *self._marker.of(moments))}
-            if marks:
-                await driver.execute_many(raw, sql.mark_hour, [marks[hour] for hour in sorted(marks)])
+            await driver.write(raw, self._marking(self._marker.of(moments)))
             return counts
+
+    def _marking(self, marks: list[HourMark]) -> list[Many]:
+        return [Many(self._statements.mark_hour, marks)] if marks else []
 
     def _without_blame(self, chunk: Chunk, reason: str) -> list[Chunk]:
         """What to try instead of a chunk that was refused."""
@@ -171,13 +204,22 @@ class Hand:
         return [replace(chunk, operations=[degraded(item, level, reason)], level=level, reason=reason)]
 
 
-async def keep(driver: Driver, raw: Any, sql: Statements, records: Sequence[Record]) -> None:
-    """Write records, inside of a transaction; a newer state that is there stays."""
-    if records:
-        await driver.execute_many(raw, sql.upsert, [driver.encode(record.row) for record in records])
+def keeping(driver: Driver, sql: Statements, records: Sequence[Record]) -> list[Many]:
+    """What writes records, in one transaction; a newer state that is there stays."""
+    rows = [driver.encode(record.row) for record in records]
     attempts = [driver.encode(row, IN_ATTEMPTS) for record in records for row in record.attempts]
-    if attempts:
-        await driver.execute_many(raw, sql.upsert_attempt, attempts)
+    return [step for step in (Many(sql.upsert, rows), Many(sql.upsert_attempt, attempts)) if step.rows]
+
+
+def snapshots(entries: Sequence[Entry | Call], losses: Losses) -> list[Entry]:
+    """Entries, and what the calls among them say of themselves now; one that can't is counted, if no other."""
+    found: list[Entry] = []
+    for entry in entries:
+        try:
+            found.append(entry if isinstance(entry, Entry) else entry.entry())
+        except Exception as error:  # noqa: BLE001 - one odd call must not stop the others
+            losses.add(1, f"a call that can't be told: {type(error).__name__}")
+    return found
 
 
 def normalised(entries: Sequence[Entry], losses: Losses) -> list[Record]:

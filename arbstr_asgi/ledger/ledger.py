@@ -9,7 +9,7 @@ from pathlib import Path
 from databases import Database
 
 from arbstr_asgi.config.settings import LONGEST_RETENTION
-from arbstr_asgi.entry import Entry
+from arbstr_asgi.entry import Call, Entry
 from arbstr_asgi.errors import ConfigError, LedgerError, LedgerUnavailable
 from arbstr_asgi.ledger.backlog import Mark, Settle, Update, promise
 from arbstr_asgi.ledger.caretaker import Caretaker
@@ -167,16 +167,27 @@ class Ledger(Readable):
 
     def record(self, entry: Entry) -> None:
         """Queue one state of a call; the highest revision stays. Never raises, never waits, from any thread."""
+        if isinstance(entry, Entry):
+            self._add(entry)
+        else:
+            self._losses.add(1, "not an entry")
+
+    def follow(self, call: Call) -> None:
+        """Queue the first state of a call, of which it is asked on the loop's thread when that is to be written.
+
+        It isn't, where its entry is recorded before. Never raises, never waits, from any thread.
+        """
+        self._add(call)
+
+    def _add(self, item: Entry | Call) -> None:
         try:
             writer = self._writer
             if writer is None or not writer.accepting:
                 self._losses.add(1, "the ledger is not open")
             elif self._bounds.full(writer.queued, writer.size):
                 self._losses.add(1, f"{writer.queued} wait already")
-            elif not isinstance(entry, Entry):
-                self._losses.add(1, "not an entry")
             else:
-                writer.add(entry)
+                writer.add(item)
         except Exception as error:  # noqa: BLE001 - accounting must never break the call that it accounts for
             self._losses.add(1, type(error).__name__)
 

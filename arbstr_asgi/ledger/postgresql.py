@@ -8,7 +8,19 @@ from typing import Any
 
 import asyncpg
 
-from arbstr_asgi.ledger.driver import CONVERSION_ERRORS, IN_REQUESTS, OUTAGES, READ_TIMEOUT, Driver, Special, broken
+from arbstr_asgi.ledger.driver import (
+    CONVERSION_ERRORS,
+    IN_REQUESTS,
+    OUTAGES,
+    READ_TIMEOUT,
+    Driver,
+    Many,
+    Special,
+    broken,
+    encoded,
+    iso,
+    plain,
+)
 from arbstr_asgi.ledger.values import Row
 
 _LOCK = 0x6172627374720001  # any number that nobody else uses: "arbstr", 1
@@ -27,7 +39,7 @@ class _Connection(asyncpg.Connection):  # type: ignore[misc]
 
 
 class Postgresql:
-    """Takes Python's values as they are."""
+    """Takes Python's values as they are, but for rows."""
 
     dialect = "postgresql"
     # No size to be kept: asyncpg would log a traceback each time that it can't be in an outage.
@@ -69,6 +81,11 @@ class Postgresql:
     def in_transaction(self, raw: Any) -> bool:
         return bool(raw.is_in_transaction())
 
+    async def write(self, raw: Any, steps: Sequence[Many]) -> None:
+        async with self.begin(raw):
+            for sql, rows in steps:
+                await self.execute_many(raw, sql, rows)
+
     async def execute_many(self, raw: Any, sql: str, rows: Sequence[Row]) -> None:
         await raw.executemany(sql, rows)
 
@@ -91,7 +108,7 @@ class Postgresql:
         pass
 
     def encode(self, row: Row, special: Special = IN_REQUESTS) -> Row:
-        return row
+        return encoded(row, special, iso, plain)  # as `statements` has them read
 
     def money(self, value: Decimal | None) -> Decimal | None:
         return value

@@ -1,7 +1,7 @@
 """Brings what is on disk into the database: our own spill, those of dead processes, and the calls they left open."""
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -14,12 +14,15 @@ from arbstr_asgi.ledger.marks import Marker
 from arbstr_asgi.ledger.slots import Slots
 from arbstr_asgi.ledger.spill import Shelter, Spill
 from arbstr_asgi.ledger.statements import Statements
+from arbstr_asgi.ledger.values import Record
 
 logger = logging.getLogger("arbstr_asgi.ledger")
 
 BATCH = 500  # rows
 ABANDONED = "abandoned: its process ended before the reply did"
 STRANGERS = timedelta(hours=24)  # after which a call of a process that we can't ask about is given up
+_LONG = 0.05  # seconds that a batch may take: meanwhile, what comes waits
+_LEAST = 25  # rows, however long it takes
 _PAUSE = 5.0  # seconds without a further attempt when a spill itself fails
 
 
@@ -33,16 +36,19 @@ class Replay:
         losses: Losses,
         shelter: Shelter | None,
         marker: Marker,
+        stale: Collection[Record],
         now: Callable[[], float],
     ) -> None:
         self._driver = driver
         self._statements = statements
         self._losses = losses
         self._marker = marker
+        self._stale = stale  # what is in our own spill and need not be brought back
         self._slots = None if shelter is None else shelter.slots
         self._spill = None if shelter is None else shelter.spill
         self._now = now
         self._not_before = float("-inf")
+        self._batch_size = BATCH
         self._orphans: list[Spill] | None = None  # None: not looked for yet
         self._open_calls = True
 
@@ -55,8 +61,8 @@ class Replay:
 
     @property
     def own_waiting(self) -> bool:
-        """Whether our own spill holds rows."""
-        return self._spill is not None and self._spill.rows > 0
+        """Whether our own spill holds rows that the database has not got yet."""
+        return self._spill is not None and self._spill.rows > len(self._stale)
 
     @property
     def seconds_to_wait(self) -> float | None:
@@ -100,8 +106,9 @@ class Replay:
             await orphan.close()
 
     async def _batch(self, raw: Any, spill: Spill) -> None:
+        begun = self._now()
         try:
-            kept = await spill.read(BATCH)
+            kept = await spill.read(self._batch_size)
         except Exception as error:  # noqa: BLE001
             self._trouble(error)
             return
@@ -113,6 +120,8 @@ class Replay:
             await spill.remove(kept)
         except Exception as error:  # noqa: BLE001
             self._trouble(error)
+        late = self._now() - begun > _LONG
+        self._batch_size = max(self._batch_size // 2, _LEAST) if late else min(self._batch_size * 2, BATCH)
 
     async def _claim(self, slots: Slots) -> list[Spill]:
         """The spills of dead processes; one that can't be read is told and left."""

@@ -1,6 +1,5 @@
 """Rows that the database has not taken yet, in a local SQLite file with the ledger's own tables."""
 
-import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Sequence
 from datetime import datetime
@@ -11,9 +10,10 @@ from urllib.parse import quote
 from arbstr_asgi.errors import LedgerError
 from arbstr_asgi.ledger import values
 from arbstr_asgi.ledger.columns import ATTEMPT_COLUMNS, COLUMNS
-from arbstr_asgi.ledger.driver import Driver
+from arbstr_asgi.ledger.driver import Driver, Many
 from arbstr_asgi.ledger.faults import described
-from arbstr_asgi.ledger.hand import keep
+from arbstr_asgi.ledger.hand import keeping
+from arbstr_asgi.ledger.holder import Holder
 from arbstr_asgi.ledger.sessions import Sessions
 from arbstr_asgi.ledger.slots import Slot, Slots
 from arbstr_asgi.ledger.statements import statements
@@ -25,7 +25,11 @@ logger = logging.getLogger("arbstr_asgi.ledger")
 T = TypeVar("T")
 
 _SQL = statements("sqlite", "")
-_PLACES = {column.name: place for place, column in enumerate(COLUMNS)}
+_CALL, _REVISION, _END_REASON = (
+    [column.name for column in COLUMNS].index(name) for name in ("correlation_id", "revision", "end_reason")
+)
+_ALL = 2**63 - 1  # the greatest id that there can be
+_FEW = 10_000  # rows that are counted in no time
 _WORTH_SHRINKING = 1024 * 1024  # bytes
 
 
@@ -53,11 +57,12 @@ class Spill:
         self._target = Target.of(f"sqlite:///{quote(str(slot.file.absolute()))}", "", durable=durable)
         self._last_id = 0  # of the rows that are counted
         self._sessions: Sessions | None = None
-        self._one_at_a_time = asyncio.Lock()  # so that the count is that of the last who wrote
+        self._holder: Holder | None = None  # one at a time, so that the count is that of the last who wrote
 
     async def open(self) -> None:
         """Make the tables where they are missing, and count."""
         self._sessions = await self._target.open(migrate=True)
+        self._holder = Holder(self._sessions)
         await self._run(self._count_new)
 
     async def close(self) -> None:
@@ -71,9 +76,7 @@ class Spill:
         """Keep these states, durably, each unless a newer one of its call is there."""
 
         async def write(raw: Any) -> None:
-            driver = self._driver
-            async with driver.begin(raw):
-                await keep(driver, raw, _SQL, records)
+            await self._driver.write(raw, keeping(self._driver, _SQL, records))
             await self._count_new(raw)
 
         await self._run(write)
@@ -100,49 +103,54 @@ class Spill:
         """Forget these rows, but for those that have a newer state by now."""
 
         async def remove(raw: Any) -> None:
-            driver = self._driver
-            async with driver.begin(raw):
-                states = [(i, row[_PLACES["revision"]], row[_PLACES["end_reason"]]) for i, (row, _) in kept]
-                await driver.execute_many(raw, _SQL.delete, states)
-                calls = [(record.correlation_id,) * 2 for _, record in kept]
-                await driver.execute_many(raw, _SQL.delete_attempts, calls)
+            await self._driver.write(raw, _removing([record for _, record in kept]))
             await self._count_removed(raw, kept)
             if not self.rows and self.slot.size > _WORTH_SHRINKING:
-                await driver.fetch(raw, "VACUUM")
+                await self._driver.fetch(raw, "VACUUM")
 
         await self._run(remove)
 
-    @property
-    def _driver(self) -> Driver:
-        return self._opened.driver
+    async def forget(self, records: Sequence[Record]) -> None:
+        """The same for what was not read from here: the database has these states without that."""
+
+        async def forget(raw: Any) -> None:
+            await self._driver.write(raw, _removing(records))
+            ((self.rows, *bounds),) = await self._driver.fetch(raw, _SQL.up_to, (_ALL,))
+            self._note(*bounds)
+
+        if records and self.rows <= _FEW:
+            await self._run(forget)
 
     @property
-    def _opened(self) -> Sessions:
-        if self._sessions is None:
-            raise LedgerError("the spill is not open")
-        return self._sessions
+    def _driver(self) -> Driver:
+        return self._target.driver
 
     async def _count_new(self, raw: Any) -> None:
         """Count those that have come: a walk through all takes long where there are a million."""
-        ((new,),) = await self._driver.fetch(raw, _SQL.behind, (self._last_id,))
+        ((new, *bounds),) = await self._driver.fetch(raw, _SQL.behind, (self._last_id,))
         self.rows += new
-        await self._look_at_bounds(raw)
+        self._note(*bounds)
 
     async def _count_removed(self, raw: Any, kept: Sequence[Kept]) -> None:
         """What was read came first, so whatever is left up to its last has stayed."""
         if kept:
-            ((left,),) = await self._driver.fetch(raw, _SQL.up_to, (kept[-1].id,))
+            ((left, *bounds),) = await self._driver.fetch(raw, _SQL.up_to, (kept[-1].id,))
             self.rows -= len(kept) - left
-        await self._look_at_bounds(raw)
+            self._note(*bounds)
 
-    async def _look_at_bounds(self, raw: Any) -> None:
-        ((last_id, oldest),) = await self._driver.fetch(raw, _SQL.bounds)
+    def _note(self, last_id: int | None, oldest: str | None) -> None:
         self._last_id = last_id or 0  # numbers begin anew in a table that has been emptied
         self.oldest = None if oldest is None else datetime.fromisoformat(oldest)
 
     async def _run(self, work: Callable[[Any], Awaitable[T]]) -> T:
-        async with self._one_at_a_time:
-            return await self._opened.run(work)
+        if self._holder is None:
+            raise LedgerError("the spill is not open")
+        return await self._holder.run(work)
+
+
+def _removing(records: Sequence[Record]) -> list[Many]:
+    states = [(row[_CALL], row[_REVISION], row[_END_REASON]) for row, _ in records]
+    return [Many(_SQL.delete, states), Many(_SQL.delete_attempts, [(row[_CALL],) for row, _ in records])]
 
 
 async def shelter(folder: Path, *, durable: bool) -> Shelter | None:

@@ -12,6 +12,7 @@ from arbstr_asgi.ledger.trouble import Trouble
 
 PATIENCE = 0.15  # seconds from an entry's coming to its spilling
 BATCH = 500  # rows
+AT_ONCE = 128  # rows that are taken out of the spill
 
 
 class Spiller:
@@ -42,6 +43,7 @@ class Spiller:
         with suppress(Exception):  # what is left is counted by whoever stops us
             async with asyncio.timeout(timeout):
                 await self._spill_all(self._now())
+                await self._forget(len(self._hand.stale))
 
     async def _run(self) -> None:
         while True:
@@ -52,13 +54,23 @@ class Spiller:
     async def _until_late(self) -> None:
         while True:
             since = self._since()
-            if since is None:
+            left = PATIENCE if since is None else since + PATIENCE - self._now()
+            if left <= 0:
+                return
+            if self._hand.stale and left > PATIENCE / 2:
+                await self._forget(AT_ONCE)
+            elif since is None:
                 self._some.clear()
                 await self._some.wait()
-            elif since + PATIENCE > self._now():
-                await asyncio.sleep(since + PATIENCE - self._now())
             else:
-                return
+                await asyncio.sleep(left)
+
+    async def _forget(self, limit: int) -> None:
+        """Take out what has been committed since; where that fails it is replayed, which changes nothing."""
+        some = self._hand.stale[:limit]
+        with suppress(Exception):
+            await self._spill.forget(some)
+        del self._hand.stale[: len(some)]
 
     async def _spill_late(self) -> None:
         await self._spill_all(self._now() - PATIENCE)

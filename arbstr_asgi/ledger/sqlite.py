@@ -2,15 +2,17 @@
 
 import asyncio
 import functools
+import re
 import sqlite3
 import threading
 import time
 import weakref
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from datetime import datetime
 from decimal import Decimal
-from typing import Any
+from itertools import chain
+from typing import Any, TypeVar
 
 from arbstr_asgi.ledger.driver import (
     CONVERSION_ERRORS,
@@ -18,15 +20,23 @@ from arbstr_asgi.ledger.driver import (
     OUTAGES,
     READ_TIMEOUT,
     Driver,
+    Many,
     Special,
     encoded,
     iso,
+    plain,
 )
 from arbstr_asgi.ledger.values import Row
 
+T = TypeVar("T")
+
 _PATIENCE = 5.0  # seconds to wait for another writer's lock
 _SLICE = 250  # ms of that which one call waits: a waiting call can be neither cancelled nor interrupted
+_MOST = 256  # rows in a statement
+_VALUES = re.compile(r"(?<=VALUES )\([?, ]+\)")
+_BEGIN = "BEGIN IMMEDIATE"  # a deferred one fails at once when another commits in between
 _open: weakref.WeakSet[Any] = weakref.WeakSet()  # connections that are ours
+_writing: weakref.WeakSet[Any] = weakref.WeakSet()  # and those that are prepared for batches
 
 
 class Sqlite:
@@ -41,7 +51,7 @@ class Sqlite:
         await raw.execute_fetchall(f"PRAGMA busy_timeout = {_SLICE}")
         if own:
             # A lasting property of the file, so not for a host's; changing it ignores busy_timeout.
-            await _patiently(raw, "PRAGMA journal_mode = WAL")
+            await _patiently(lambda: raw.execute_fetchall("PRAGMA journal_mode = WAL"))
             if not durable:
                 await raw.execute_fetchall("PRAGMA synchronous = NORMAL")
             _let_process_end(raw)
@@ -54,7 +64,7 @@ class Sqlite:
         if nested:
             await raw.execute_fetchall("SAVEPOINT arbstr")
         else:
-            await _patiently(raw, "BEGIN IMMEDIATE")  # a deferred one fails at once when another commits in between
+            await _patiently(lambda: raw.execute_fetchall(_BEGIN))
         try:
             yield
             await raw.execute_fetchall("RELEASE SAVEPOINT arbstr" if nested else "COMMIT")
@@ -80,6 +90,13 @@ class Sqlite:
     def in_transaction(self, raw: Any) -> bool:
         return bool(raw.in_transaction)
 
+    async def write(self, raw: Any, steps: Sequence[Many]) -> None:
+        if raw not in _writing and not raw.in_transaction:
+            # What a statement of many rows may have to undo would go to a file; readers may sort more than fits.
+            await raw.execute_fetchall("PRAGMA temp_store = MEMORY")
+            _writing.add(raw)
+        await _patiently(lambda: _in_its_thread(raw, _write, steps))
+
     async def execute_many(self, raw: Any, sql: str, rows: Sequence[Row]) -> None:
         cursor = await raw.executemany(sql, rows)
         await cursor.close()
@@ -91,22 +108,22 @@ class Sqlite:
         return matched
 
     async def fetch(self, raw: Any, sql: str, parameters: Sequence[Any] = ()) -> list[Sequence[Any]]:
-        return list(await _patiently(raw, sql, parameters))
+        return list(await _patiently(lambda: raw.execute_fetchall(sql, parameters)))
 
     async def has_table(self, raw: Any, table: str) -> bool:
         return bool(await self.fetch(raw, "SELECT 1 FROM sqlite_master WHERE name = ? COLLATE NOCASE", (table,)))
 
     async def lock(self, raw: Any, prefix: str) -> None:
-        await _patiently(raw, "BEGIN IMMEDIATE", patience=60.0)
+        await _patiently(lambda: raw.execute_fetchall(_BEGIN), patience=60.0)
 
     async def unlock(self, raw: Any, prefix: str) -> None:
         pass
 
     def encode(self, row: Row, special: Special = IN_REQUESTS) -> Row:
-        return encoded(row, special, iso, self.money)
+        return encoded(row, special, iso, plain)
 
     def money(self, value: Decimal | None) -> str | None:
-        return None if value is None else f"{value:f}"  # a NUMERIC column would make it a float
+        return plain(value)  # a NUMERIC column would make it a float
 
     def row_error(self, error: BaseException) -> str | None:
         row_errors = (sqlite3.IntegrityError, sqlite3.DataError, sqlite3.InterfaceError, *CONVERSION_ERRORS)
@@ -157,11 +174,54 @@ async def _interrupt(raw: Any, seconds: float) -> None:
         await asyncio.sleep(_SLICE / 1000)
 
 
-async def _patiently(raw: Any, sql: str, parameters: Sequence[Any] = (), *, patience: float = _PATIENCE) -> Any:
+def _write(connection: sqlite3.Connection, steps: Sequence[Many]) -> None:
+    nested = connection.in_transaction
+    connection.execute("SAVEPOINT arbstr" if nested else _BEGIN)
+    try:
+        for sql, rows in steps:
+            most = connection.getlimit(sqlite3.SQLITE_LIMIT_VARIABLE_NUMBER) // len(rows[0]) if rows else 0
+            for some in _packs(rows, min(most, _MOST)):
+                connection.execute(_for_several(sql, len(some)), [*chain.from_iterable(some)])
+        connection.execute("RELEASE SAVEPOINT arbstr" if nested else "COMMIT")
+    except Exception:
+        if connection.in_transaction:
+            connection.execute("ROLLBACK TO SAVEPOINT arbstr" if nested else "ROLLBACK")
+        raise
+
+
+def _packs(rows: Sequence[Row], most: int) -> Iterator[Sequence[Row]]:
+    """The rows in few parts: each is a statement, and each statement a turn for the loop, which may be busy.
+
+    Their sizes are powers of two, so that there are not many different statements.
+    """
+    first = 0
+    while first < len(rows):
+        size = 1 << (min(len(rows) - first, most).bit_length() - 1)
+        yield rows[first : first + size]
+        first += size
+
+
+@functools.cache
+def _for_several(sql: str, rows: int) -> str:
+    """A statement with the VALUES of one row, for so many."""
+    return _VALUES.sub(lambda found: ", ".join([found[0]] * rows), sql, count=1)
+
+
+async def _in_its_thread(raw: Any, work: Callable[..., T], *arguments: Any) -> T:
+    """Have aiosqlite's thread call `work(connection, *arguments)`, with the connection of Python's own `sqlite3`.
+
+    Each of aiosqlite's public calls is a way there and back, and each way waits until a busy loop comes round: a batch
+    of eight took longer than its rows may wait. What runs a function there is private, and as old as aiosqlite itself.
+    """
+    found: T = await raw._execute(work, raw._conn, *arguments)
+    return found
+
+
+async def _patiently(call: Callable[[], Awaitable[T]], *, patience: float = _PATIENCE) -> T:
     deadline = time.monotonic() + patience
     while True:
         try:
-            return await raw.execute_fetchall(sql, parameters)
+            return await call()
         except sqlite3.OperationalError as error:
             busy = (error.sqlite_errorcode & 0xFF) in {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED}
             if not busy or time.monotonic() > deadline:

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from arbstr_asgi.entry import OPEN
-from arbstr_asgi.ledger.columns import ATTEMPT_COLUMNS, COLUMNS, Columns
+from arbstr_asgi.ledger.columns import ATTEMPT_COLUMNS, COLUMNS, Columns, Kind
 
 _OPEN = str(OPEN)  # constants of ours
 # What the first state of a call knows already; SQLite would write each of their indexes anew for the second one.
@@ -38,11 +38,10 @@ class Statements:
     newest: str  # limit
     of_call: str  # correlation_id, limit
     first: str  # limit; with the id in front
-    behind: str  # this id; how many rows there are
+    behind: str  # this id; how many rows there are, the greatest id of all and the earliest arrival
     up_to: str  # the same up to this id
-    bounds: str  # the greatest id and the earliest arrival
-    delete: str  # id, revision, end_reason
-    delete_attempts: str  # correlation_id, twice; where no request is left
+    delete: str  # correlation_id, revision, end_reason; for SQLite, as the next
+    delete_attempts: str  # correlation_id; where no request is left
     in_flight: str  # before, after this id, limit; id, correlation_id, worker_id, timestamp
     abandon: str  # error_message, correlation_id
     abandon_attempt: str  # error_message, correlation_id
@@ -77,6 +76,8 @@ def statements(dialect: str, prefix: str) -> Statements:
     columns = ", ".join(q[column.name] for column in COLUMNS)
     select = f"SELECT {columns} FROM {name}"  # noqa: S608 - validated identifiers, no values
     order = f"ORDER BY {q['timestamp']} DESC, id DESC LIMIT"
+    # Each by itself is a look into an index, both at once would be a walk through the table.
+    bounds = f"(SELECT max(id) FROM {name}), (SELECT min({q['timestamp']}) FROM {name})"  # noqa: S608
     return Statements(
         table=table,
         attempts_table=attempts_table,
@@ -90,14 +91,14 @@ def statements(dialect: str, prefix: str) -> Statements:
         newest=f"{select} {order} {mark(0)}",
         of_call=f"{select} WHERE {q['correlation_id']} = {mark(0)} {order} {mark(1)}",
         first=f"SELECT id, {columns} FROM {name} ORDER BY id LIMIT {mark(0)}",  # noqa: S608
-        behind=f"SELECT count(*) FROM {name} WHERE id > {mark(0)}",  # noqa: S608
-        up_to=f"SELECT count(*) FROM {name} WHERE id <= {mark(0)}",  # noqa: S608
-        # Each by itself is a look into an index, both at once would be a walk through the table.
-        bounds=f"SELECT (SELECT max(id) FROM {name}), (SELECT min({q['timestamp']}) FROM {name})",  # noqa: S608
-        delete=f"DELETE FROM {name} WHERE id = {mark(0)} AND {q['revision']} = {mark(1)} "  # noqa: S608
-        f"AND {q['end_reason']} = {mark(2)}",
-        delete_attempts=f"DELETE FROM {attempts} WHERE {q['correlation_id']} = {mark(0)} "  # noqa: S608
-        f"AND NOT EXISTS (SELECT 1 FROM {name} WHERE {q['correlation_id']} = {mark(1)})",
+        behind=f"SELECT (SELECT count(*) FROM {name} WHERE id > {mark(0)}), {bounds}",  # noqa: S608
+        up_to=f"SELECT (SELECT count(*) FROM {name} WHERE id <= {mark(0)}), {bounds}",  # noqa: S608
+        # With VALUES, so that one statement can be for several.
+        delete=f"DELETE FROM {name} WHERE id IN (SELECT r.id FROM (VALUES ({mark(0)}, {mark(1)}, {mark(2)})) AS v "  # noqa: S608
+        f"JOIN {name} AS r ON r.{q['correlation_id']} = v.column1 AND r.{q['revision']} = v.column2 "
+        f"AND r.{q['end_reason']} = v.column3)",
+        delete_attempts=f"DELETE FROM {attempts} WHERE {q['correlation_id']} IN (VALUES ({mark(0)})) "  # noqa: S608
+        f"AND NOT EXISTS (SELECT 1 FROM {name} AS r WHERE r.{q['correlation_id']} = {attempts}.{q['correlation_id']})",
         in_flight=f"SELECT id, {q['correlation_id']}, {q['worker_id']}, {q['timestamp']} FROM {name} "  # noqa: S608
         f"WHERE {q['end_reason']} = 'in_flight' AND {q['timestamp']} < {mark(0)} AND id > {mark(1)} "
         f"ORDER BY id LIMIT {mark(2)}",
@@ -138,7 +139,8 @@ def _upsert(dialect: str, table: str, columns: Columns, key: Sequence[str], reas
     """
     name, mark = quoted(dialect, table), marks(dialect)
     q = {column.name: quoted(dialect, column.name) for column in columns}
-    insert = f"INSERT INTO {name} ({', '.join(q.values())}) VALUES ({', '.join(mark(i) for i in range(len(q)))}) "  # noqa: S608
+    given = [mark(place) + _read_as(dialect, column.kind) for place, column in enumerate(columns)]
+    insert = f"INSERT INTO {name} ({', '.join(q.values())}) VALUES ({', '.join(given)}) "  # noqa: S608
     # MySQL's assignments see the ones before them: what the condition looks at comes last.
     last = [*([reason] if reason else []), "revision"]
     order = [*(n for n in q if n not in {*key, *last, *(FIRST_SAYS if reason else ())}), *last[:-1]]
@@ -158,3 +160,10 @@ def _upsert(dialect: str, table: str, columns: Columns, key: Sequence[str], reas
         f"{insert}ON CONFLICT ({', '.join(q[n] for n in key)}) DO UPDATE SET {sets}, "
         f"{revision} = {greatest}({name}.{revision}, excluded.{revision}) WHERE {newer}"
     )
+
+
+def _read_as(dialect: str, kind: Kind) -> str:
+    """PostgreSQL's own driver takes ten times as long to make a number or a moment of it as to send its text."""
+    if dialect != "postgresql":
+        return ""
+    return {Kind.MONEY: "::text::numeric", Kind.MOMENT: "::text::timestamptz"}.get(kind, "")

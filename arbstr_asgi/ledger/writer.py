@@ -8,7 +8,6 @@ from contextlib import suppress
 from time import monotonic
 from typing import Any
 
-from arbstr_asgi.entry import Entry
 from arbstr_asgi.errors import LedgerError, LedgerUnavailable
 from arbstr_asgi.ledger.backlog import Backlog, Item, Mark, Update
 from arbstr_asgi.ledger.hand import Hand
@@ -21,7 +20,6 @@ from arbstr_asgi.ledger.spiller import Spiller
 from arbstr_asgi.ledger.statements import Statements
 from arbstr_asgi.ledger.target import Target
 from arbstr_asgi.ledger.trouble import Trouble
-from arbstr_asgi.ledger.values import Record
 
 logger = logging.getLogger("arbstr_asgi.ledger")
 
@@ -52,7 +50,7 @@ class Writer:
         marker = Marker()
         self._hand = Hand(target.driver, statements, losses, marker)
         self.spill = None if shelter is None else shelter.spill
-        self._replay = Replay(target.driver, statements, losses, shelter, marker, monotonic)
+        self._replay = Replay(target.driver, statements, losses, shelter, marker, self._hand.stale, monotonic)
         self._some = asyncio.Event()
         self._hurry = asyncio.Event()
         self._ending = asyncio.Event()
@@ -72,7 +70,7 @@ class Writer:
     @property
     def queued(self) -> int:
         """What is in memory and not committed."""
-        return len(self._backlog) + len(self._hand)
+        return len(self._backlog) + self._hand.waiting
 
     @property
     def size(self) -> int:
@@ -103,8 +101,10 @@ class Writer:
 
     def add(self, item: Item, *, urgent: bool = False) -> None:
         """Queue; `urgent` is written without waiting for company. From any thread."""
-        self._backlog.add(item, monotonic())
-        hurry = urgent or len(self._backlog) >= BATCH
+        waiting = self._backlog.add(item, monotonic())
+        hurry = urgent or waiting >= BATCH
+        if waiting > 1 and not hurry:  # whoever came first has woken everybody
+            return
         if threading.get_ident() == self._thread:
             self._wake(hurry=hurry)
         else:
@@ -212,10 +212,12 @@ class Writer:
             with suppress(TimeoutError):
                 async with asyncio.timeout(self._replay.seconds_to_wait):
                     await self._some.wait()
-        if not self._hand and len(self._backlog) < BATCH and not self._ending.is_set() and not self._may_replay():
-            with suppress(TimeoutError):
-                async with asyncio.timeout(GATHER):
-                    await self._hurry.wait()
+        since = self._backlog.since
+        if since is None or self._hand or len(self._backlog) >= BATCH or self._ending.is_set() or self._may_replay():
+            return True
+        with suppress(TimeoutError):
+            async with asyncio.timeout(since + GATHER - monotonic()):
+                await self._hurry.wait()
         return True
 
     def _may_replay(self) -> bool:
@@ -243,6 +245,8 @@ class Writer:
                 await self._replay.own(raw)
             await self._hand.write(raw)
             self._trouble.over()
+            if self._spiller is not None and self._hand.stale:
+                self._spiller.wake()
 
     async def _pause(self, seconds: float) -> None:
         if self._ending.is_set():
@@ -255,7 +259,7 @@ class Writer:
     def _give_up(self) -> None:
         """Count and report everything that is neither committed nor spilled."""
         left = [*self._hand.clear(), *self._backlog.clear()]
-        lost = sum(isinstance(item, Record | Entry) for item in left)
+        lost = sum(not isinstance(item, Update | Mark) for item in left)
         if lost:
             self._losses.add(lost, "the ledger was closed before they could be written")
         self._losses.sum_up()

@@ -29,8 +29,10 @@ class Chunk(msgspec.Struct, gc=False):
     raw_usage: bytes | None = None
 
 
-class _Raw(msgspec.Struct, gc=False):
-    usage: msgspec.Raw = msgspec.Raw(b"null")
+class _WithRaw(Chunk, gc=False):
+    """The same with its usage as it came, to be decoded alone."""
+
+    usage: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
 
 
 def _decimal(digits: str) -> Decimal | None:
@@ -40,17 +42,20 @@ def _decimal(digits: str) -> Decimal | None:
         return None
 
 
-_decoder = msgspec.json.Decoder(Chunk, float_hook=_decimal)
-_raw = msgspec.json.Decoder(_Raw)
+_decoder = msgspec.json.Decoder(_WithRaw, float_hook=_decimal)
+_usage = msgspec.json.Decoder(float_hook=_decimal)
 _FIELDS = frozenset(Chunk.__struct_fields__) - {"raw_usage"}
 
 
 def decode(payload: bytes) -> Chunk | None:
     """The JSON object in `payload`; None for anything else. Reads what `json.loads` would read (NaN, bad UTF-8)."""
     try:
-        chunk = _decoder.decode(payload)
-        if isinstance(chunk.usage, dict):
-            chunk.raw_usage = bytes(_raw.decode(payload).usage)
+        chunk: Chunk = _decoder.decode(payload)
+        raw = chunk.usage
+        if raw is not msgspec.UNSET:
+            chunk.usage = _usage.decode(raw)
+            if isinstance(chunk.usage, dict):
+                chunk.raw_usage = bytes(raw)
         return chunk
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         return _decode_leniently(payload)

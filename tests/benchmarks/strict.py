@@ -16,7 +16,8 @@ from contextlib import AsyncExitStack, closing
 from pathlib import Path
 
 import uvloop
-from relay import PLAIN_REQUEST, cpu, drive, process, quantile, ready, stream_request
+from client import PLAIN_REQUEST, cpu, drive, quantile, stream_request
+from processes import process, ready
 
 KINDS = ("ours", "strict")
 CLIENTS = (1, 64)
@@ -34,7 +35,7 @@ async def measure(rounds: int, calls: int) -> int:
             upstream = f"http://127.0.0.1:{provider}/v1"
             ports = {}
             for kind in KINDS:
-                arguments = ("server", kind, "uvicorn", upstream, f"{folder}/{kind}.db")
+                arguments = ("server", kind, "uvicorn", upstream, f"sqlite:///{folder}/{kind}.db")
                 ports[kind] = await stack.enter_async_context(process(*arguments))
                 await ready(ports[kind])
                 made[kind] += len(await drive(ports[kind], PLAIN_REQUEST, 50))
@@ -48,7 +49,7 @@ async def measure(rounds: int, calls: int) -> int:
                             seconds = time.perf_counter() - began
                             one = [call for client in found for call in client]
                             made[kind] += len(one)
-                            took.setdefault((what, kind, clients), []).extend(one)
+                            took.setdefault((what, kind, clients), []).extend(call.whole for call in one)
                             rates.setdefault((what, kind, clients), []).append(len(one) / seconds)
             for kind in KINDS:
                 await cpu(ports[kind])  # which waits for the rows

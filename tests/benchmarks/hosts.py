@@ -1,0 +1,122 @@
+"""The servers under test: the bare relay, which does nothing else, and ours with a ledger."""
+
+import asyncio
+import socket
+import time
+from collections.abc import Awaitable, Callable
+from decimal import Decimal
+from typing import Any
+
+import httpx
+import uvicorn
+from granian.constants import Interfaces
+from granian.server.embed import Server as Granian
+
+from arbstr_asgi import ArbstrMiddleware, Config, DatabaseConfig, Provider, Server
+from arbstr_asgi.body import BodyChunks
+from arbstr_asgi.serve import serving
+from arbstr_asgi.transports import Transports
+
+CHAT = "/v1/chat/completions"
+CPU = "/cpu"
+SERVERS = ("uvicorn", "hypercorn", "granian")
+PASSING = frozenset({b"content-type", b"content-length"})
+
+Scope = dict[str, Any]
+Send = Callable[[dict[str, Any]], Awaitable[None]]
+Receive = Callable[[], Awaitable[dict[str, Any]]]
+
+
+class BareRelay:
+    """The relay and nothing else: the same transport, called the same way."""
+
+    def __init__(self, upstream: str) -> None:
+        self._url = httpx.URL(f"{upstream}/chat/completions")
+        self._transport = Transports().to(Provider(name="p", url=upstream))
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass one call on and its answer back."""
+        body = b"".join([chunk async for chunk in BodyChunks(receive)])  # type: ignore[arg-type]
+        headers = [(b"content-type", b"application/json"), (b"accept-encoding", b"identity")]
+        timeout = {"connect": 10.0, "read": None, "write": None, "pool": None}
+        request = httpx.Request("POST", self._url, headers=headers, content=body, extensions={"timeout": timeout})
+        response = await self._transport.handle_async_request(request)
+        try:
+            passing = [(k.lower(), v) for k, v in response.headers.raw if k.lower() in PASSING]
+            await send({"type": "http.response.start", "status": response.status_code, "headers": passing})
+            assert isinstance(response.stream, httpx.AsyncByteStream)
+            async for chunk in response.stream:
+                await send({"type": "http.response.body", "body": chunk, "more_body": True})
+            await send({"type": "http.response.body", "body": b"", "more_body": False})
+        finally:
+            await response.aclose()
+
+    async def close(self) -> None:
+        """Close its connections."""
+        await self._transport.aclose()
+
+
+class Host:
+    """Tells the CPU that its process has used, and passes chat completions to the bare relay where there is one."""
+
+    def __init__(self, relay: BareRelay | None) -> None:
+        self._relay = relay
+        self.written: Callable[[], Awaitable[None]] | None = None
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request."""
+        if scope["type"] == "lifespan":
+            await receive()
+            await send({"type": "lifespan.startup.complete"})
+            await receive()
+            if self._relay is not None:
+                await self._relay.close()
+            await send({"type": "lifespan.shutdown.complete"})
+        elif self._relay is not None and scope["path"] == CHAT:
+            await self._relay(scope, receive, send)
+        else:
+            if self.written is not None:
+                await self.written()
+            body = repr(time.process_time()).encode()
+            headers = [(b"content-length", str(len(body)).encode())]
+            await send({"type": "http.response.start", "status": 200, "headers": headers})
+            await send({"type": "http.response.body", "body": body})
+
+
+def application(kind: str, upstream: str, database: str) -> Any:
+    """The bare relay or ours; `strict` is ours with answers that wait for their rows. `database` is a URL."""
+    if kind == "bare":
+        return Host(BareRelay(upstream))
+    rates = {"input_rate": Decimal(10_000), "output_rate": Decimal(30_000)}
+    config = Config(
+        providers=(Provider(name="p", url=upstream, **rates),),
+        server=Server(public=True),
+        database=DatabaseConfig(url=database, durability="strict" if kind == "strict" else "relaxed"),
+    )
+    host = Host(None)
+    ours = ArbstrMiddleware(host, config)  # type: ignore[arg-type]
+    host.written = ours.ledger.flush
+    return ours
+
+
+async def be_server(kind: str, server: str, upstream: str, database: str, stop: asyncio.Event) -> None:
+    """Serve until `stop`, or SIGTERM for those who have handlers of their own, and print the port."""
+    app = application(kind, upstream, database)
+    if server == "hypercorn":
+        async with serving(app) as url:
+            print(url.rpartition(":")[2], flush=True)
+            await stop.wait()
+        return
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+        if server == "uvicorn":
+            print(port, flush=True)
+            settings = uvicorn.Config(app, log_level="warning", access_log=False, timeout_graceful_shutdown=1)
+            await uvicorn.Server(settings).serve(sockets=[listener])
+            return
+    granian = Granian(app, port=port, interface=Interfaces.ASGI, log_enabled=False)
+    serves = asyncio.create_task(granian.serve())
+    print(port, flush=True)
+    await stop.wait()
+    granian.stop()
+    await asyncio.wait({serves}, timeout=5)
