@@ -1,5 +1,6 @@
 """What is said of the ledger, to whoever asks: an endpoint's client or the terminal."""
 
+import asyncio
 from collections.abc import AsyncIterator, Sequence
 from datetime import UTC, datetime
 from typing import Any, Literal, Protocol
@@ -68,7 +69,7 @@ class Answers:
             groups = await self._book.stats(_replaced(query, query.group_by, query.limit + 1))
         wanted = query.filters.model
         models = [name for name in self._models if wanted in (None, name)]
-        return shapes.stats(query, whole.figures, groups, models)
+        return await asyncio.to_thread(shapes.stats, query, whole.figures, groups, models)  # thousands, perhaps
 
     async def requests(self, asked: Listing) -> Json:
         """As GET /v1/requests says it."""
@@ -89,16 +90,19 @@ class Answers:
     async def allowed(self, filters: Filters) -> Filters:
         """What of it may be told to whoever asks. Raises RequestError.
 
-        That is a 403 for somebody else's figures, and a 404 for a model or a provider that nobody has ever heard of.
+        That is a 403 for somebody else's figures and, if everybody's may be told, a 404 for a model or a provider that
+        nobody has ever heard of.
         """
         if self._whose is not None and filters.end_user not in (None, self._whose):
             message = "An end user may ask about itself only."
             raise RequestError(403, message, param="end_user", code="other_end_user")
+        if self._whose is not None:  # a 404 would tell it what others have used
+            return msgspec.structs.replace(filters, end_user=self._whose)
         if filters.model is not None and filters.model not in self._models:
             await self._look_up("model", filters.model)
         if filters.provider is not None and filters.provider not in self._providers:
             await self._look_up("provider", filters.provider)
-        return filters if self._whose is None else msgspec.structs.replace(filters, end_user=self._whose)
+        return filters
 
     async def _look_up(self, column: Literal["model", "provider"], name: str) -> None:
         if name not in await self._book.distinct(column):

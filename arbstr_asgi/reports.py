@@ -1,5 +1,6 @@
 """What the sub-app tells of its ledger: figures, requests, and files of them; an end user only of its own."""
 
+import asyncio
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -29,7 +30,8 @@ async def stats(gateway: Gateway, request: Request, caller: Caller) -> bytes:
     """GET /v1/stats."""
     with _answering():
         answers = await _answers(gateway, caller)
-        return to_json(await answers.stats(request.query_params.multi_items(), datetime.now(UTC)))
+        found = await answers.stats(request.query_params.multi_items(), datetime.now(UTC))
+        return await asyncio.to_thread(to_json, found)
 
 
 async def requests(gateway: Gateway, request: Request, caller: Caller) -> bytes | ASGIApp:

@@ -1,5 +1,6 @@
 """What may be asked of the ledger, as values: what is refused, cursors as text, histograms, time zones."""
 
+from collections import Counter
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from itertools import pairwise
@@ -94,6 +95,15 @@ def test_anything_else_is_no_cursor(text: str) -> None:
     except ValueError:
         return
     assert found.encode() == text
+
+
+@given(st.lists(st.one_of(st.integers(-5, 300_000), st.sampled_from([4095, 4096, 262143, 262144, 2**62]))))
+def test_values_are_counted_where_they_belong(values: list[int]) -> None:
+    """Numbers that a database lists are in the buckets that each of them has alone."""
+    found: histogram.Histogram = {}
+    if values:
+        assert histogram.count(found, ",".join(map(str, values))) == sum(values)
+    assert found == Counter(map(histogram.bucket, values))
 
 
 @given(st.lists(st.integers(0, 10**7), min_size=1), st.integers(1, 100))

@@ -552,6 +552,12 @@ def test_an_end_user_is_told_of_itself_only(tmp_path: Path) -> None:
         for path in (STATS, REQUESTS):
             refused = await as_user("t-bob", path, *WHOLE, ("end_user", "alice"))
             assert (refused.status, refused.error["code"]) == (403, "other_end_user")
+        for name, used in (("model", "gone"), ("provider", "p")):
+            for path in (STATS, REQUESTS):
+                answers = [await as_user("t-bob", path, *WHOLE, (name, value)) for value in (used, "never")]
+                assert [answer.status for answer in answers] == [200, 200]
+                if name == "model":  # which nobody but others has used
+                    assert answers[0].body == answers[1].body
         everybody = json.loads((await as_user("t-ann", STATS, *WHOLE)).body)
         assert everybody["counts"]["total"] == 5
 

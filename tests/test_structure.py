@@ -31,7 +31,7 @@ terminal.shown terminal.sparkline terminal.recent stats.moments stats.fields sta
 terminal.table terminal.series stats.span stats.lines terminal.remote
 stats.params terminal.screen
 stats.shapes terminal.options
-ledger.columns ledger.faults ledger.losses ledger.snapshot ledger.slots ledger.turns
+ledger.columns ledger.faults ledger.losses ledger.snapshot ledger.slots ledger.turns ledger.memory
 config.tomlfile config.variables config.unsupported config.places requestlog
 config.checks replies config.section prompt splice metering.reading metering.stripping metering.pruning
 metering.template
@@ -39,11 +39,11 @@ ledger.values ledger.statements ledger.location
 config.apikey config.keysources ledger.fragments ledger.marks
 config.rates config.settings chat config.policies
 metering.meter metering.lean ledger.driver ledger.backlog ledger.trouble ledger.degrading supervisor
-ledger.aggregates estimating.texts
+ledger.aggregates ledger.asked estimating.texts
 config.provider estimate aliasing estimating.estimator
 headers config.config drains holding leaving matching pricing keys transports metering.plain metering.events
 ledger.sessions ledger.hand ledger.migrations ledger.rollups ledger.removal ledger.ordering
-callers body models health routing watching closing verdict upstream listing metrics.labels
+callers body models health routing watching closing verdict upstream listing metrics.labels ledger.closed
 answers export
 ledger.sqlite ledger.postgresql ledger.mysql ledger.schema ledger.statistics ledger.roller
 breaker lookahead ledger.target ledger.holder metering.decoding metering.sniffing ledger.pages ledger.upkeep
@@ -87,7 +87,8 @@ terminal.recent terminal.series terminal.screen orders mock_reply metrics.labels
 metering.sse metering.reading metering.stripping metering.meter metering.grammar metering.excerpt metering.pruning
 metering.plain metering.template metering.lean metering.events metering.decoding metering.sniffing
 metering.opening ledger.columns ledger.values
-ledger.statements ledger.snapshot ledger.degrading ledger.fragments ledger.aggregates ledger.rollups ledger.marks
+ledger.statements ledger.snapshot ledger.degrading ledger.fragments ledger.memory ledger.asked ledger.aggregates
+ledger.rollups ledger.marks
 stats stats.cursor stats.zones stats.query stats.histogram stats.plan stats.tally stats.moments stats.span
 stats.fields stats.params stats.telling stats.shapes stats.lines
 """

@@ -3,6 +3,7 @@
 import asyncio
 import multiprocessing
 import sqlite3
+from contextlib import closing
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from pathlib import Path
@@ -17,10 +18,11 @@ from wire import eventually
 
 from arbstr_asgi.entry import Attempt, Entry
 from arbstr_asgi.errors import LedgerError
-from arbstr_asgi.ledger import Ledger, caretaker, pages, roller, visiting
+from arbstr_asgi.ledger import Ledger, caretaker, pages, roller, statistics, visiting
 from arbstr_asgi.ledger.columns import COLUMNS
 from arbstr_asgi.ledger.slots import Slots
 from arbstr_asgi.ledger.spill import Spill
+from arbstr_asgi.ledger.sqlite import Sqlite
 from arbstr_asgi.ledger.values import record
 from arbstr_asgi.stats import GROUPS, Filters, Rebuilt, RequestsQuery, StatsQuery
 
@@ -80,6 +82,22 @@ def test_rolled_up_is_what_is_read(bench: Bench) -> None:
         await bench.sql("DELETE FROM requests")
         await compare(bench, rows)
         assert (await bench.ledger.distinct("provider")) == ["alpha", "beta"]
+
+    bench.run(scenario())
+
+
+def test_many_rows_are_counted_by_the_database(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where there are too many rows for memory, figures and roll-ups are the same."""
+
+    async def scenario() -> None:
+        await bench.clear()
+        await bench.record(*filled())
+        await bench.upkeep.roll_up()
+        for module in (statistics, roller):
+            monkeypatch.setattr(module, "FEW", 0)
+        assert (await bench.upkeep.rebuild(None)).differed == 0
+        await bench.record(*filled(tenant="late"))
+        await compare(bench, await bench.rows())
 
     bench.run(scenario())
 
@@ -358,6 +376,37 @@ def test_no_count_takes_long(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> N
         assert totals == [None, None, None, None, 60, 20, None, 12]
 
     bench.run(scenario())
+
+
+@pytest.mark.parametrize("sort", ["cost_sats", "latency_ms"])
+def test_a_sorted_page_reads_no_row_that_is_not_on_it(
+    sort: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """SQLite finds the rows of a sorted page, however deep, in an index alone."""
+    asked: list[tuple[str, Any]] = []
+
+    async def fetch(self: Sqlite, raw: Any, sql: str, parameters: Any = ()) -> Any:
+        asked.append((sql, parameters))
+        return await plain(self, raw, sql, parameters)
+
+    async def scenario() -> None:
+        ledger = Ledger(f"sqlite+aiosqlite:///{tmp_path}/ledger.db")
+        await ledger.open()
+        for entry in filled():
+            ledger.record(entry)
+        await ledger.flush()
+        page = await ledger.requests(RequestsQuery(since=ALL.since, until=ALL.until, sort=sort, limit=2, offset=3))
+        assert len(page.rows) == 2
+        await ledger.close()
+
+    plain = Sqlite.fetch
+    monkeypatch.setattr(Sqlite, "fetch", fetch)
+    asyncio.run(scenario())
+    ((sql, parameters),) = [(sql, given) for sql, given in asked if sql.startswith("SELECT id FROM")]
+    with closing(sqlite3.connect(tmp_path / "ledger.db")) as connection:
+        plan = connection.execute(f"EXPLAIN QUERY PLAN {sql}", parameters).fetchall()
+    (step,) = [step[3] for step in plan]
+    assert f" USING COVERING INDEX ix_requests_{sort}" in step
 
 
 def test_the_caretaker_works_by_itself(database_url: str, monkeypatch: pytest.MonkeyPatch) -> None:

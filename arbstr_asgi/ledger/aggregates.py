@@ -9,7 +9,9 @@ from arbstr_asgi.stats.tally import DURATIONS, NAMES, PLACES, Tally
 
 Grouping = tuple[str, ...]
 
-_HISTOGRAMS = {f"#{name}": place for place, name in enumerate(DURATIONS)}
+FEW = 100_000  # rows, of which a list may be in memory
+_HEAD = 4  # columns: the place of the grouping, two keys, and the period
+_TOTAL = _HEAD + len(DURATIONS) + 1  # behind the histograms and the usage source
 
 
 class Cell(NamedTuple):
@@ -21,47 +23,68 @@ class Cell(NamedTuple):
 
 
 class Aggregate:
-    """Sums, by each of `groupings` and, with `seconds`, by periods of that length."""
+    """Sums, by each of `groupings` and, with `seconds`, by periods of that length.
 
-    def __init__(self, fragments: Fragments, groupings: Sequence[Grouping], seconds: int = 0) -> None:
+    `few`: the durations are counted here and not by the database, which is faster as long as they fit into memory.
+    """
+
+    def __init__(
+        self, fragments: Fragments, groupings: Sequence[Grouping], seconds: int = 0, *, few: bool = False
+    ) -> None:
         self._fragments = fragments
         self._groupings = groupings
         self._seconds = seconds
-        self._parts = _parts(fragments)
+        self._few = few and fragments.dialect != "mysql"
+        self._parts = _parts(fragments, () if self._few else DURATIONS)
+        self._known: dict[str | None, list[tuple[int, int | None, int]]] = {}
 
     def sql(self, asking: Asking, conditions: Iterable[str]) -> str:
         """The statement; the conditions' parameters are `asking`'s."""
-        once = "" if self._fragments.dialect == "mysql" else "MATERIALIZED "
+        once = "" if self._fragments.dialect == "mysql" or len(self._groupings) == 1 else "MATERIALIZED "
         selects = []
         for place, grouping in enumerate(self._groupings):
             selects.append(self._sums(place, grouping))
-            selects += [self._histogram(place, grouping, name) for name in DURATIONS]
+            if not self._few:
+                selects += [self._histogram(place, grouping, name) for name in DURATIONS]
         return (
             f"WITH r AS {once}(SELECT {self._columns()} FROM {self._fragments.requests} "  # noqa: S608 - no values
             f"WHERE {' AND '.join(conditions)}) {' UNION ALL '.join(selects)}"
         )
 
+    def cell(self, row: Sequence[Any]) -> tuple[Cell, int]:
+        """What a row of the answer is about, and how many rows of the ledger it adds."""
+        place, key1, key2, period = row[:_HEAD]
+        return Cell(place, (key1, key2)[: len(self._groupings[place])], period or 0), int(row[_TOTAL] or 0)
+
     def read(self, rows: Iterable[Sequence[Any]], into: dict[Cell, Tally]) -> None:
         """Add what the statement has found."""
-        for place, key1, key2, period, kind, counted, *numbers in rows:
-            keys = (key1, key2)[: len(self._groupings[place])]
-            cell = Cell(place, keys, period or 0)
+        for row in rows:
+            cell, _ = self.cell(row)
             tally = into.get(cell)
             if tally is None:
                 tally = into[cell] = Tally.empty()
-            if kind in _HISTOGRAMS:
-                histogram.add(tally.histograms[_HISTOGRAMS[kind]], histogram.decode(counted))
-            else:
-                self._read_sums(kind, numbers, tally.sums)
+            for name, found, counted in zip(
+                DURATIONS, tally.histograms, row[_HEAD : _HEAD + len(DURATIONS)], strict=True
+            ):
+                if counted is not None and self._few:
+                    tally.sums[PLACES[name]] += histogram.count(found, counted)
+                elif counted is not None:
+                    histogram.add(found, histogram.decode(counted))
+            source, *numbers = row[_HEAD + len(DURATIONS) :]
+            for number, (place, of_source, weight) in zip(numbers, self._places(source), strict=True):
+                if number is not None:
+                    amount = int(number) * weight
+                    tally.sums[place] += amount
+                    if of_source is not None:
+                        tally.sums[of_source] += amount
 
-    def _read_sums(self, source: str, numbers: Sequence[Any], sums: list[int]) -> None:
-        for (name, _, weight), number in zip(self._parts, numbers, strict=True):
-            if number is not None:
-                amount = int(number) * weight
-                sums[PLACES[name]] += amount
-                of_source = PLACES.get(f"{name}:{source}")
-                if of_source is not None:
-                    sums[of_source] += amount
+    def _places(self, source: str | None) -> list[tuple[int, int | None, int]]:
+        """For each part the places in a tally's sums that it adds to, and its weight."""
+        found = self._known.get(source)
+        if found is None:
+            found = [(PLACES[name], PLACES.get(f"{name}:{source}"), weight) for name, _, weight in self._parts]
+            self._known[source] = found
+        return found
 
     def _columns(self) -> str:
         found, name = self._fragments, self._fragments.name
@@ -71,7 +94,8 @@ class Aggregate:
             columns.append(f"{found.period(self._seconds)} AS period")
         columns.append(f"{name('usage_source')} AS source")
         columns += [f"{expression} AS {alias}" for alias, expression in _columns(found).items()]
-        columns += [f"{found.bucket(duration)} AS b_{duration}" for duration in DURATIONS]
+        if not self._few:
+            columns += [f"{found.bucket(duration)} AS b_{duration}" for duration in DURATIONS]
         return ", ".join(columns)
 
     def _head(self, place: int, grouping: Grouping) -> tuple[str, str]:
@@ -83,17 +107,19 @@ class Aggregate:
 
     def _sums(self, place: int, grouping: Grouping) -> str:
         head, by = self._head(place, grouping)
-        sums = ", ".join(f"sum({part})" for _, part, _ in self._parts)
-        return f"SELECT {head}, source, NULL, {sums} FROM r GROUP BY {by + ', ' if by else ''}source"  # noqa: S608
+        listed = [self._fragments.listed(f"d_{name}") if self._few else "NULL" for name in DURATIONS]
+        sums = ", ".join([*listed, "source", *(f"sum({part})" for _, part, _ in self._parts)])
+        return f"SELECT {head}, {sums} FROM r GROUP BY {by + ', ' if by else ''}source"  # noqa: S608
 
     def _histogram(self, place: int, grouping: Grouping, duration: str) -> str:
         head, by = self._head(place, grouping)
-        nothing = ", NULL" * len(self._parts)
         inner = f"SELECT {by + ', ' if by else ''}b_{duration} AS b, count(*) AS n FROM r "  # noqa: S608
         inner += f"WHERE b_{duration} IS NOT NULL GROUP BY {by + ', ' if by else ''}b_{duration}"
-        found = self._fragments.counted(("b", "n"))
+        counted = self._fragments.counted(("b", "n"))
+        found = ", ".join([*(counted if name == duration else "NULL" for name in DURATIONS), "NULL"])
+        found += ", NULL" * len(self._parts)
         grouped = f"GROUP BY {by}" if by else "HAVING count(*) > 0"
-        return f"SELECT {head}, '#{duration}', {found}{nothing} FROM ({inner}) h {grouped}"  # noqa: S608
+        return f"SELECT {head}, {found} FROM ({inner}) h {grouped}"  # noqa: S608
 
 
 def _columns(fragments: Fragments) -> dict[str, str]:
@@ -108,24 +134,21 @@ def _columns(fragments: Fragments) -> dict[str, str]:
         "output": name("output_tokens"),
         **{f"d_{duration}": name(duration) for duration in DURATIONS},
     }
-    for column in ("cost", "dearest"):
-        exact = fragments.exact("cost_sats" if column == "cost" else "dearest_cost_sats")
-        found |= {f"{column}{place}": expression for place, expression in enumerate(exact)}
+    exact = zip(fragments.exact("cost_sats"), fragments.exact("dearest_cost_sats"), strict=True)
+    for place, (cost, dearest) in enumerate(exact):
+        found |= {f"cost{place}": cost, f"saved{place}": f"{dearest} - {cost}"}  # NULL where one of them is
     return found
 
 
-def _parts(fragments: Fragments) -> list[tuple[str, str, int]]:
+def _parts(fragments: Fragments, durations: Iterable[str]) -> list[tuple[str, str, int]]:
     """The name in a tally, what is summed up, and what the sum is multiplied with."""
     found = [("total", "1", 1), *((name, name, 1) for name in ("success", "error", "streaming"))]
     found.append(("priced", "CASE WHEN cost0 IS NOT NULL THEN 1 END", 1))
     for name in ("input", "output"):
         found += [(name, part, weight) for part, weight in fragments.whole(name)]
-    for part, weight in fragments.money("cost"):
-        found.append(("cost", part, weight))
-        found.append(("savings", f"CASE WHEN dearest0 IS NOT NULL THEN {part} END", -weight))
-    for part, weight in fragments.money("dearest"):
-        found.append(("savings", f"CASE WHEN cost0 IS NOT NULL THEN {part} END", weight))
-    for duration in DURATIONS:
+    found += [("cost", part, weight) for part, weight in fragments.money("cost")]
+    found += [("savings", part, weight) for part, weight in fragments.money("saved")]
+    for duration in durations:
         found += [(duration, part, weight) for part, weight in fragments.whole(f"d_{duration}")]
     assert {known for known, _, _ in found} <= set(NAMES)
     return found

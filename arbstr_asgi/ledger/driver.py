@@ -15,6 +15,8 @@ import msgspec
 from arbstr_asgi.ledger.columns import ATTEMPT_COLUMNS, COLUMNS, Columns, Kind, places
 from arbstr_asgi.ledger.values import Row
 
+READ_TIMEOUT = 30.0  # seconds for a question
+
 # What a database that is out of reach raises, whatever its driver.
 OUTAGES = (OSError, TimeoutError)
 
@@ -79,8 +81,11 @@ class Driver(Protocol):
         """A transaction, or a savepoint in the one that is already open; rolls back what fails."""
         ...
 
-    def reading(self, raw: Any) -> AbstractAsyncContextManager[None]:
-        """A transaction that reads one state of the database, and holds no writer up."""
+    def reading(self, raw: Any, seconds: float = READ_TIMEOUT) -> AbstractAsyncContextManager[None]:
+        """A transaction that reads one state of the database, and holds no writer up.
+
+        The database gives a statement up that takes longer than so many seconds, whether or not we still wait for it.
+        """
         ...
 
     def in_transaction(self, raw: Any) -> bool:
@@ -131,6 +136,10 @@ class Driver(Protocol):
         """Whether opening a database that failed like this may work later without anybody mending something."""
         ...
 
+    def lost(self, error: BaseException) -> bool:
+        """Whether the connection has failed, so that the same may succeed on another."""
+        ...
+
     def moment(self, value: datetime) -> Any:
         """A normalised moment as the driver takes it."""
         ...
@@ -153,6 +162,11 @@ def encoded(row: Row, special: Special, moment: Any, money: Any) -> Row:
     for place in special.money:
         values[place] = money(values[place])
     return tuple(values)
+
+
+def broken(error: BaseException) -> bool:
+    """Whether it is one of the system's that says that a connection is gone, not that something took too long."""
+    return isinstance(error, OSError) and not isinstance(error, TimeoutError | ConnectionAbortedError)
 
 
 def plain(value: Decimal | None) -> str | None:

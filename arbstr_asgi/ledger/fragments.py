@@ -1,6 +1,6 @@
 """The pieces of SQL that statistics are made of, in each dialect's words; values are always parameters."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -88,6 +88,10 @@ class Fragments:
         concat = "group_concat" if self.dialect == "sqlite" else "string_agg"
         return f"""'{{' || {concat}('"' || {key} || '":' || {value}, ',') || '}}'"""
 
+    def listed(self, number: str) -> str:
+        """An aggregate: the numbers, with commas between them; not of MySQL, where that has a limit."""
+        return f"group_concat({number})" if self.dialect == "sqlite" else f"string_agg(CAST({number} AS TEXT), ',')"
+
     def whole(self, number: str) -> list[Weighed]:
         """The parts of an integer."""
         if self.dialect == "sqlite":
@@ -112,6 +116,11 @@ class Fragments:
         """The condition for when a row arrived; the bounds as the driver takes them."""
         name = self.name("timestamp")
         return f"{name} >= {asking.mark(since)} AND {name} < {asking.mark(until)}"
+
+    def counting(self, asking: Asking, conditions: Iterable[str], limit: int) -> str:
+        """A statement: how many rows fit, counted up to a limit; the conditions' parameters are `asking`'s."""
+        inner = f"SELECT 1 AS one FROM {self.requests} WHERE {' AND '.join(conditions)} LIMIT {asking.mark(limit)}"  # noqa: S608
+        return f"SELECT count(*) FROM ({inner}) found"  # noqa: S608
 
     def fits(self, asking: Asking, filters: Filters) -> list[str]:
         """The conditions of filters."""

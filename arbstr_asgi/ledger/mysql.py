@@ -9,12 +9,24 @@ from typing import Any
 import aiomysql
 from pymysql import err
 
-from arbstr_asgi.ledger.driver import CONVERSION_ERRORS, IN_REQUESTS, OUTAGES, Driver, Many, Special, encoded, iso
+from arbstr_asgi.ledger.driver import (
+    CONVERSION_ERRORS,
+    IN_REQUESTS,
+    OUTAGES,
+    READ_TIMEOUT,
+    Driver,
+    Many,
+    Special,
+    broken,
+    encoded,
+    iso,
+)
 from arbstr_asgi.ledger.values import Row
 
 # NULL, no default, out of range, cut, not a date, not this charset, too long, a trigger's SIGNAL, CHECK, CHECK
 _ROW_CODES = {1048, 1364, 1264, 1265, 1292, 1366, 1406, 1644, 3819, 4025}
 _NO_SUCH_DATABASE = 1049
+_LOST_CODES = {(1053,), (1927,), (2003,), (2006,), (2013,), (2055,)}  # shutting down, killed, unreachable, gone
 
 
 class _Cursor(aiomysql.Cursor):  # type: ignore[misc]
@@ -58,17 +70,21 @@ class Mysql:
         await self._run(raw, "RELEASE SAVEPOINT arbstr" if nested else "COMMIT")
 
     @asynccontextmanager
-    async def reading(self, raw: Any) -> AsyncIterator[None]:
+    async def reading(self, raw: Any, seconds: float = READ_TIMEOUT) -> AsyncIterator[None]:
         if self.in_transaction(raw):
             yield
             return
+        name, unit = ("max_statement_time", 1) if "MariaDB" in raw.get_server_info() else ("max_execution_time", 1000)
+        await self._run(raw, f"SET @arbstr = @@{name}, SESSION {name} = {max(int(seconds * unit), 1)}")
         await self._run(raw, "START TRANSACTION WITH CONSISTENT SNAPSHOT, READ ONLY")
         try:
             yield
         except Exception:
             await self._run(raw, "ROLLBACK")
+            await self._run(raw, f"SET SESSION {name} = @arbstr")
             raise
         await self._run(raw, "COMMIT")
+        await self._run(raw, f"SET SESSION {name} = @arbstr")
 
     def in_transaction(self, raw: Any) -> bool:
         return bool(raw.get_transaction_status())
@@ -123,6 +139,11 @@ class Mysql:
         if isinstance(error, err.MySQLError):
             return bool(error.args[:1] != (_NO_SUCH_DATABASE,))
         return isinstance(error, OUTAGES)
+
+    def lost(self, error: BaseException) -> bool:
+        if isinstance(error, err.MySQLError):
+            return isinstance(error, err.InterfaceError) or error.args[:1] in _LOST_CODES
+        return broken(error)
 
     def moment(self, value: datetime) -> datetime:
         return _naive(value)

@@ -6,11 +6,13 @@ from typing import Any
 from msgspec.structs import replace
 
 from arbstr_asgi.ledger import values
+from arbstr_asgi.ledger.asked import Asked
 from arbstr_asgi.ledger.columns import COLUMNS
 from arbstr_asgi.ledger.driver import Driver
 from arbstr_asgi.ledger.fragments import Asking, Fragments
+from arbstr_asgi.ledger.memory import Memory
 from arbstr_asgi.ledger.ordering import Ordering
-from arbstr_asgi.ledger.statistics import Asked, Statistics
+from arbstr_asgi.ledger.statistics import Statistics
 from arbstr_asgi.stats import Cursor, Filters, Page, RequestsQuery, StatsQuery
 from arbstr_asgi.stats.plan import DIMENSIONS, rolled
 from arbstr_asgi.stats.zones import bound
@@ -23,10 +25,10 @@ _LOOKUP = 4  # times as much work as a step along an index
 class Pages:
     """Asks on one connection at a time."""
 
-    def __init__(self, driver: Driver, fragments: Fragments) -> None:
+    def __init__(self, driver: Driver, fragments: Fragments, memory: Memory) -> None:
         self._driver = driver
         self._fragments = fragments
-        self._statistics = Statistics(driver, fragments)
+        self._statistics = Statistics(driver, fragments, memory)
         columns = ", ".join(fragments.name(column.name) for column in COLUMNS)
         self._rows = f"SELECT id, {columns} FROM {fragments.requests} WHERE id IN "  # noqa: S608 - no values
 
@@ -116,9 +118,7 @@ class Pages:
             self._fragments.between(asking, moment(query.since), moment(query.until)),
             *self._fragments.fits(asking, filters),
         ]
-        inner = f"SELECT 1 AS one FROM {self._fragments.requests} WHERE {' AND '.join(conditions)} "  # noqa: S608
-        inner += f"LIMIT {asking.mark(COUNTED + 1)}"
-        sql = f"SELECT count(*) FROM ({inner}) found"  # noqa: S608
+        sql = self._fragments.counting(asking, conditions, COUNTED + 1)
         ((count,),) = await self._driver.fetch(raw, sql, asking.parameters)
         return int(count) if count <= COUNTED else None
 

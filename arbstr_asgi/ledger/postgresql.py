@@ -12,9 +12,11 @@ from arbstr_asgi.ledger.driver import (
     CONVERSION_ERRORS,
     IN_REQUESTS,
     OUTAGES,
+    READ_TIMEOUT,
     Driver,
     Many,
     Special,
+    broken,
     encoded,
     iso,
     plain,
@@ -24,6 +26,7 @@ from arbstr_asgi.ledger.values import Row
 _LOCK = 0x6172627374720001  # any number that nobody else uses: "arbstr", 1
 
 _ROW_STATES = {"22", "23", "P0"}  # data, constraints, a trigger's RAISE
+_LOST_STATES = {"08", "57"}  # connections, an operator's intervention
 
 
 class _Connection(asyncpg.Connection):  # type: ignore[misc]
@@ -60,14 +63,15 @@ class Postgresql:
         await transaction.commit()
 
     @asynccontextmanager
-    async def reading(self, raw: Any) -> AsyncIterator[None]:
+    async def reading(self, raw: Any, seconds: float = READ_TIMEOUT) -> AsyncIterator[None]:
         if self.in_transaction(raw):
             yield
             return
         transaction = raw.transaction(isolation="repeatable_read", readonly=True)
         await transaction.start()
         try:
-            await raw.execute("SET LOCAL jit = off")  # compiling would take longer than any of our queries
+            # Compiling would take longer than any of our queries; a query that is given up here goes on there.
+            await raw.execute(f"SET LOCAL jit = off; SET LOCAL statement_timeout = {max(int(seconds * 1000), 1)}")
             yield
         except Exception:
             await transaction.rollback()
@@ -119,6 +123,11 @@ class Postgresql:
         if isinstance(error, asyncpg.InvalidCatalogNameError):
             return False
         return isinstance(error, (asyncpg.PostgresError, asyncpg.InterfaceError, *OUTAGES))
+
+    def lost(self, error: BaseException) -> bool:
+        if isinstance(error, asyncpg.PostgresError):
+            return (error.sqlstate or "")[:2] in _LOST_STATES
+        return isinstance(error, asyncpg.InterfaceError | asyncpg.InternalClientError) or broken(error)
 
     def moment(self, value: datetime) -> datetime:
         return value

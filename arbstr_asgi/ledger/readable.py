@@ -1,24 +1,30 @@
 """The half of the ledger that answers and tidies up."""
 
 import asyncio
+import contextvars
 import sqlite3
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Coroutine
 from datetime import datetime
+from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import msgspec
 
 from arbstr_asgi.errors import LedgerError, LedgerUnavailable
+from arbstr_asgi.ledger.driver import READ_TIMEOUT
 from arbstr_asgi.ledger.eraser import erase
 from arbstr_asgi.ledger.faults import described
 from arbstr_asgi.ledger.fragments import Fragments
-from arbstr_asgi.ledger.reader import READ_TIMEOUT, Reader
+from arbstr_asgi.ledger.reader import Reader
 from arbstr_asgi.ledger.upkeep import Progress, Upkeep
 from arbstr_asgi.stats import Group, Page, Rebuilt, RequestsQuery, StatsQuery
 
+T = TypeVar("T")
+
 AT_ONCE = 2  # questions that take long; the others wait, so that the pool has connections for the writer
+_GRACE = 1.0  # seconds from when the database is to give up until nobody waits for it any more
 EXPORTED = 500  # rows in memory
 
 
@@ -58,14 +64,12 @@ class Readable(ABC):
         One state of the database, all that is committed in it: closed hours come from roll-ups, the rest from rows.
         """
         reader = self._open_reader()
-        async with self._at_once:
-            return await reader.groups(query)
+        return await self._in_turn(reader, lambda: reader.groups(query))
 
     async def requests(self, query: RequestsQuery) -> Page:
         """One page of rows, and how many there are where that is quickly said. Raises LedgerError."""
         reader = self._open_reader()
-        async with self._at_once:
-            return await reader.page(query)
+        return await self._in_turn(reader, lambda: reader.page(query))
 
     async def export(self, query: RequestsQuery) -> AsyncIterator[dict[str, Any]]:
         """All rows from the page on, however many, as in `requests`; few are in memory. Raises LedgerError.
@@ -75,8 +79,7 @@ class Readable(ABC):
         query = msgspec.structs.replace(query, limit=EXPORTED)
         while True:
             reader = self._open_reader()
-            async with self._at_once:
-                page = await reader.page(query, counted=False)
+            page = await self._in_turn(reader, partial(reader.page, query, counted=False))
             for row in page.rows:
                 yield row
             if page.next is None:
@@ -86,8 +89,7 @@ class Readable(ABC):
     async def distinct(self, column: Literal["model", "provider"]) -> list[str]:
         """The names that rows have had in this column, sorted. Raises LedgerError."""
         reader = self._open_reader()
-        async with self._at_once:
-            return await reader.names(column)
+        return await self._in_turn(reader, lambda: reader.names(column))
 
     async def rebuild(self, progress: Progress | None = None) -> Rebuilt:
         """Compute the roll-ups of all closed hours again. `progress` hears hours done and to do. Raises LedgerError."""
@@ -120,6 +122,18 @@ class Readable(ABC):
 
     def _upkeep(self) -> Upkeep:
         return Upkeep(self._open_reader().sessions, self._fragments)
+
+    async def _in_turn(self, reader: Reader, ask: Callable[[], Coroutine[Any, Any, T]]) -> T:
+        """One of few questions at once: it is so for as long as the database works on it, whoever has gone."""
+        await self._at_once.acquire()
+        task = asyncio.create_task(ask(), context=contextvars.Context())
+        task.add_done_callback(self._out_of_turn)
+        return await reader.waited(asyncio.shield(task), READ_TIMEOUT + _GRACE)
+
+    def _out_of_turn(self, task: "asyncio.Task[Any]") -> None:
+        self._at_once.release()
+        if not task.cancelled():
+            task.exception()  # its caller may have gone: nothing to complain about
 
     async def _flush_soon(self) -> None:
         try:

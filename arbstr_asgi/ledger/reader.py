@@ -2,12 +2,12 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
-from contextlib import suppress
 from typing import Any, TypeVar
 
 from arbstr_asgi.errors import LedgerError
 from arbstr_asgi.ledger import values
 from arbstr_asgi.ledger.columns import ATTEMPT_COLUMNS
+from arbstr_asgi.ledger.driver import READ_TIMEOUT
 from arbstr_asgi.ledger.faults import described
 from arbstr_asgi.ledger.fragments import Fragments
 from arbstr_asgi.ledger.pages import Pages
@@ -20,7 +20,6 @@ T = TypeVar("T")
 Q = TypeVar("Q")
 
 _CHECK_TIMEOUT = 2.0  # seconds
-READ_TIMEOUT = 30.0
 _ATTEMPTS = 6  # one more than our pool has connections: each may have died unnoticed while it was idle
 
 
@@ -34,15 +33,15 @@ class Reader:
 
     async def groups(self, query: StatsQuery) -> list[Group]:
         """Figures. Raises LedgerError."""
-        return await self._run(Statistics(self.sessions.driver, self._fragments).groups, query)
+        return await self._run(self._statistics().groups, query)
 
     async def names(self, column: str) -> list[str]:
         """The values of a column, sorted. Raises LedgerError."""
-        return await self._run(Statistics(self.sessions.driver, self._fragments).names, column)
+        return await self._run(self._statistics().names, column)
 
     async def page(self, query: RequestsQuery, *, counted: bool = True) -> Page:
         """One page. Raises LedgerError."""
-        pages = Pages(self.sessions.driver, self._fragments)
+        pages = Pages(self.sessions.driver, self._fragments, self.sessions.memory)
         return await self._run(pages.page if counted else pages.uncounted, query)
 
     async def rows(self, limit: int, correlation_id: str | None) -> list[dict[str, Any]]:
@@ -65,9 +64,21 @@ class Reader:
         """Raises LedgerError unless the schema's version can be read in two seconds."""
         await self._fetch(self._statements.version, (), _CHECK_TIMEOUT)
 
+    def _statistics(self) -> Statistics:
+        return Statistics(self.sessions.driver, self._fragments, self.sessions.memory)
+
     async def _fetch(self, sql: str, parameters: Sequence[Any], timeout: float) -> list[Sequence[Any]]:
         fetch = self.sessions.driver.fetch
-        return await self._run(lambda raw, found: fetch(raw, sql, found), parameters, timeout)
+        asking = self._run(lambda raw, found: fetch(raw, sql, found), parameters, timeout)
+        return await self.waited(asking, timeout)
+
+    async def waited(self, asking: Awaitable[T], timeout: float) -> T:
+        """An answer, waited for no longer than this: SQLite's calls can't be given up. Raises LedgerError."""
+        try:
+            async with asyncio.timeout(timeout):
+                return await asking
+        except TimeoutError as error:
+            raise self._failed(error) from error
 
     async def _run(self, work: Callable[[Any, Q], Awaitable[T]], query: Q, timeout: float = READ_TIMEOUT) -> T:
         sessions = self.sessions
@@ -75,11 +86,15 @@ class Reader:
         async def ask(raw: Any) -> T:
             return await work(raw, query)
 
-        try:
-            async with asyncio.timeout(timeout):  # SQLite's calls can't be given up, but they need not be waited for
-                for _ in range(_ATTEMPTS - 1):
-                    with suppress(Exception):
-                        return await sessions.run(ask, timeout=timeout)
-                return await sessions.run(ask, timeout=timeout)
-        except Exception as error:
-            raise LedgerError(f"the database can't answer: {described(error, sessions.database)}") from error
+        end = asyncio.get_running_loop().time() + timeout
+        for tries in range(_ATTEMPTS):
+            left = end - asyncio.get_running_loop().time()
+            try:
+                return await sessions.run(ask, timeout=max(left, 0.0))
+            except Exception as error:
+                if tries + 1 == _ATTEMPTS or not sessions.driver.lost(error):
+                    raise self._failed(error) from error
+        raise AssertionError
+
+    def _failed(self, error: Exception) -> LedgerError:
+        return LedgerError(f"the database can't answer: {described(error, self.sessions.database)}")

@@ -5,18 +5,19 @@ from collections.abc import Iterable
 from datetime import datetime, timedelta
 from typing import Any
 
-from arbstr_asgi.ledger.aggregates import Aggregate, Cell
+from arbstr_asgi.ledger.aggregates import FEW, Aggregate, Cell
 from arbstr_asgi.ledger.driver import Driver
 from arbstr_asgi.ledger.fragments import Asking, Fragments, key_of
 from arbstr_asgi.ledger.rollups import Rollups, row_of
 from arbstr_asgi.ledger.statements import mark_hour
 from arbstr_asgi.ledger.turns import in_turns
 from arbstr_asgi.ledger.values import Row
-from arbstr_asgi.stats.plan import GROUPINGS, HOUR, HOURS
+from arbstr_asgi.stats.plan import COUNTED, GROUPINGS, HOUR, HOURS, coarser
 from arbstr_asgi.stats.tally import Tally
 from arbstr_asgi.stats.zones import number_of, start_of
 
 LAG = timedelta(minutes=5)  # from an hour's end to its roll-up: until then what belongs to it may still come
+STEP = 60.0  # seconds at most for one of the works here
 _PLACES = {",".join(grouping): place for place, grouping in enumerate(GROUPINGS)}
 
 
@@ -32,7 +33,7 @@ class Roller:
         self._fragments = fragments
         self.sql = Rollups(fragments)
         self._mark = mark_hour(fragments.dialect, fragments.tables.dirty_hours)
-        self._aggregate = Aggregate(fragments, GROUPINGS)
+        self._aggregates = {few: Aggregate(fragments, COUNTED, few=few) for few in (True, False)}
 
     async def state(self, raw: Any, name: str) -> int:
         """Up to which hour the ledger is `sealed` or `pruned`."""
@@ -65,7 +66,7 @@ class Roller:
 
     async def hour(self, raw: Any, hour: int, *, compare: bool = False) -> bool:
         """Make the roll-ups of a closed hour; with `compare` whether others stood there. Raises Changed."""
-        async with self._driver.reading(raw):
+        async with self._driver.reading(raw, STEP):
             marks = await self._driver.fetch(raw, self.sql.marks, (hour,))
             rows = await self._of_rows(raw, hour)
             before = await self._stored(raw, hour) if compare else []
@@ -75,7 +76,7 @@ class Roller:
                     raise Changed
             if not marks or await self.state(raw, "pruned") > hour:
                 raise Changed
-            await self._driver.execute(raw, self.sql.new_generation, ())
+            await self._driver.execute(raw, self.sql.new_generation, (_generation(),))
             await self._put(raw, "hour", hour, rows)
             await self._driver.execute(raw, self.sql.delete, ("day", hour // HOURS))
         return compare and before != sorted(rows)
@@ -91,7 +92,7 @@ class Roller:
     async def day(self, raw: Any, day: int) -> None:
         """Make the roll-ups of a day from those of its hours. Raises Changed."""
         found: dict[Cell, Tally] = {}
-        async with self._driver.reading(raw):
+        async with self._driver.reading(raw, STEP):
             generation = await self.state(raw, "generation")
             span = day * HOURS, (day + 1) * HOURS
             async for some in in_turns(await self._driver.fetch(raw, self.sql.hours, span)):
@@ -101,7 +102,7 @@ class Roller:
                     found.setdefault(cell, Tally.empty()).add(tally)
         rows = [row_of("day", day, cell, tally) async for some in in_turns([*found.items()]) for cell, tally in some]
         async with self._driver.begin(raw):
-            if not await self._driver.execute(raw, self.sql.next_generation, (generation,)):
+            if not await self._driver.execute(raw, self.sql.next_generation, (_generation(), generation)):
                 raise Changed
             await self._put(raw, "day", day, rows)
 
@@ -132,16 +133,25 @@ class Roller:
     async def forget(self, raw: Any, end_user: str) -> int:
         """Delete the roll-ups of a person; returns how many."""
         async with self._driver.begin(raw):
-            await self._driver.execute(raw, self.sql.new_generation, ())
+            await self._driver.execute(raw, self.sql.new_generation, (_generation(),))
             return await self._driver.execute(raw, self.sql.forget, (key_of(end_user),))
 
     async def _of_rows(self, raw: Any, hour: int) -> list[Row]:
         asking = Asking(self._fragments.dialect)
         bounds = [self._driver.moment(start_of(number, HOUR)) for number in (hour, hour + 1)]
-        sql = self._aggregate.sql(asking, [self._fragments.between(asking, *bounds)])
+        counted = self._fragments.counting(asking, [self._fragments.between(asking, *bounds)], FEW + 1)
+        ((count,),) = await self._driver.fetch(raw, counted, asking.parameters)
+        aggregate, asking = self._aggregates[count <= FEW], Asking(self._fragments.dialect)
+        sql = aggregate.sql(asking, [self._fragments.between(asking, *bounds)])
         found: dict[Cell, Tally] = {}
         async for some in in_turns(await self._driver.fetch(raw, sql, asking.parameters)):
-            self._aggregate.read(some, found)
+            aggregate.read(some, found)
+        found = {cell._replace(grouping=GROUPINGS.index(COUNTED[cell.grouping])): found[cell] for cell in found}
+        for place, finer, keys in coarser():
+            async for some in in_turns([cell for cell in found if cell.grouping == finer]):
+                for cell in some:
+                    to = Cell(place, tuple(cell.keys[key] for key in keys), 0)
+                    found.setdefault(to, Tally.empty()).add(found[cell])
         cells = [(cell, tally) for cell, tally in found.items() if tally.total]
         return [row_of("hour", hour, cell, tally) async for some in in_turns(cells) for cell, tally in some]
 
@@ -153,3 +163,8 @@ class Roller:
         await self._driver.execute(raw, self.sql.delete, (period, start))
         if rows:
             await self._driver.execute_many(raw, self.sql.insert, rows)
+
+
+def _generation() -> int:
+    """Not counted: a database that was restored must not come to a number that somebody remembers."""
+    return secrets.randbits(63)

@@ -30,8 +30,9 @@ class Rollups:
             f"UPDATE {table} SET total = {mark(0)} WHERE period = 'state' AND dimensions = {mark(1)} "  # noqa: S608
             f"AND total < {mark(2)}"
         )
-        new = f"UPDATE {table} SET total = total + 1 WHERE period = 'state' AND dimensions = 'generation'"  # noqa: S608
-        self.new_generation, self.next_generation = new, f"{new} AND total = {mark(0)}"
+        # a number that has not been there before; the one that was there
+        new = f"UPDATE {table} SET total = {mark(0)} WHERE period = 'state' AND dimensions = 'generation'"  # noqa: S608
+        self.new_generation, self.next_generation = new, f"{new} AND total = {mark(1)}"
         # until, holder, now, holder, too late to be true
         self.take_lease = (
             f"UPDATE {table} SET total = {mark(0)}, sums = {mark(1)} WHERE period = 'state' AND dimensions = 'lease' "  # noqa: S608
@@ -61,6 +62,11 @@ class Rollups:
         """How many rows each pair of keys has; `keys` are the ones that are given, by their dimension."""
         where = self._where(asking, grouping, span, keys)
         return f"SELECT key1, key2, sum(total) FROM {self._table} WHERE {where} GROUP BY key1, key2"  # noqa: S608
+
+    def sizes(self, asking: Asking, grouping: Sequence[str], span: tuple[str, int, int], keys: dict[str, str]) -> str:
+        """How many pairs of keys each period has, in the order of time."""
+        where = self._where(asking, grouping, span, keys)
+        return f"SELECT start, count(*) FROM {self._table} WHERE {where} GROUP BY start ORDER BY start"  # noqa: S608
 
     def rows(
         self,

@@ -9,6 +9,7 @@ from typing import Any, TypeVar, cast
 from databases import Database
 
 from arbstr_asgi.ledger.driver import Driver
+from arbstr_asgi.ledger.memory import Memory
 
 T = TypeVar("T")
 Work = Callable[[Any], Awaitable[T]]
@@ -24,6 +25,7 @@ class Sessions:
     def __init__(self, database: Database, driver: Driver, *, own: bool, durable: bool = False) -> None:
         self.database = database
         self.driver = driver
+        self.memory = Memory()
         self._own = own
         self._durable = durable
         self._tasks: set[asyncio.Task[Any]] = set()

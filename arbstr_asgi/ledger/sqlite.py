@@ -18,6 +18,7 @@ from arbstr_asgi.ledger.driver import (
     CONVERSION_ERRORS,
     IN_REQUESTS,
     OUTAGES,
+    READ_TIMEOUT,
     Driver,
     Many,
     Special,
@@ -73,14 +74,16 @@ class Sqlite:
             raise
 
     @asynccontextmanager
-    async def reading(self, raw: Any) -> AsyncIterator[None]:
+    async def reading(self, raw: Any, seconds: float = READ_TIMEOUT) -> AsyncIterator[None]:
         if self.in_transaction(raw):
             yield
             return
         await raw.execute_fetchall("BEGIN")
+        late = asyncio.create_task(_interrupt(raw, seconds))
         try:
             yield
         finally:
+            late.cancel()
             if self.in_transaction(raw):
                 await raw.execute_fetchall("ROLLBACK")
 
@@ -134,6 +137,9 @@ class Sqlite:
             return False
         return isinstance(error, (sqlite3.Error, *OUTAGES))
 
+    def lost(self, error: BaseException) -> bool:
+        return False
+
     def moment(self, value: datetime) -> str:
         return iso(value)
 
@@ -158,6 +164,14 @@ def _watch_process() -> None:
             raw.stop()
 
     threading.Thread(target=stop, name="arbstr-exit", daemon=True).start()
+
+
+async def _interrupt(raw: Any, seconds: float) -> None:
+    """End the statement that runs after so many seconds, and each that follows it."""
+    await asyncio.sleep(seconds)
+    while True:
+        await raw.interrupt()
+        await asyncio.sleep(_SLICE / 1000)
 
 
 def _write(connection: sqlite3.Connection, steps: Sequence[Many]) -> None:

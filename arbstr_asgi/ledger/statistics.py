@@ -1,85 +1,48 @@
 """Figures of the ledger: from roll-ups what they know, the rest from rows, in one state of the database."""
 
-from collections.abc import Sequence
-from datetime import UTC, datetime, timedelta, tzinfo
-from typing import Any, NamedTuple
+from collections.abc import Iterable, Sequence
+from datetime import UTC, datetime, timedelta
+from typing import Any
 
-from arbstr_asgi.ledger.aggregates import Aggregate, Cell
+from arbstr_asgi.ledger.aggregates import FEW, Aggregate, Cell
+from arbstr_asgi.ledger.asked import Asked
+from arbstr_asgi.ledger.closed import Closed, add
 from arbstr_asgi.ledger.driver import Driver
-from arbstr_asgi.ledger.fragments import Asking, Fragments, key_of, value_of
+from arbstr_asgi.ledger.fragments import Asking, Fragments, value_of
+from arbstr_asgi.ledger.memory import Keys, Memory, Place
 from arbstr_asgi.ledger.rollups import Rollups
-from arbstr_asgi.ledger.turns import in_turns
-from arbstr_asgi.stats import Filters, Group, StatsQuery
-from arbstr_asgi.stats.plan import DAY, HOUR, Known, Parts, only_rows, parts, rolled
-from arbstr_asgi.stats.query import TIMES, Key
+from arbstr_asgi.ledger.turns import TALLIES, in_turns
+from arbstr_asgi.stats import Group, StatsQuery
+from arbstr_asgi.stats.plan import DAY, HOUR, Known, Parts, cut, only_rows, parts
+from arbstr_asgi.stats.query import Key
 from arbstr_asgi.stats.tally import Tally
-from arbstr_asgi.stats.zones import bound, called, local, number_of, start_of, step, zone_of
+from arbstr_asgi.stats.zones import called, local, number_of, start_of
 
-_FIRST = datetime(2000, 1, 1, tzinfo=UTC)  # before the first row; zones were minutes apart once, which costs much
 _MOST_DAYS = 4000  # for which roll-ups are put together where the zone's days begin within an hour
 _A_MILLISECOND = timedelta(milliseconds=1)
-
-Keys = tuple[str, ...]
-"""Values as roll-ups have them, in the order of `GROUPS`' names that were asked for."""
-
-
-class Asked(NamedTuple):
-    """A query, put in the database's terms."""
-
-    since: datetime
-    until: datetime
-    names: tuple[str, ...]  # of the columns to group by
-    units: tuple[str, ...]  # of time to group by
-    filters: Filters
-    zone: tzinfo
-    seconds: int  # the period by which rows are summed up; 0: all of them
-    grouping: tuple[str, ...] | None  # that the roll-ups have
-
-    @classmethod
-    def of(cls, query: StatsQuery) -> "Asked":
-        """For the figures that a query asks for."""
-        since, until = max(bound(query.since), _FIRST), bound(query.until)
-        names = tuple(name for name in query.group_by if name not in TIMES)
-        units = tuple(name for name in query.group_by if name in TIMES)
-        zone = zone_of(query.zone)
-        seconds = step(zone, since, until, "hour" if "hour" in units else "day") if units and since < until else 0
-        grouping = None if seconds % HOUR and "hour" in units else rolled(names, query.filters)
-        return cls(since, until, names, units, query.filters, zone, seconds, grouping)
-
-    @property
-    def keys(self) -> dict[str, str]:
-        """The filters as keys of the roll-ups."""
-        return {name: key_of(value) for name, value in self.filters.given.items()}
 
 
 class Statistics:
     """Asks on one connection at a time."""
 
-    def __init__(self, driver: Driver, fragments: Fragments) -> None:
+    def __init__(self, driver: Driver, fragments: Fragments, memory: Memory) -> None:
         self._driver = driver
+        self._memory = memory
         self._fragments = fragments
         self._rollups = Rollups(fragments)
 
     async def groups(self, raw: Any, query: StatsQuery) -> list[Group]:
         """What the query asks for."""
         asked = Asked.of(query)
-        found: dict[tuple[Keys, int], Tally] = {}
+        found: dict[Place, Tally] = {}
         if asked.since < asked.until:
             async with self._driver.reading(raw):
                 await self._gather(raw, asked, query.limit, found)
-        return _groups(query, asked, found)
+        return await _groups(query, asked, found)
 
     async def totals(self, raw: Any, asked: Asked, divided: Parts) -> dict[Keys, int]:
         """How many rows of each kind roll-ups know of, inside of a transaction."""
-        found: dict[Keys, int] = {}
-        for span in _spans(divided):
-            assert asked.grouping is not None
-            asking = Asking(self._fragments.dialect)
-            sql = self._rollups.totals(asking, asked.grouping, span, asked.keys)
-            for key1, key2, total in await self._driver.fetch(raw, sql, asking.parameters):
-                keys = _picked(asked, (key1, key2))
-                found[keys] = found.get(keys, 0) + int(total)
-        return found
+        return await self._closed(raw, asked, divided).totals()
 
     async def rolled_up(self, raw: Any) -> int:
         """How many rows roll-ups know of, in all."""
@@ -127,95 +90,69 @@ class Statistics:
         whole_days = not asked.units or asked.seconds == DAY
         return parts(asked.since, asked.until, known, whole_days=whole_days)
 
-    async def _gather(self, raw: Any, asked: Asked, limit: int, found: dict[tuple[Keys, int], Tally]) -> None:
+    async def _gather(self, raw: Any, asked: Asked, limit: int, found: dict[Place, Tally]) -> None:
         divided = await self.divided(raw, asked)
-        for since, until in divided.rows:
-            for cell, tally in (await self._sums(raw, asked, since, until)).items():
-                _add(found, (cell.keys, _named(asked, cell.period * asked.seconds)), tally)
-        chosen = None
+        if "hour" in asked.units and asked.names:
+            full = await self._closed(raw, asked, divided).full(limit)
+            divided = divided if full is None else cut(divided, full + 1)
+        few = await self._few(raw, divided.rows)
+        aggregate = Aggregate(self._fragments, [asked.names], asked.seconds, few=few)
+        sums = [row for span in divided.rows for row in await self._sums(raw, asked, aggregate, span)]
+        closed, chosen = self._closed(raw, asked, divided), None
         if asked.names and not asked.units:
-            totals = await self.totals(raw, asked, divided)
-            for (keys, _), tally in found.items():
-                totals[keys] = totals.get(keys, 0) + tally.total
+            totals = await closed.totals()
+            async for some in in_turns(sums):
+                for row in some:
+                    cell, total = aggregate.cell(row)
+                    totals[cell.keys] = totals.get(cell.keys, 0) + total
             chosen = set(sorted(totals, key=lambda keys: (-totals[keys], keys))[:limit])
-            for place in [place for place in found if place[0] not in chosen]:
-                del found[place]
-        for span in _spans(divided):
-            await self._read(raw, asked, span, chosen, found)
+            sums = [row for row in sums if aggregate.cell(row)[0].keys in chosen]
+        async for some in in_turns([*(await closed.tallies(chosen)).items()], TALLIES):
+            for place, packed in some:
+                found[place] = packed.tally()
+        cells: dict[Cell, Tally] = {}
+        async for some in in_turns(sums):
+            aggregate.read(some, cells)
+        for cell, tally in cells.items():
+            add(found, (cell.keys, asked.named(cell.period * asked.seconds)), tally)
 
-    async def _sums(self, raw: Any, asked: Asked, since: datetime, until: datetime) -> dict[Cell, Tally]:
-        """Of rows."""
-        aggregate = Aggregate(self._fragments, [asked.names], asked.seconds)
+    async def _few(self, raw: Any, spans: Iterable[tuple[datetime, datetime]]) -> bool:
+        """Whether these times have few rows."""
+        left = FEW
+        for span in spans:
+            asking = Asking(self._fragments.dialect)
+            bounds = self._fragments.between(asking, *map(self._driver.moment, span))
+            sql = self._fragments.counting(asking, [bounds], left + 1)
+            left -= (await self._driver.fetch(raw, sql, asking.parameters))[0][0]
+            if left < 0:
+                return False
+        return True
+
+    async def _sums(
+        self, raw: Any, asked: Asked, aggregate: Aggregate, span: tuple[datetime, datetime]
+    ) -> list[Sequence[Any]]:
+        """Of rows, as the database says them."""
         asking = Asking(self._fragments.dialect)
-        moment = self._driver.moment
+        since, until = map(self._driver.moment, span)
         conditions = [
-            self._fragments.between(asking, moment(since), moment(until)),
+            self._fragments.between(asking, since, until),
             *self._fragments.fits(asking, asked.filters),
         ]
-        rows = await self._driver.fetch(raw, aggregate.sql(asking, conditions), asking.parameters)
-        found: dict[Cell, Tally] = {}
-        async for some in in_turns(rows):
-            aggregate.read(some, found)
-        return {cell: tally for cell, tally in found.items() if tally.total}
+        return await self._driver.fetch(raw, aggregate.sql(asking, conditions), asking.parameters)
 
-    async def _read(
-        self,
-        raw: Any,
-        asked: Asked,
-        span: tuple[str, int, int],
-        chosen: set[Keys] | None,
-        found: dict[tuple[Keys, int], Tally],
-    ) -> None:
-        """Of roll-ups."""
-        assert asked.grouping is not None
-        asking = Asking(self._fragments.dialect)
-        first = {keys[0] for keys in chosen} if chosen and asked.names == asked.grouping[:1] else ()
-        sql = self._rollups.rows(asking, asked.grouping, span, asked.keys, first)
-        seconds = HOUR if span[0] == "hour" else DAY
-        async for some in in_turns(await self._driver.fetch(raw, sql, asking.parameters)):
-            for start, key1, key2, *texts in some:
-                keys = _picked(asked, (key1, key2))
-                if chosen is None or keys in chosen:
-                    _add(found, (keys, _named(asked, start * seconds)), Tally.decode(*texts))
+    def _closed(self, raw: Any, asked: Asked, divided: Parts) -> Closed:
+        return Closed(self._driver, self._rollups, self._memory, raw, asked, divided)
 
 
-def _spans(divided: Parts) -> list[tuple[str, int, int]]:
-    return [*(("day", a, b) for a, b in divided.days), *(("hour", a, b) for a, b in divided.hours)]
-
-
-def _picked(asked: Asked, keys: Sequence[str]) -> Keys:
-    """The keys that are grouped by, of those of a roll-up."""
-    assert asked.grouping is not None
-    return tuple([keys[asked.grouping.index(name)] for name in asked.names])
-
-
-def _add(found: dict[tuple[Keys, int], Tally], place: tuple[Keys, int], tally: Tally) -> None:
-    known = found.get(place)
-    if known is None:
-        found[place] = tally
-    else:
-        known.add(tally)
-
-
-def _named(asked: Asked, seconds: int) -> int:
-    """What stands for the hours and days that a moment (in seconds from the year 1) is in."""
-    if not asked.units:
-        return 0
-    if "hour" not in asked.units:
-        return called(start_of(seconds, 1), asked.zone).toordinal()
-    return seconds if asked.seconds == HOUR else seconds - _into_hour(start_of(seconds, 1), asked.zone)
-
-
-def _into_hour(moment: datetime, zone: tzinfo) -> int:
-    there = local(moment, zone)
-    return there.minute * 60 + there.second
-
-
-def _groups(query: StatsQuery, asked: Asked, found: dict[tuple[Keys, int], Tally]) -> list[Group]:
+async def _groups(query: StatsQuery, asked: Asked, found: dict[Place, Tally]) -> list[Group]:
     if not query.group_by:
         return [Group((), next(iter(found.values()), Tally.empty()).figures())]
-    places = sorted(found, key=lambda place: (place[1], -found[place].total, place[0]))
-    return [Group(_keys(query, asked, *place), found[place].figures()) for place in places[: query.limit]]
+    places = sorted(found, key=lambda place: (place[1], -found[place].total, place[0]))[: query.limit]
+    return [
+        Group(_keys(query, asked, *place), found[place].figures())
+        async for some in in_turns(places, TALLIES)
+        for place in some
+    ]
 
 
 def _keys(query: StatsQuery, asked: Asked, keys: Keys, time: int) -> tuple[Key, ...]:

@@ -10,7 +10,7 @@ from arbstr_asgi.errors import LedgerError
 from arbstr_asgi.ledger.faults import described
 from arbstr_asgi.ledger.fragments import Fragments
 from arbstr_asgi.ledger.removal import Removal
-from arbstr_asgi.ledger.roller import Changed, Roller
+from arbstr_asgi.ledger.roller import STEP, Changed, Roller
 from arbstr_asgi.ledger.sessions import Sessions, Work
 from arbstr_asgi.stats import Rebuilt
 from arbstr_asgi.stats.plan import HOUR
@@ -20,7 +20,6 @@ T = TypeVar("T")
 Progress = Callable[[int, int], None]
 """Hears how much is done, and how much there is."""
 
-_STEP = 60.0  # seconds at most
 _TRIES = 50  # for one hour that somebody keeps writing to
 _SHORTEST_PAUSE = 0.01  # seconds
 
@@ -114,7 +113,7 @@ class Upkeep:
     async def _step(self, work: Work[T]) -> T:
         begun = time.monotonic()
         try:
-            found = await self._sessions.run(work, timeout=_STEP)
+            found = await self._sessions.run(work, timeout=STEP)
         except (Changed, LedgerError):
             raise
         except Exception as error:

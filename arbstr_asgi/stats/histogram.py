@@ -3,7 +3,9 @@
 The percentile of a histogram is the middle of the bucket that the exact one is in, so it is off by at most 1/64.
 """
 
+from bisect import bisect_left
 from collections.abc import Mapping
+from itertools import accumulate
 from math import ceil
 
 import msgspec
@@ -17,6 +19,7 @@ OCTAVES = 34  # from there on; longer durations (35 years) count as that long
 LONGEST = (EXACT << OCTAVES) - 1
 
 _DECODER = msgspec.json.Decoder(dict[int, int])
+_VALUES = msgspec.json.Decoder(list[int])
 
 
 def bucket(value: int) -> int:
@@ -26,6 +29,25 @@ def bucket(value: int) -> int:
         return value
     shift = value.bit_length() - EXACT.bit_length() + 1
     return (shift * HALF) + (value >> shift)
+
+
+_NEAR = [bucket(value) for value in range(4096)]
+_OCTAVES = 6  # not so many that the part would be below EXACT
+
+
+def count(to: Histogram, values: str) -> int:
+    """Count numbers with commas between them as well; returns their sum."""
+    known, near, end = to.get, _NEAR, len(_NEAR)
+    numbers = _VALUES.decode(f"[{values}]")
+    for value in numbers:
+        if 0 <= value < end:
+            place = near[value]
+        elif end <= value < end << _OCTAVES:  # the bucket of a part of it, so many octaves up
+            place = near[value >> _OCTAVES] + _OCTAVES * HALF
+        else:
+            place = bucket(value)
+        to[place] = known(place, 0) + 1
+    return sum(numbers)
 
 
 def middle(place: int) -> float:
@@ -45,21 +67,12 @@ def add(to: Histogram, other: Mapping[int, int]) -> None:
 
 def percentiles(histogram: Mapping[int, int], *percents: int) -> list[float | None]:
     """For each of these the smallest value that so many per cent of all are not above; None where there are none."""
-    count = sum(histogram.values())
-    if not count:
+    places = sorted(histogram)
+    seen = list(accumulate([histogram[place] for place in places]))
+    if not seen:
         return [None] * len(percents)
-    found: list[float | None] = []
-    ranks = iter(sorted((max(ceil(percent * count / 100), 1), percent) for percent in percents))
-    answers: dict[int, float] = {}
-    rank, percent = next(ranks)
-    seen = 0
-    for place in sorted(histogram):
-        seen += histogram[place]
-        while seen >= rank and percent not in answers:
-            answers[percent] = middle(place)
-            rank, percent = next(ranks, (rank, percent))
-    found.extend(answers[percent] for percent in percents)
-    return found
+    ranks = [max(ceil(percent * seen[-1] / 100), 1) for percent in percents]
+    return [middle(places[bisect_left(seen, rank)]) for rank in ranks]
 
 
 def encode(histogram: Mapping[int, int]) -> str:

@@ -1,6 +1,6 @@
 """Which roll-up answers a query, and for which part of its time."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from datetime import datetime
 from typing import NamedTuple
 
@@ -14,6 +14,7 @@ GROUPINGS: tuple[tuple[str, ...], ...] = (
     *((name,) for name in DIMENSIONS),
     *((one, other) for i, one in enumerate(PAIRED) for other in PAIRED[i + 1 :]),
 )
+COUNTED = tuple(grouping for grouping in GROUPINGS if len(grouping) == 2 or grouping == ("end_user",))
 HOUR, DAY, HOURS = 3600, 86400, 24
 
 
@@ -22,6 +23,15 @@ def rolled(group_by: Collection[str], filters: Filters) -> tuple[str, ...] | Non
     asked = {*group_by, *filters.given} - set(TIMES)
     grouping = tuple(name for name in DIMENSIONS if name in asked)
     return grouping if grouping in GROUPINGS and len(grouping) == len(asked) else None
+
+
+def coarser() -> Iterator[tuple[int, int, tuple[int, ...]]]:
+    """How the groupings that are not `COUNTED` are added up, in their order: place, that of a finer one, its keys."""
+    for place in range(len(GROUPINGS) - 1, -1, -1):
+        grouping = GROUPINGS[place]
+        if grouping not in COUNTED:
+            finer = next(g for g in GROUPINGS if len(g) == len(grouping) + 1 and {*grouping} < {*g})
+            yield place, GROUPINGS.index(finer), tuple(finer.index(name) for name in grouping)
 
 
 class Known(NamedTuple):
@@ -67,6 +77,13 @@ def parts(since: datetime, until: datetime, known: Known, *, whole_days: bool) -
     edge = start_of(known.pruned, HOUR)
     rows = [(max(a, edge), b) for a, b in spans if max(a, edge) < b]
     return Parts(_runs(days), hours, rows)
+
+
+def cut(found: Parts, hour: int) -> Parts:
+    """Only what is before an hour."""
+    end = start_of(hour, HOUR)
+    hours = [(a, min(b, hour)) for a, b in found.hours if a < hour]
+    return Parts(found.days, hours, [(a, min(b, end)) for a, b in found.rows if a < end])
 
 
 def _first_hour(since: datetime) -> int:

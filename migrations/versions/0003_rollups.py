@@ -86,14 +86,15 @@ def _dirty_hours() -> list[Any]:
 
 def _indexes() -> list[tuple[str, list[Any]]]:
     sorted_by = {
-        "sqlite": ["CAST(cost_sats AS INTEGER)", _NANOS, "id", "timestamp"],
+        # The column itself too: SQLite before 3.41 does not see that the expressions are all that is asked of it.
+        "sqlite": ["CAST(cost_sats AS INTEGER)", _NANOS, "id", "timestamp", "cost_sats"],
         "postgresql": ["cost_sats", "id", "timestamp"],
         "mysql": ["cost_sats", "id", "timestamp"],
     }[_dialect()]
     return [
         ("end_user", ["end_user", "timestamp"]),
         ("latency_ms", ["latency_ms", "id", "timestamp"]),
-        ("cost_sats", [name if name in {"id", "timestamp"} else sa.text(name) for name in sorted_by]),
+        ("cost_sats", [name if name in {"id", "timestamp", "cost_sats"} else sa.text(name) for name in sorted_by]),
     ]
 
 
@@ -115,7 +116,7 @@ def _fill(table: str, rollups: str, dirty_hours: str) -> None:
     op.execute(f"DELETE FROM {hours}")  # noqa: S608 - validated identifiers
     op.execute(f"INSERT INTO {hours} (hour, writer, mark) SELECT DISTINCT {hour}, 0, 0 FROM {requests}")  # noqa: S608
     # Hours before `sealed` are rolled up, empty or dirty, those before `pruned` have no rows any more, `generation`
-    # counts the hours that were rolled up, and whoever has the `lease` rolls up.
+    # is another whenever roll-ups have changed, and whoever has the `lease` rolls up.
     op.execute(f"DELETE FROM {states} WHERE period = 'state'")  # noqa: S608
     sealed = f"SELECT coalesce(max(hour) + 1, 0) FROM {hours}"  # noqa: S608
     for state, total in (("sealed", sealed), ("pruned", "SELECT 0"), ("generation", "SELECT 0"), ("lease", "SELECT 0")):

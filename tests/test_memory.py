@@ -1,0 +1,73 @@
+"""What a ledger remembers of its roll-ups: exact, bounded, and of one generation."""
+
+import pytest
+from databases_under_test import an_entry
+from ledger_bench import Bench, bench
+from test_upkeep import DAY, compare, filled
+
+from arbstr_asgi.ledger import memory
+from arbstr_asgi.ledger.memory import Memory, Packed
+from arbstr_asgi.stats.histogram import LONGEST, bucket
+from arbstr_asgi.stats.tally import NAMES, Tally
+
+__all__ = ["bench"]
+
+
+def a_tally(count: int = 3) -> Tally:
+    """With values at the ends of what there can be."""
+    return Tally(
+        [-(10**40), *range(len(NAMES) - 1)], ({0: 1, bucket(LONGEST): 2**63}, {5: 7}, dict.fromkeys(range(count), 1))
+    )
+
+
+def test_what_is_packed_is_the_same() -> None:
+    """A tally comes out as it went in, and those that come out are each of their own."""
+    packed = Packed.of(a_tally())
+    first = packed.tally()
+    assert first == a_tally()
+    first.add(a_tally())
+    assert packed.tally() == a_tally()
+
+
+def test_a_new_generation_is_not_answered_from_the_old() -> None:
+    """Nothing is remembered of roll-ups that have changed; what still fills an old answer reaches no new question."""
+    known = Memory()
+    old = known.of(1, "question")
+    assert known.of(1, "question") is old
+    new = known.of(2, "question")
+    old.totals = {("a|",): 1}
+    assert new.totals is None
+    assert known.of(1, "question").totals is None
+
+
+def test_memory_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The questions that were not asked for longest are forgotten; one answer that is too large too."""
+    each = Packed.of(a_tally())
+    monkeypatch.setattr(memory, "MOST", 3 * each.size)
+    known = Memory()
+    for name in "abcdc":
+        found = known.of(1, name)
+        found.tallies[(name,), 0] = each
+        known.fit(found)
+    assert [bool(known.of(1, name).tallies) for name in "bcda"] == [True, True, True, False]
+    found = known.of(1, "large")
+    found.totals = {(str(number),): 1 for number in range(1000)}
+    known.fit(found)
+    assert [known.of(1, name).totals for name in ("large", "b")] == [None, None]
+
+
+def test_answers_are_the_same_again(bench: Bench) -> None:
+    """A question is answered alike from memory, and at once otherwise when a closed hour was rolled up again."""
+
+    async def scenario() -> None:
+        await bench.clear()
+        await bench.record(*filled())
+        await bench.upkeep.roll_up()
+        for _ in range(3):
+            await compare(bench, await bench.rows())
+        await bench.record(an_entry(timestamp=DAY, model="m-1", latency_ms=10**6, end_user="ann"))
+        await bench.upkeep.roll_up()
+        for _ in range(2):
+            await compare(bench, await bench.rows())
+
+    bench.run(scenario())
