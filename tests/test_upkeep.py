@@ -411,17 +411,19 @@ def test_a_sorted_page_reads_no_row_that_is_not_on_it(
 
 def test_the_caretaker_works_by_itself(database_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Beside two open ledgers hours are rolled up and old rows pruned, by one of them; both close at once."""
-    monkeypatch.setattr(caretaker, "FIRST", 0.05)
     monkeypatch.setattr(caretaker, "PAUSE", 0.1)
 
     async def main() -> None:
+        now = datetime.now(UTC)
+        first = Ledger(database_url)  # keeps everything: what comes after it was pruned is in no figures
+        await first.open()
+        for age in (8, 8, 9, 1, 2):
+            first.record(an_entry(timestamp=now - timedelta(days=age), revision=1, end_reason="completed"))
+        await first.close()
+        monkeypatch.setattr(caretaker, "FIRST", 0.05)
         ledgers = [Ledger(database_url, retention_days=7) for _ in range(2)]
         for ledger in ledgers:
             await ledger.open()
-        now = datetime.now(UTC)
-        for age in (8, 8, 9, 1, 2):
-            ledgers[0].record(an_entry(timestamp=now - timedelta(days=age), revision=1, end_reason="completed"))
-        await ledgers[0].flush()
         async with asyncio.timeout(20):
             while len(await ledgers[1].rows()) > 2 or await hours_of(ledgers[1]) < 4:  # noqa: ASYNC110
                 await asyncio.sleep(0.05)
