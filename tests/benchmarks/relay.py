@@ -172,8 +172,9 @@ def main() -> int:
     wrong = judge(given, results)
     if wrong and given.guard:
         print("\n".join([*wrong, "once more, in case somebody else was at work"]), file=sys.stderr)
+        lost = [what for what in wrong if " rows of " in what]  # that no second run makes good
         results = measure(given)
-        wrong = judge(given, results)
+        wrong = [*lost, *judge(given, results)]
     pieces = parts(200 if given.quick or given.rounds else 1000)
     print("\n".join(markdown(results)) if given.readme else table(results, pieces))
     if given.json is not None:
