@@ -9,7 +9,7 @@ import msgspec
 
 from arbstr_asgi.config.provider import Provider
 from arbstr_asgi.errors import RequestError
-from arbstr_asgi.stats import Filters, Group, Page, RequestsQuery, StatsQuery, shapes
+from arbstr_asgi.stats import Filters, Page, RequestsQuery, StatsQuery, Summary, shapes
 from arbstr_asgi.stats.fields import Pairs
 from arbstr_asgi.stats.params import Listing, is_id, stats_query
 from arbstr_asgi.stats.shapes import Json
@@ -20,8 +20,8 @@ _EVER = (datetime.min.replace(tzinfo=UTC), datetime.max.replace(tzinfo=UTC))
 class Book(Protocol):
     """What can be asked of a ledger; each raises LedgerError where it can't answer. See `Ledger`."""
 
-    async def stats(self, query: StatsQuery) -> list[Group]:
-        """Figures, grouped."""
+    async def summary(self, query: StatsQuery) -> Summary:
+        """Figures of the groups, and of all rows."""
         ...
 
     async def requests(self, query: RequestsQuery) -> Page:
@@ -57,19 +57,14 @@ class Answers:
         ]
 
     async def stats(self, pairs: Pairs, now: datetime) -> Json:
-        """As GET /v1/stats says it; `now` is the current time, in UTC.
-
-        All rows and their groups are asked for one after the other, so the groups may have newer rows.
-        """
+        """As GET /v1/stats says it; `now` is the current time, in UTC."""
         query = stats_query(pairs, now)
         query = msgspec.structs.replace(query, filters=await self.allowed(query.filters))
-        (whole,) = await self._book.stats(_replaced(query, (), 1))
-        groups: list[Group] = []
-        if query.group_by:
-            groups = await self._book.stats(_replaced(query, query.group_by, query.limit + 1))
+        found = await self._book.summary(msgspec.structs.replace(query, limit=query.limit + 1))  # is there one more?
+        groups = found.groups if query.group_by else []
         wanted = query.filters.model
         models = [name for name in self._models if wanted in (None, name)]
-        return await asyncio.to_thread(shapes.stats, query, whole.figures, groups, models)  # thousands, perhaps
+        return await asyncio.to_thread(shapes.stats, query, found.whole, groups, models)  # thousands, perhaps
 
     async def requests(self, asked: Listing) -> Json:
         """As GET /v1/requests says it."""
@@ -108,9 +103,3 @@ class Answers:
         if name not in await self._book.distinct(column):
             message = f"There is no such {column}, neither in the configuration nor in the ledger."
             raise RequestError(404, message, param=column, code=f"{column}_not_found")
-
-
-def _replaced(query: StatsQuery, group_by: tuple[str, ...], limit: int) -> StatsQuery:
-    return StatsQuery(
-        since=query.since, until=query.until, filters=query.filters, group_by=group_by, zone=query.zone, limit=limit
-    )

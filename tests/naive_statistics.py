@@ -7,7 +7,9 @@ from math import ceil
 from typing import Any
 from zoneinfo import ZoneInfo
 
-from arbstr_asgi.stats import Filters, Group, RequestsQuery, StatsQuery
+import msgspec
+
+from arbstr_asgi.stats import Filters, Group, RequestsQuery, StatsQuery, Summary
 
 Row = dict[str, Any]
 TIMES = ("hour", "day")
@@ -69,6 +71,12 @@ def compare(groups: list[Group], rows: Iterable[Row], query: StatsQuery) -> None
         said.append(((*(in_utc[i] for i in times),), -group.figures.total))
     assert said == sorted(ranks)[: len(groups)]
     assert len({group.keys for group in groups if not hours}) == (len(groups) if not hours else 0)
+
+
+def compare_summary(found: Summary, rows: list[Row], query: StatsQuery) -> None:
+    """Assert that the groups are right, and the figures of everything."""
+    compare(found.groups, rows, query)
+    compare([Group((), found.whole)], rows, msgspec.structs.replace(query, group_by=()))
 
 
 def check(group: Group, rows: list[Row]) -> None:

@@ -6,27 +6,14 @@ from ledger_bench import Bench, bench
 from test_upkeep import DAY, compare, filled
 
 from arbstr_asgi.ledger import memory
-from arbstr_asgi.ledger.memory import Memory, Packed
-from arbstr_asgi.stats.histogram import LONGEST, bucket
+from arbstr_asgi.ledger.memory import Memory, Remembered
+from arbstr_asgi.stats.histogram import of
 from arbstr_asgi.stats.tally import NAMES, Tally
 
 __all__ = ["bench"]
 
 
-def a_tally(count: int = 3) -> Tally:
-    """With values at the ends of what there can be."""
-    return Tally(
-        [-(10**40), *range(len(NAMES) - 1)], ({0: 1, bucket(LONGEST): 2**63}, {5: 7}, dict.fromkeys(range(count), 1))
-    )
-
-
-def test_what_is_packed_is_the_same() -> None:
-    """A tally comes out as it went in, and those that come out are each of their own."""
-    packed = Packed.of(a_tally())
-    first = packed.tally()
-    assert first == a_tally()
-    first.add(a_tally())
-    assert packed.tally() == a_tally()
+EACH = Tally(tuple(range(len(NAMES))), (of({5: 7}), 0, of(dict.fromkeys(range(300), 1))))
 
 
 def test_a_new_generation_is_not_answered_from_the_old() -> None:
@@ -42,12 +29,13 @@ def test_a_new_generation_is_not_answered_from_the_old() -> None:
 
 def test_memory_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     """The questions that were not asked for longest are forgotten; one answer that is too large too."""
-    each = Packed.of(a_tally())
-    monkeypatch.setattr(memory, "MOST", 3 * each.size)
+    alone = Remembered()
+    alone.tallies[("a",), 0] = EACH
+    monkeypatch.setattr(memory, "MOST", 3 * alone.measured())
     known = Memory()
     for name in "abcdc":
         found = known.of(1, name)
-        found.tallies[(name,), 0] = each
+        found.tallies[(name,), 0] = EACH
         known.fit(found)
     assert [bool(known.of(1, name).tallies) for name in "bcda"] == [True, True, True, False]
     found = known.of(1, "large")

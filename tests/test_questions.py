@@ -1,5 +1,6 @@
 """What may be asked of the ledger, as values: what is refused, cursors as text, histograms, time zones."""
 
+import json
 from collections import Counter
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
@@ -15,7 +16,7 @@ from arbstr_asgi.account import Account
 from arbstr_asgi.callers import Caller
 from arbstr_asgi.config.provider import Provider
 from arbstr_asgi.stats import Cursor, RequestsQuery, StatsQuery, histogram
-from arbstr_asgi.stats.plan import DAY, HOUR, Known, only_rows, parts
+from arbstr_asgi.stats.plan import HOUR, PERIODS, Known, only_rows, parts
 from arbstr_asgi.stats.zones import bound, number_of, start_of
 from arbstr_asgi.usage import Usage
 
@@ -100,19 +101,31 @@ def test_anything_else_is_no_cursor(text: str) -> None:
 @given(st.lists(st.one_of(st.integers(-5, 300_000), st.sampled_from([4095, 4096, 262143, 262144, 2**62]))))
 def test_values_are_counted_where_they_belong(values: list[int]) -> None:
     """Numbers that a database lists are in the buckets that each of them has alone."""
-    found: histogram.Histogram = {}
-    if values:
-        assert histogram.count(found, ",".join(map(str, values))) == sum(values)
-    assert found == Counter(map(histogram.bucket, values))
+    found = histogram.count(",".join(map(str, values)))
+    assert found == (histogram.of(Counter(map(histogram.bucket, values))), sum(values))
+
+
+@given(st.dictionaries(st.integers(0, histogram.bucket(histogram.LONGEST)), st.integers(1, 2**64 - 1)))
+@example({})
+@example({5: 255})
+@example({5: 256, 9: 1})
+@example(dict.fromkeys(range(100, 300), 3))
+@example(dict.fromkeys(range(1088), 2**64 - 1))
+def test_a_histogram_is_a_text(counted: dict[int, int]) -> None:
+    """What is written is read, few buckets or many, small counts or large."""
+    found = histogram.of(counted)
+    text = histogram.encode(found)
+    assert histogram.decode(text) == found
+    assert {place: number for place, number in enumerate(histogram.counts(found)) if number} == counted
+    assert len(text) <= len(json.dumps({str(place): number for place, number in counted.items()}))
 
 
 @given(st.lists(st.integers(0, 10**7), min_size=1), st.integers(1, 100))
 def test_percentiles_are_nearly_exact(values: list[int], percent: int) -> None:
     """Within 1.6 %, exact below 64, from histograms that were written, read and added up."""
-    some: histogram.Histogram = {}
-    for value in values:
-        histogram.add(some, histogram.decode(histogram.encode({histogram.bucket(value): 1})))
-    (found,) = histogram.percentiles(some, percent)
+    some = sum(histogram.decode(histogram.encode(histogram.of({histogram.bucket(value): 1}))) for value in values)
+    count, (found,) = histogram.percentiles(some, percent)
+    assert count == len(values)
     exact = sorted(values)[ceil(percent * len(values) / 100) - 1]
     assert found is not None
     assert abs(found - exact) <= (exact / 64 if exact >= 64 else 0)
@@ -136,12 +149,13 @@ def test_bounds_part_rows_as_the_moment_does(moment: datetime) -> None:
     st.integers(0, 100),
     st.sets(st.integers(0, 100)),
     st.sets(st.integers(0, 4)),
+    st.sets(st.integers(0, 16)),
     st.booleans(),
 )
 def test_each_moment_is_read_once(
-    first: int, length: int, sealed: int, pruned: int, dirty: set[int], days: set[int], whole_days: bool
+    first: int, length: int, sealed: int, pruned: int, dirty: set[int], days: set[int], parted: set[int], coarse: bool
 ) -> None:
-    """Days, hours and rows are all of the time between the bounds, none of it twice, and none that isn't known."""
+    """Periods and rows are all of the time between the bounds, none of it twice, and none that isn't known."""
     quarter = timedelta(minutes=15)
     base = number_of(datetime(2026, 1, 1, tzinfo=UTC), HOUR)
     since = start_of(base, HOUR) + quarter * first * 4 + quarter
@@ -150,13 +164,13 @@ def test_each_moment_is_read_once(
         base + sealed,
         base + min(pruned, sealed),
         frozenset(base + hour for hour in dirty),
-        frozenset(base // 24 + day for day in days),
+        {
+            "day": frozenset(base // 24 + day for day in days),
+            "6h": frozenset(base // 6 + number for number in parted),
+        },
     )
-    found = parts(since, until, known, whole_days=whole_days)
-    spans = [
-        *((start_of(a, DAY), start_of(b, DAY)) for a, b in found.days),
-        *((start_of(a, HOUR), start_of(b, HOUR)) for a, b in found.hours),
-    ]
+    found = parts(since, until, known, coarse=coarse)
+    spans = [(start_of(a, PERIODS[kind] * HOUR), start_of(b, PERIODS[kind] * HOUR)) for kind, a, b in found.rolled]
     edge = start_of(known.pruned, HOUR)
     rolled = sum((b - a for a, b in spans), timedelta())
     live = sum((b - a for a, b in found.rows), timedelta())
@@ -170,7 +184,10 @@ def test_each_moment_is_read_once(
     for a, b in spans:
         assert b <= start_of(known.sealed, HOUR)
         assert not any(max(a, edge) <= start_of(hour, HOUR) < b for hour in known.dirty)
-    assert whole_days or not found.days
+    assert coarse or {kind for kind, *_ in found.rolled} <= {"hour"}
+    for kind in known.coarse if coarse else ():
+        made = {span for period, a, b in found.rolled if period == kind for span in range(a, b)}
+        assert made <= known.coarse[kind]
     (everything,) = only_rows(since, until, known).rows or [(until, until)]
     assert everything == (max(since, edge), until) or max(since, edge) >= until
 

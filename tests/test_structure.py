@@ -43,7 +43,7 @@ ledger.aggregates ledger.asked estimating.texts
 config.provider estimate aliasing estimating.estimator
 headers config.config drains holding leaving matching pricing keys transports metering.plain metering.events
 ledger.sessions ledger.hand ledger.migrations ledger.rollups ledger.removal ledger.ordering
-callers body models health routing watching closing verdict upstream listing metrics.labels ledger.closed
+callers body models health routing watching closing verdict upstream listing metrics.labels ledger.closed ledger.live
 answers export
 ledger.sqlite ledger.postgresql ledger.mysql ledger.schema ledger.statistics ledger.roller
 breaker lookahead ledger.target ledger.holder metering.decoding metering.sniffing ledger.pages ledger.upkeep

@@ -18,13 +18,14 @@ from wire import eventually
 
 from arbstr_asgi.entry import Attempt, Entry
 from arbstr_asgi.errors import LedgerError
-from arbstr_asgi.ledger import Ledger, caretaker, pages, roller, statistics, visiting
+from arbstr_asgi.ledger import Ledger, caretaker, live, pages, roller, visiting
 from arbstr_asgi.ledger.columns import COLUMNS
 from arbstr_asgi.ledger.slots import Slots
 from arbstr_asgi.ledger.spill import Spill
 from arbstr_asgi.ledger.sqlite import Sqlite
 from arbstr_asgi.ledger.values import record
 from arbstr_asgi.stats import GROUPS, Filters, Rebuilt, RequestsQuery, StatsQuery
+from arbstr_asgi.stats.plan import PERIODS
 
 __all__ = ["bench"]
 
@@ -66,7 +67,9 @@ async def compare(bench: Bench, rows: list[dict[str, Any]], query: StatsQuery = 
 
     for name in (None, *GROUPS):
         asked = replace(query, group_by=(name,) if name else ())
-        naive.compare(await bench.ledger.stats(asked), rows, asked)
+        found = await bench.ledger.summary(asked)
+        naive.compare_summary(found, rows, asked)
+        assert await bench.ledger.stats(asked) == found.groups
 
 
 def test_rolled_up_is_what_is_read(bench: Bench) -> None:
@@ -78,7 +81,7 @@ def test_rolled_up_is_what_is_read(bench: Bench) -> None:
         rows = await bench.rows()
         await bench.upkeep.roll_up()
         assert await bench.fetch("SELECT * FROM dirty_hours") == []
-        assert {row[0] for row in await bench.fetch("SELECT period FROM rollups")} == {"state", "hour", "day"}
+        assert {row[0] for row in await bench.fetch("SELECT period FROM rollups")} == {"state", *PERIODS}
         await bench.sql("DELETE FROM requests")
         await compare(bench, rows)
         assert (await bench.ledger.distinct("provider")) == ["alpha", "beta"]
@@ -93,11 +96,29 @@ def test_many_rows_are_counted_by_the_database(bench: Bench, monkeypatch: pytest
         await bench.clear()
         await bench.record(*filled())
         await bench.upkeep.roll_up()
-        for module in (statistics, roller):
+        for module in (live, roller):
             monkeypatch.setattr(module, "FEW", 0)
         assert (await bench.upkeep.rebuild(None)).differed == 0
         await bench.record(*filled(tenant="late"))
         await compare(bench, await bench.rows())
+
+    bench.run(scenario())
+
+
+def test_a_summary_is_of_all_rows(bench: Bench) -> None:
+    """Where only the first hours' groups are wanted, the figures of everything are still those of everything."""
+
+    async def scenario() -> None:
+        await bench.clear()
+        await bench.record(*filled())
+        for _ in range(2):
+            rows = await bench.rows()
+            for group_by in (("hour", "model"), ("day", "tenant"), ("end_user",)):
+                query = StatsQuery(since=ALL.since, until=ALL.until, group_by=group_by, limit=2, zone="Asia/Kolkata")
+                naive.compare_summary(await bench.ledger.summary(query), rows, query)
+            await bench.upkeep.roll_up()
+            late = (an_entry(timestamp=DAY + timedelta(hours=hour), tenant="late") for hour in (0, 40))
+            await bench.record(*late)
 
     bench.run(scenario())
 
@@ -117,6 +138,12 @@ def test_rows_of_this_second_and_of_closed_hours_are_in(bench: Bench) -> None:
         await compare(bench, await bench.rows())
         await bench.upkeep.roll_up()
         await compare(bench, await bench.rows())
+        part = StatsQuery(since=DAY + timedelta(hours=5), until=DAY + timedelta(hours=20))
+        await compare(bench, await bench.rows(), part)
+        await bench.record(an_entry("later", timestamp=DAY + timedelta(hours=13), model="new"))
+        await bench.upkeep.roll_up()
+        await compare(bench, await bench.rows())
+        await compare(bench, await bench.rows(), part)
         await bench.record(an_entry("now", model="now"))
         now = datetime.now(UTC)
         (group,) = await bench.ledger.stats(StatsQuery(since=now - AN_HOUR, until=now + timedelta(seconds=1)))

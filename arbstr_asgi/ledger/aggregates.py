@@ -60,23 +60,27 @@ class Aggregate:
         """Add what the statement has found."""
         for row in rows:
             cell, _ = self.cell(row)
-            tally = into.get(cell)
-            if tally is None:
-                tally = into[cell] = Tally.empty()
-            for name, found, counted in zip(
-                DURATIONS, tally.histograms, row[_HEAD : _HEAD + len(DURATIONS)], strict=True
-            ):
-                if counted is not None and self._few:
-                    tally.sums[PLACES[name]] += histogram.count(found, counted)
-                elif counted is not None:
-                    histogram.add(found, histogram.decode(counted))
-            source, *numbers = row[_HEAD + len(DURATIONS) :]
-            for number, (place, of_source, weight) in zip(numbers, self._places(source), strict=True):
-                if number is not None:
-                    amount = int(number) * weight
-                    tally.sums[place] += amount
-                    if of_source is not None:
-                        tally.sums[of_source] += amount
+            tally, known = self.tally(row), into.get(cell)
+            into[cell] = tally if known is None else Tally.added((known, tally))
+
+    def tally(self, row: Sequence[Any]) -> Tally:
+        """What a row of the answer adds to its cell."""
+        sums, histograms = [0] * len(NAMES), []
+        for name, counted in zip(DURATIONS, row[_HEAD : _HEAD + len(DURATIONS)], strict=True):
+            found = 0
+            if counted is not None and self._few:
+                found, sums[PLACES[name]] = histogram.count(counted)
+            elif counted is not None:
+                found = histogram.decode(counted)
+            histograms.append(found)
+        source, *numbers = row[_HEAD + len(DURATIONS) :]
+        for number, (place, of_source, weight) in zip(numbers, self._places(source), strict=True):
+            if number is not None:
+                amount = int(number) * weight
+                sums[place] += amount
+                if of_source is not None:
+                    sums[of_source] += amount
+        return Tally(tuple(sums), tuple(histograms))
 
     def _places(self, source: str | None) -> list[tuple[int, int | None, int]]:
         """For each part the places in a tally's sums that it adds to, and its weight."""

@@ -6,17 +6,15 @@ from typing import Any
 from arbstr_asgi.ledger.asked import Asked
 from arbstr_asgi.ledger.driver import Driver
 from arbstr_asgi.ledger.fragments import Asking
-from arbstr_asgi.ledger.memory import Keys, Memory, Packed, Place, Remembered
+from arbstr_asgi.ledger.memory import Keys, Memory, Place, Remembered
 from arbstr_asgi.ledger.rollups import Rollups
 from arbstr_asgi.ledger.turns import TALLIES, in_turns
-from arbstr_asgi.stats.plan import DAY, HOUR, Parts
+from arbstr_asgi.stats.plan import HOUR, PERIODS, Parts
 from arbstr_asgi.stats.tally import Tally
-
-Span = tuple[str, int, int]
 
 
 class Closed:
-    """Asks on one connection, inside of a transaction, for the days and hours that are to be taken from roll-ups."""
+    """Asks on one connection, inside of a transaction, for the periods that are to be taken from roll-ups."""
 
     def __init__(
         self, driver: Driver, rollups: Rollups, memory: Memory, raw: Any, asked: Asked, divided: Parts
@@ -26,7 +24,7 @@ class Closed:
         self._memory = memory
         self._raw = raw
         self._asked = asked
-        self._spans = [*(("day", a, b) for a, b in divided.days), *(("hour", a, b) for a, b in divided.hours)]
+        self._spans = divided.rolled
 
     async def totals(self) -> dict[Keys, int]:
         """How many rows each group has, in all of the time."""
@@ -57,7 +55,7 @@ class Closed:
                     return int(hour)
         return None
 
-    async def tallies(self, chosen: Collection[Keys] | None) -> dict[Place, Packed]:
+    async def tallies(self, chosen: Collection[Keys] | None) -> dict[Place, Tally]:
         """What they come to: of the chosen groups, or of all."""
         if not self._spans:
             return {}
@@ -70,7 +68,7 @@ class Closed:
                 self._memory.fit(remembered)
         if chosen is None:
             return remembered.tallies
-        return {place: packed for place, packed in remembered.tallies.items() if place[0] in chosen}
+        return {place: tally for place, tally in remembered.tallies.items() if place[0] in chosen}
 
     async def _remembered(self) -> Remembered:
         ((generation,),) = await self._driver.fetch(self._raw, self._rollups.state, ("generation",))
@@ -88,26 +86,18 @@ class Closed:
         most = sorted(totals, key=lambda keys: (-totals[keys], keys))[: len(chosen) * 9 // 8 + 8]
         return {keys for keys in {*chosen, *most} if keys in totals and keys not in there}
 
-    async def _read(self, chosen: Collection[Keys] | None) -> dict[Place, Packed]:
-        found: dict[Place, Tally] = {}
+    async def _read(self, chosen: Collection[Keys] | None) -> dict[Place, Tally]:
+        found: dict[Place, list[Tally]] = {}
         for span in self._spans:
             asking = Asking(self._driver.dialect)
             asked = self._asked
             first = {keys[0] for keys in chosen} if chosen and asked.names == asked.dimensions[:1] else ()
             sql = self._rollups.rows(asking, asked.dimensions, span, asked.keys, first)
-            seconds = HOUR if span[0] == "hour" else DAY
+            seconds = HOUR * PERIODS[span[0]]
             async for some in in_turns(await self._driver.fetch(self._raw, sql, asking.parameters), TALLIES):
                 for start, key1, key2, *texts in some:
                     keys = asked.picked((key1, key2))
                     if chosen is None or keys in chosen:
-                        add(found, (keys, asked.named(start * seconds)), Tally.decode(*texts))
-        return {place: Packed.of(tally) async for some in in_turns([*found.items()], TALLIES) for place, tally in some}
-
-
-def add(found: dict[Place, Tally], place: Place, tally: Tally) -> None:
-    """Count what belongs to a place as well."""
-    known = found.get(place)
-    if known is None:
-        found[place] = tally
-    else:
-        known.add(tally)
+                        place = keys, asked.named(start * seconds)
+                        found.setdefault(place, []).append(Tally.decode(*texts))
+        return {place: Tally.added(of) async for some in in_turns([*found.items()], TALLIES) for place, of in some}

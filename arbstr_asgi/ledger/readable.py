@@ -19,7 +19,7 @@ from arbstr_asgi.ledger.faults import described
 from arbstr_asgi.ledger.fragments import Fragments
 from arbstr_asgi.ledger.reader import Reader
 from arbstr_asgi.ledger.upkeep import Progress, Upkeep
-from arbstr_asgi.stats import Group, Page, Rebuilt, RequestsQuery, StatsQuery
+from arbstr_asgi.stats import Group, Page, Rebuilt, RequestsQuery, StatsQuery, Summary
 
 T = TypeVar("T")
 
@@ -65,6 +65,11 @@ class Readable(ABC):
         """
         reader = self._open_reader()
         return await self._in_turn(reader, lambda: reader.groups(query))
+
+    async def summary(self, query: StatsQuery) -> Summary:
+        """What `stats` says, and the figures of all rows in the same state of the database. Raises LedgerError."""
+        reader = self._open_reader()
+        return await self._in_turn(reader, lambda: reader.summary(query))
 
     async def requests(self, query: RequestsQuery) -> Page:
         """One page of rows, and how many there are where that is quickly said. Raises LedgerError."""

@@ -14,7 +14,7 @@ from arbstr_asgi.ledger.pages import Pages
 from arbstr_asgi.ledger.sessions import Sessions
 from arbstr_asgi.ledger.statements import Statements
 from arbstr_asgi.ledger.statistics import Statistics
-from arbstr_asgi.stats import Group, Page, RequestsQuery, StatsQuery
+from arbstr_asgi.stats import Group, Page, RequestsQuery, StatsQuery, Summary
 
 T = TypeVar("T")
 Q = TypeVar("Q")
@@ -34,6 +34,10 @@ class Reader:
     async def groups(self, query: StatsQuery) -> list[Group]:
         """Figures. Raises LedgerError."""
         return await self._run(self._statistics().groups, query)
+
+    async def summary(self, query: StatsQuery) -> Summary:
+        """Figures of the groups and of everything. Raises LedgerError."""
+        return await self._run(self._statistics().summary, query)
 
     async def names(self, column: str) -> list[str]:
         """The values of a column, sorted. Raises LedgerError."""

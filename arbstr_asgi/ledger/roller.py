@@ -1,4 +1,4 @@
-"""Makes roll-ups: an hour from its rows, a day from its hours; each step can be done again, and by anybody."""
+"""Makes roll-ups: hours from rows, longer periods from hours; each step can be done again, and by anybody."""
 
 import secrets
 from collections.abc import Iterable
@@ -12,7 +12,7 @@ from arbstr_asgi.ledger.rollups import Rollups, row_of
 from arbstr_asgi.ledger.statements import mark_hour
 from arbstr_asgi.ledger.turns import in_turns
 from arbstr_asgi.ledger.values import Row
-from arbstr_asgi.stats.plan import COUNTED, GROUPINGS, HOUR, HOURS, coarser
+from arbstr_asgi.stats.plan import COARSE, COUNTED, GROUPINGS, HOUR, coarser
 from arbstr_asgi.stats.tally import Tally
 from arbstr_asgi.stats.zones import number_of, start_of
 
@@ -78,33 +78,39 @@ class Roller:
                 raise Changed
             await self._driver.execute(raw, self.sql.new_generation, (_generation(),))
             await self._put(raw, "hour", hour, rows)
-            await self._driver.execute(raw, self.sql.delete, ("day", hour // HOURS))
+            for period, hours in COARSE.items():
+                await self._driver.execute(raw, self.sql.delete, (period, hour // hours))
         return compare and before != sorted(rows)
 
-    async def days(self, raw: Any) -> list[int]:
-        """The days that are over and clean, and not rolled up yet."""
+    async def coarse(self, raw: Any) -> list[tuple[str, int]]:
+        """The longer periods that are over and clean, and not rolled up yet: which, and their numbers."""
         sealed = await self.state(raw, "sealed")
-        hours = await self._driver.fetch(raw, self.sql.made, ("hour", 0, sealed // HOURS * HOURS))
-        made = await self._driver.fetch(raw, self.sql.made, ("day", 0, sealed // HOURS))
-        dirty = await self.dirty(raw, sealed)
-        return sorted({row[0] // HOURS for row in hours} - {row[0] for row in made} - {hour // HOURS for hour in dirty})
+        closed = await self._driver.fetch(raw, self.sql.made, ("hour", 0, sealed))
+        dirty, found = await self.dirty(raw, sealed), []
+        for period, hours in COARSE.items():
+            made = await self._driver.fetch(raw, self.sql.made, (period, 0, sealed // hours))
+            over = {row[0] // hours for row in closed if row[0] // hours < sealed // hours}
+            left = over - {row[0] for row in made} - {hour // hours for hour in dirty}
+            found += [(period, number) for number in sorted(left)]
+        return found
 
-    async def day(self, raw: Any, day: int) -> None:
-        """Make the roll-ups of a day from those of its hours. Raises Changed."""
-        found: dict[Cell, Tally] = {}
+    async def period(self, raw: Any, period: str, number: int) -> None:
+        """Make the roll-ups of a longer period from those of its hours. Raises Changed."""
+        known: dict[Cell, list[Tally]] = {}
         async with self._driver.reading(raw, STEP):
             generation = await self.state(raw, "generation")
-            span = day * HOURS, (day + 1) * HOURS
+            span = number * COARSE[period], (number + 1) * COARSE[period]
             async for some in in_turns(await self._driver.fetch(raw, self.sql.hours, span)):
                 for dimensions, key1, key2, _, *texts in some:
                     grouping = _PLACES[dimensions]
                     cell, tally = Cell(grouping, (key1, key2)[: len(GROUPINGS[grouping])], 0), Tally.decode(*texts)
-                    found.setdefault(cell, Tally.empty()).add(tally)
-        rows = [row_of("day", day, cell, tally) async for some in in_turns([*found.items()]) for cell, tally in some]
+                    known.setdefault(cell, []).append(tally)
+        found = [(cell, Tally.added(of)) async for some in in_turns([*known.items()]) for cell, of in some]
+        rows = [row_of(period, number, *each) async for some in in_turns(found) for each in some]
         async with self._driver.begin(raw):
             if not await self._driver.execute(raw, self.sql.next_generation, (_generation(), generation)):
                 raise Changed
-            await self._put(raw, "day", day, rows)
+            await self._put(raw, period, number, rows)
 
     async def hours_with_rows(self, raw: Any, first: int, end: int) -> list[int]:
         """The hours from `first` to before `end` that have rows, oldest first."""
@@ -148,10 +154,12 @@ class Roller:
             aggregate.read(some, found)
         found = {cell._replace(grouping=GROUPINGS.index(COUNTED[cell.grouping])): found[cell] for cell in found}
         for place, finer, keys in coarser():
-            async for some in in_turns([cell for cell in found if cell.grouping == finer]):
-                for cell in some:
-                    to = Cell(place, tuple(cell.keys[key] for key in keys), 0)
-                    found.setdefault(to, Tally.empty()).add(found[cell])
+            of: dict[Cell, list[Tally]] = {}
+            for cell in found:
+                if cell.grouping == finer:
+                    of.setdefault(Cell(place, tuple(cell.keys[key] for key in keys), 0), []).append(found[cell])
+            async for some in in_turns([*of.items()]):
+                found |= {cell: Tally.added(tallies) for cell, tallies in some}
         cells = [(cell, tally) for cell, tally in found.items() if tally.total]
         return [row_of("hour", hour, cell, tally) async for some in in_turns(cells) for cell, tally in some]
 

@@ -7,7 +7,7 @@ from arbstr_asgi.ledger.columns import ROLLUP_COLUMNS
 from arbstr_asgi.ledger.fragments import Asking, Fragments
 from arbstr_asgi.ledger.statements import marks, quoted
 from arbstr_asgi.ledger.values import Row
-from arbstr_asgi.stats.plan import GROUPINGS
+from arbstr_asgi.stats.plan import GROUPINGS, Span
 from arbstr_asgi.stats.tally import Tally
 
 _TEXTS = ", ".join(ROLLUP_COLUMNS[-4:])
@@ -15,7 +15,7 @@ MOST_KEYS = 500  # that are asked for by name
 
 
 class Rollups:
-    """Statements for one dialect and one prefix. Periods are 'hour' or 'day', by number."""
+    """Statements for one dialect and one prefix. Periods are those of `plan.PERIODS`, by number."""
 
     def __init__(self, fragments: Fragments) -> None:
         self._fragments = fragments
@@ -58,12 +58,12 @@ class Rollups:
         self.hours = f"SELECT dimensions, key1, key2, total, {_TEXTS} FROM {table} {several}"  # noqa: S608
         self.forget = f"DELETE FROM {table} WHERE dimensions = 'end_user' AND key1 = {mark(0)}"  # noqa: S608
 
-    def totals(self, asking: Asking, grouping: Sequence[str], span: tuple[str, int, int], keys: dict[str, str]) -> str:
+    def totals(self, asking: Asking, grouping: Sequence[str], span: Span, keys: dict[str, str]) -> str:
         """How many rows each pair of keys has; `keys` are the ones that are given, by their dimension."""
         where = self._where(asking, grouping, span, keys)
         return f"SELECT key1, key2, sum(total) FROM {self._table} WHERE {where} GROUP BY key1, key2"  # noqa: S608
 
-    def sizes(self, asking: Asking, grouping: Sequence[str], span: tuple[str, int, int], keys: dict[str, str]) -> str:
+    def sizes(self, asking: Asking, grouping: Sequence[str], span: Span, keys: dict[str, str]) -> str:
         """How many pairs of keys each period has, in the order of time."""
         where = self._where(asking, grouping, span, keys)
         return f"SELECT start, count(*) FROM {self._table} WHERE {where} GROUP BY start ORDER BY start"  # noqa: S608
@@ -72,7 +72,7 @@ class Rollups:
         self,
         asking: Asking,
         grouping: Sequence[str],
-        span: tuple[str, int, int],
+        span: Span,
         keys: dict[str, str],
         first: Collection[str] = (),
     ) -> str:
@@ -84,7 +84,7 @@ class Rollups:
                 where += f" AND start IN ({asking.all_of(range(span[1], span[2]))})"
         return f"SELECT start, key1, key2, {_TEXTS} FROM {self._table} WHERE {where}"  # noqa: S608
 
-    def _where(self, asking: Asking, grouping: Sequence[str], span: tuple[str, int, int], keys: dict[str, str]) -> str:
+    def _where(self, asking: Asking, grouping: Sequence[str], span: Span, keys: dict[str, str]) -> str:
         period, first, end = span
         found = [
             f"period = {asking.mark(period)}",

@@ -1,19 +1,20 @@
 """Figures of the ledger: from roll-ups what they know, the rest from rows, in one state of the database."""
 
-from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from arbstr_asgi.ledger.aggregates import FEW, Aggregate, Cell
+import msgspec
+
 from arbstr_asgi.ledger.asked import Asked
-from arbstr_asgi.ledger.closed import Closed, add
+from arbstr_asgi.ledger.closed import Closed
 from arbstr_asgi.ledger.driver import Driver
 from arbstr_asgi.ledger.fragments import Asking, Fragments, value_of
+from arbstr_asgi.ledger.live import Live
 from arbstr_asgi.ledger.memory import Keys, Memory, Place
 from arbstr_asgi.ledger.rollups import Rollups
 from arbstr_asgi.ledger.turns import TALLIES, in_turns
-from arbstr_asgi.stats import Group, StatsQuery
-from arbstr_asgi.stats.plan import DAY, HOUR, Known, Parts, cut, only_rows, parts
+from arbstr_asgi.stats import Group, StatsQuery, Summary
+from arbstr_asgi.stats.plan import COARSE, DAY, HOUR, Known, Parts, cut, only_rows, parts
 from arbstr_asgi.stats.query import Key
 from arbstr_asgi.stats.tally import Tally
 from arbstr_asgi.stats.zones import called, local, number_of, start_of
@@ -39,6 +40,17 @@ class Statistics:
             async with self._driver.reading(raw):
                 await self._gather(raw, asked, query.limit, found)
         return await _groups(query, asked, found)
+
+    async def summary(self, raw: Any, query: StatsQuery) -> Summary:
+        """The same, and what all of it comes to."""
+        asked, ungrouped = Asked.of(query), Asked.of(msgspec.structs.replace(query, group_by=()))
+        found: dict[Place, Tally] = {}
+        everything = Tally.empty()
+        if asked.since < asked.until:
+            async with self._driver.reading(raw):
+                live = await self._gather(raw, asked, query.limit, found)
+                everything = await self._all(raw, ungrouped, live)
+        return Summary(everything.figures(), await _groups(query, asked, found))
 
     async def totals(self, raw: Any, asked: Asked, divided: Parts) -> dict[Keys, int]:
         """How many rows of each kind roll-ups know of, inside of a transaction."""
@@ -75,8 +87,11 @@ class Statistics:
         ((pruned,),) = await fetch(raw, sql.state, ("pruned",))
         first, end = number_of(since, HOUR), number_of(until, HOUR) + 1
         dirty = await fetch(raw, sql.dirty, (first, end))
-        days = await fetch(raw, sql.made, ("day", first // 24, end // 24 + 1))
-        return Known(sealed, pruned, frozenset(row[0] for row in dirty), frozenset(row[0] for row in days))
+        coarse = {
+            period: frozenset(row[0] for row in await fetch(raw, sql.made, (period, first // hours, end // hours + 1)))
+            for period, hours in COARSE.items()
+        }
+        return Known(sealed, pruned, frozenset(row[0] for row in dirty), coarse)
 
     async def divided(self, raw: Any, asked: Asked) -> Parts:
         """From where the answer is to be taken."""
@@ -87,58 +102,35 @@ class Statistics:
             if asked.until - asked.since > timedelta(days=_MOST_DAYS):
                 return only_rows(asked.since, asked.until, known)
             known = known._replace(dirty=known.dirty | _split_hours(asked, known))
-        whole_days = not asked.units or asked.seconds == DAY
-        return parts(asked.since, asked.until, known, whole_days=whole_days)
+        return parts(asked.since, asked.until, known, coarse=not asked.units or asked.seconds == DAY)
 
-    async def _gather(self, raw: Any, asked: Asked, limit: int, found: dict[Place, Tally]) -> None:
+    async def _gather(self, raw: Any, asked: Asked, limit: int, found: dict[Place, Tally]) -> Live:
         divided = await self.divided(raw, asked)
         if "hour" in asked.units and asked.names:
             full = await self._closed(raw, asked, divided).full(limit)
             divided = divided if full is None else cut(divided, full + 1)
-        few = await self._few(raw, divided.rows)
-        aggregate = Aggregate(self._fragments, [asked.names], asked.seconds, few=few)
-        sums = [row for span in divided.rows for row in await self._sums(raw, asked, aggregate, span)]
-        closed, chosen = self._closed(raw, asked, divided), None
+        live, closed, chosen = await self._live(raw, asked, divided), self._closed(raw, asked, divided), None
         if asked.names and not asked.units:
             totals = await closed.totals()
-            async for some in in_turns(sums):
-                for row in some:
-                    cell, total = aggregate.cell(row)
-                    totals[cell.keys] = totals.get(cell.keys, 0) + total
+            for keys, total in (await live.totals()).items():
+                totals[keys] = totals.get(keys, 0) + total
             chosen = set(sorted(totals, key=lambda keys: (-totals[keys], keys))[:limit])
-            sums = [row for row in sums if aggregate.cell(row)[0].keys in chosen]
-        async for some in in_turns([*(await closed.tallies(chosen)).items()], TALLIES):
-            for place, packed in some:
-                found[place] = packed.tally()
-        cells: dict[Cell, Tally] = {}
-        async for some in in_turns(sums):
-            aggregate.read(some, cells)
-        for cell, tally in cells.items():
-            add(found, (cell.keys, asked.named(cell.period * asked.seconds)), tally)
+        found |= await closed.tallies(chosen)
+        for place, tallies in (await live.tallies(chosen)).items():
+            found[place] = Tally.added([*tallies, found[place]] if place in found else tallies)
+        return live
 
-    async def _few(self, raw: Any, spans: Iterable[tuple[datetime, datetime]]) -> bool:
-        """Whether these times have few rows."""
-        left = FEW
-        for span in spans:
-            asking = Asking(self._fragments.dialect)
-            bounds = self._fragments.between(asking, *map(self._driver.moment, span))
-            sql = self._fragments.counting(asking, [bounds], left + 1)
-            left -= (await self._driver.fetch(raw, sql, asking.parameters))[0][0]
-            if left < 0:
-                return False
-        return True
+    async def _all(self, raw: Any, asked: Asked, live: Live) -> Tally:
+        """What all rows come to; with the `live` ones of a question that has the same filters, and any groups."""
+        divided = await self.divided(raw, asked)
+        if live.spans != divided.rows:
+            live = await self._live(raw, asked, divided)
+        of_rows = [tally for some in (await live.tallies(None)).values() for tally in some]
+        closed = await self._closed(raw, asked, divided).tallies(None)
+        return Tally.added([Tally.empty(), *of_rows, *closed.values()])
 
-    async def _sums(
-        self, raw: Any, asked: Asked, aggregate: Aggregate, span: tuple[datetime, datetime]
-    ) -> list[Sequence[Any]]:
-        """Of rows, as the database says them."""
-        asking = Asking(self._fragments.dialect)
-        since, until = map(self._driver.moment, span)
-        conditions = [
-            self._fragments.between(asking, since, until),
-            *self._fragments.fits(asking, asked.filters),
-        ]
-        return await self._driver.fetch(raw, aggregate.sql(asking, conditions), asking.parameters)
+    async def _live(self, raw: Any, asked: Asked, divided: Parts) -> Live:
+        return await Live.ask(self._driver, self._fragments, raw, asked, divided.rows)
 
     def _closed(self, raw: Any, asked: Asked, divided: Parts) -> Closed:
         return Closed(self._driver, self._rollups, self._memory, raw, asked, divided)

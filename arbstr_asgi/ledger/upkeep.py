@@ -30,7 +30,7 @@ class Upkeep:
     def __init__(self, sessions: Sessions, fragments: Fragments, *, rest: float = 0.0) -> None:
         self._sessions = sessions
         self._rest = rest
-        self._looked_for_days = False
+        self._looked_for_coarse = False
         self._roller = Roller(sessions.driver, fragments)
         self._removal = Removal(sessions.driver, fragments)
 
@@ -45,14 +45,14 @@ class Upkeep:
                 await self._hour(hour, tries=1)
             except LedgerError as error:  # too large for a step, perhaps: the others must not wait for it
                 failed = error
-        if hours or not self._looked_for_days:
-            await self._days()
-            self._looked_for_days = True
+        if hours or not self._looked_for_coarse:
+            await self._coarse()
+            self._looked_for_coarse = True
         if failed is not None:
             raise failed
 
     async def rebuild(self, progress: Progress | None) -> Rebuilt:
-        """Compute every closed hour again, and the days. Raises LedgerError."""
+        """Compute every closed hour again, and the longer periods. Raises LedgerError."""
         await self.roll_up()  # what has only been waiting for that is not wrong
         hours = await self._step(self._roller.closed_hours)
         differed = 0
@@ -60,7 +60,7 @@ class Upkeep:
             differed += await self._hour(hour, tries=_TRIES, again=True)
             if progress is not None:
                 progress(done + 1, len(hours))
-        await self._days()
+        await self._coarse()
         return Rebuilt(len(hours), differed)
 
     async def prune(self, before: datetime, progress: Progress | None) -> int:
@@ -103,10 +103,10 @@ class Upkeep:
                 await asyncio.sleep(_SHORTEST_PAUSE)
         return False
 
-    async def _days(self) -> None:
-        for day in await self._step(self._roller.days):
+    async def _coarse(self) -> None:
+        for each in await self._step(self._roller.coarse):
             try:
-                await self._step(lambda raw, day=day: self._roller.day(raw, day))  # type: ignore[misc]
+                await self._step(lambda raw, each=each: self._roller.period(raw, *each))  # type: ignore[misc]
             except Changed:
                 continue
 

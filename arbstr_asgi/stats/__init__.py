@@ -12,6 +12,7 @@ from arbstr_asgi.stats.query import (
     RequestsQuery,
     Spread,
     StatsQuery,
+    Summary,
 )
 
 __all__ = [
@@ -26,4 +27,5 @@ __all__ = [
     "RequestsQuery",
     "Spread",
     "StatsQuery",
+    "Summary",
 ]

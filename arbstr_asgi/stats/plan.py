@@ -1,6 +1,6 @@
 """Which roll-up answers a query, and for which part of its time."""
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from datetime import datetime
 from typing import NamedTuple
 
@@ -15,7 +15,13 @@ GROUPINGS: tuple[tuple[str, ...], ...] = (
     *((one, other) for i, one in enumerate(PAIRED) for other in PAIRED[i + 1 :]),
 )
 COUNTED = tuple(grouping for grouping in GROUPINGS if len(grouping) == 2 or grouping == ("end_user",))
-HOUR, DAY, HOURS = 3600, 86400, 24
+HOUR, DAY = 3600, 86400
+PERIODS = {"day": 24, "6h": 6, "hour": 1}
+"""The periods that are rolled up, and how many hours each has: the longest first, which are made of hours."""
+COARSE = {period: hours for period, hours in PERIODS.items() if hours > 1}
+
+Span = tuple[str, int, int]
+"""Which periods, the number of the first and of the one behind the last."""
 
 
 def rolled(group_by: Collection[str], filters: Filters) -> tuple[str, ...] | None:
@@ -35,40 +41,38 @@ def coarser() -> Iterator[tuple[int, int, tuple[int, ...]]]:
 
 
 class Known(NamedTuple):
-    """What the roll-ups know. Hours and days by number.
+    """What the roll-ups know. Hours and other periods by number.
 
     Of the hours before `sealed` each is rolled up, empty or `dirty`; those before `pruned` have no rows any more.
-    `days` are the ones that are rolled up as such.
+    `coarse` are the longer periods that are rolled up as such, by what they are called.
     """
 
     sealed: int
     pruned: int
     dirty: frozenset[int]
-    days: frozenset[int]
+    coarse: Mapping[str, frozenset[int]]
 
 
 class Parts(NamedTuple):
-    """A time, taken apart: days and hours to be read from roll-ups (first and behind the last), the rest from rows."""
+    """A time, taken apart: what is to be read from roll-ups, and the rest from rows."""
 
-    days: list[tuple[int, int]]
-    hours: list[tuple[int, int]]
+    rolled: list[Span]
     rows: list[tuple[datetime, datetime]]
 
 
 def only_rows(since: datetime, until: datetime, known: Known) -> Parts:
     """All of it from rows, as far as there are any."""
     since = max(since, start_of(known.pruned, HOUR))
-    return Parts([], [], [(since, until)] if since < until else [])
+    return Parts([], [(since, until)] if since < until else [])
 
 
-def parts(since: datetime, until: datetime, known: Known, *, whole_days: bool) -> Parts:
-    """As much from roll-ups as they know, from days only if `whole_days`."""
+def parts(since: datetime, until: datetime, known: Known, *, coarse: bool) -> Parts:
+    """As much from roll-ups as they know, from periods of more than an hour only if `coarse`."""
     first, end = _first_hour(since), min(number_of(until, HOUR), known.sealed)
     if first >= end:
         return only_rows(since, until, known)
     dirty = sorted(hour for hour in known.dirty if first <= hour < end and hour >= known.pruned)
-    days = _days(first, end, known, dirty) if whole_days else []
-    hours = _gaps(first, end, [*((hour, hour + 1) for hour in dirty), *((d * HOURS, (d + 1) * HOURS) for d in days)])
+    rolled = _rolled(first, end, known if coarse else known._replace(coarse={}), dirty)
     spans = [
         (since, start_of(first, HOUR)),
         *((start_of(a, HOUR), start_of(b, HOUR)) for a, b in _runs(dirty)),
@@ -76,14 +80,14 @@ def parts(since: datetime, until: datetime, known: Known, *, whole_days: bool) -
     ]
     edge = start_of(known.pruned, HOUR)
     rows = [(max(a, edge), b) for a, b in spans if max(a, edge) < b]
-    return Parts(_runs(days), hours, rows)
+    return Parts(rolled, rows)
 
 
 def cut(found: Parts, hour: int) -> Parts:
-    """Only what is before an hour."""
+    """Only what is before an hour, of parts that are not `coarse`."""
     end = start_of(hour, HOUR)
-    hours = [(a, min(b, hour)) for a, b in found.hours if a < hour]
-    return Parts(found.days, hours, [(a, min(b, end)) for a, b in found.rows if a < end])
+    rolled = [(period, a, min(b, hour)) for period, a, b in found.rolled if a < hour]
+    return Parts(rolled, [(a, min(b, end)) for a, b in found.rows if a < end])
 
 
 def _first_hour(since: datetime) -> int:
@@ -92,9 +96,17 @@ def _first_hour(since: datetime) -> int:
     return number if start_of(number, HOUR) == since else number + 1
 
 
-def _days(first: int, end: int, known: Known, dirty: Collection[int]) -> list[int]:
-    wrong = {hour // HOURS for hour in dirty}
-    return sorted(d for d in known.days if first <= d * HOURS and (d + 1) * HOURS <= end and d not in wrong)
+def _rolled(first: int, end: int, known: Known, dirty: Collection[int]) -> list[Span]:
+    """The hours from `first` to before `end` that are not dirty, in periods as long as there are."""
+    found: list[Span] = []
+    taken = [(hour, hour + 1) for hour in dirty]
+    for period, made in known.coarse.items():
+        hours = PERIODS[period]
+        wrong = {n for a, b in taken for n in range(a // hours, -(-b // hours))}
+        fit = sorted(n for n in made if first <= n * hours and (n + 1) * hours <= end and n not in wrong)
+        found += [(period, a, b) for a, b in _runs(fit)]
+        taken += [(n * hours, (n + 1) * hours) for n in fit]
+    return [*found, *(("hour", a, b) for a, b in _gaps(first, end, taken))]
 
 
 def _runs(numbers: list[int]) -> list[tuple[int, int]]:

@@ -111,6 +111,13 @@ class Group(msgspec.Struct, frozen=True):
     figures: Figures
 
 
+class Summary(msgspec.Struct, frozen=True):
+    """The figures of all rows, and those of the groups."""
+
+    whole: Figures
+    groups: list[Group]
+
+
 class RequestsQuery(msgspec.Struct, frozen=True, kw_only=True):
     """Rows that arrived from `since` on and before `until`, sorted, ties by their number.
 

@@ -1,8 +1,10 @@
 """Sums over rows that can be added up further, and the figures that they come to."""
 
-import json
+from collections.abc import Iterable
 from decimal import Context, Decimal
 from typing import NamedTuple
+
+import msgspec
 
 from arbstr_asgi.stats import histogram
 from arbstr_asgi.stats.histogram import Histogram
@@ -21,40 +23,39 @@ NAMES = (
 )
 PLACES = {name: place for place, name in enumerate(NAMES)}
 _EXACT = Context(prec=200)
+_SUMS = msgspec.json.Decoder(tuple[int, ...])
 
 
 class Tally(NamedTuple):
     """The sums, in the order of `NAMES`, and a histogram for each of `DURATIONS`."""
 
-    sums: list[int]
-    histograms: tuple[Histogram, Histogram, Histogram]
+    sums: tuple[int, ...]
+    histograms: tuple[Histogram, ...]
 
     @classmethod
     def empty(cls) -> "Tally":
         """Of no rows."""
-        return cls([0] * len(NAMES), ({}, {}, {}))
+        return cls((0,) * len(NAMES), (0,) * len(DURATIONS))
+
+    @classmethod
+    def added(cls, tallies: Iterable["Tally"]) -> "Tally":
+        """Of the rows of all of these, which are no rows twice."""
+        sums, histograms = zip(*tallies, strict=True)
+        return cls(tuple(map(sum, zip(*sums, strict=True))), tuple(map(sum, zip(*histograms, strict=True))))
 
     @classmethod
     def decode(cls, sums: str, *histograms: str) -> "Tally":
         """What `encode` wrote."""
-        latency, ttft, duration = map(histogram.decode, histograms)
-        return cls(json.loads(sums), (latency, ttft, duration))
+        return cls(_SUMS.decode(sums), tuple(map(histogram.decode, histograms)))
 
-    def encode(self) -> tuple[str, str, str, str]:
-        """The sums and the histograms as compact JSON, the same for equal ones."""
-        latency, ttft, duration = map(histogram.encode, self.histograms)
-        return json.dumps(self.sums, separators=(",", ":")), latency, ttft, duration
+    def encode(self) -> tuple[str, ...]:
+        """The sums as compact JSON, and each histogram as text; the same for equal ones."""
+        return f"[{','.join(map(str, self.sums))}]", *map(histogram.encode, self.histograms)
 
     @property
     def total(self) -> int:
         """How many rows."""
         return self.sums[0]
-
-    def add(self, other: "Tally") -> None:
-        """Count the rows of `other` as well."""
-        self.sums[:] = [one + more for one, more in zip(self.sums, other.sums, strict=True)]
-        for to, more in zip(self.histograms, other.histograms, strict=True):
-            histogram.add(to, more)
 
     def figures(self) -> Figures:
         """What they come to."""
@@ -82,5 +83,5 @@ def _sats(nanos: int) -> Decimal:
 
 
 def _spread(total: int, counted: Histogram) -> Spread:
-    count = sum(counted.values())
-    return Spread(total / count, *histogram.percentiles(counted, 50, 95, 99)) if count else Spread()
+    count, percentiles = histogram.percentiles(counted, 50, 95, 99)
+    return Spread(total / count, *percentiles) if count else Spread()

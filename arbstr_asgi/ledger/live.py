@@ -1,0 +1,74 @@
+"""What rows say to a question, for the time that roll-ups know nothing of."""
+
+from collections.abc import Collection, Iterable, Sequence
+from datetime import datetime
+from typing import Any
+
+from arbstr_asgi.ledger.aggregates import FEW, Aggregate
+from arbstr_asgi.ledger.asked import Asked
+from arbstr_asgi.ledger.driver import Driver
+from arbstr_asgi.ledger.fragments import Asking, Fragments
+from arbstr_asgi.ledger.memory import Keys, Place
+from arbstr_asgi.ledger.turns import in_turns
+from arbstr_asgi.stats.tally import Tally
+
+TimeSpan = tuple[datetime, datetime]
+
+
+class Live:
+    """Rows of some times, summed up by what was asked, as the database says them; read on one connection."""
+
+    def __init__(
+        self, asked: Asked, spans: Sequence[TimeSpan], aggregate: Aggregate, sums: list[Sequence[Any]]
+    ) -> None:
+        self.spans = spans
+        self._asked = asked
+        self._aggregate = aggregate
+        self._sums = sums
+
+    @classmethod
+    async def ask(
+        cls, driver: Driver, fragments: Fragments, raw: Any, asked: Asked, spans: Sequence[TimeSpan]
+    ) -> "Live":
+        """Have the database sum them up."""
+        bounds = [(driver.moment(since), driver.moment(until)) for since, until in spans]
+        few = await _few(driver, fragments, raw, bounds)
+        aggregate = Aggregate(fragments, [asked.names], asked.seconds, few=few)
+        sums: list[Sequence[Any]] = []
+        for since, until in bounds:
+            asking = Asking(fragments.dialect)
+            conditions = [fragments.between(asking, since, until), *fragments.fits(asking, asked.filters)]
+            sums += await driver.fetch(raw, aggregate.sql(asking, conditions), asking.parameters)
+        return cls(asked, spans, aggregate, sums)
+
+    async def totals(self) -> dict[Keys, int]:
+        """How many rows each group has."""
+        found: dict[Keys, int] = {}
+        async for some in in_turns(self._sums):
+            for row in some:
+                cell, total = self._aggregate.cell(row)
+                found[cell.keys] = found.get(cell.keys, 0) + total
+        return found
+
+    async def tallies(self, chosen: Collection[Keys] | None) -> dict[Place, list[Tally]]:
+        """What they come to, in parts: of the chosen groups, or of all."""
+        found: dict[Place, list[Tally]] = {}
+        async for some in in_turns(self._sums):
+            for row in some:
+                cell, _ = self._aggregate.cell(row)
+                if chosen is None or cell.keys in chosen:
+                    place = cell.keys, self._asked.named(cell.period * self._asked.seconds)
+                    found.setdefault(place, []).append(self._aggregate.tally(row))
+        return found
+
+
+async def _few(driver: Driver, fragments: Fragments, raw: Any, bounds: Iterable[tuple[Any, Any]]) -> bool:
+    """Whether these times have few rows."""
+    left = FEW
+    for since, until in bounds:
+        asking = Asking(fragments.dialect)
+        sql = fragments.counting(asking, [fragments.between(asking, since, until)], left + 1)
+        left -= (await driver.fetch(raw, sql, asking.parameters))[0][0]
+        if left < 0:
+            return False
+    return True
