@@ -47,8 +47,8 @@ def test_smallest_round(tmp_path: Path) -> None:
     assert {"direct", "uvicorn, bare relay"} <= found["targets"].keys()
     for name, one in ours.items():
         assert name in said
-        assert one["rows_found"] == one["rows_expected"] == 20 + 1 + 8 + 32 + 1 + 32
-        assert all(used > 0 for used in one["cpu"].values())
+        assert one["rows_found"] == one["rows_expected"] == 23 + 2 * (1 + 32) * 2 + 8 + 32 + 1 + 32
+        assert all(used > 0 for (used,) in one["cpu"].values())
         assert one["base"] == "uvicorn, bare relay"
     assert len(found["ratios"]) == 2
     assert all(name in said and each > 0 for name, each in found["pieces"].items())

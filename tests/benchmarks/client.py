@@ -3,12 +3,13 @@
 import asyncio
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any, NamedTuple
 
 from hosts import CHAT, CPU
 
-CALLS_PER_CONNECTION = 500  # hypercorn closes one after 1,000
+WARM = 2  # calls that a connection has behind it before it counts; hypercorn closes one after 1,000
 
 
 def request(body: dict[str, Any] | None) -> bytes:
@@ -56,30 +57,56 @@ class Took(NamedTuple):
     whole: float
 
 
-async def drive(port: int, asked: bytes, calls: int) -> list[Took]:
-    """Make calls one after the other; gives how long each took."""
-    took: list[Took] = []
-    while len(took) < calls:
-        reader, writer = await asyncio.open_connection("127.0.0.1", port)
-        try:
-            for _ in range(min(CALLS_PER_CONNECTION, calls - len(took))):
-                began = time.perf_counter()
-                _, first = await fetch(reader, writer, asked)
-                took.append(Took(first, time.perf_counter() - began))
-        finally:
-            writer.close()
-            await writer.wait_closed()
-    return took
+Streams = tuple[asyncio.StreamReader, asyncio.StreamWriter]
+
+
+@asynccontextmanager
+async def _connected(port: int) -> AsyncIterator[Streams]:
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    try:
+        yield reader, writer
+    finally:
+        writer.close()
+        await writer.wait_closed()
+
+
+class Clients:
+    """Connections to a server, all open, which make calls at the same time; `made` counts these."""
+
+    def __init__(self, connections: Sequence[Streams]) -> None:
+        self._connections = connections
+        self.made = 0
+
+    async def drive(self, asked: bytes, calls: int) -> list[Took]:
+        """Make so many calls on each connection, one after the other; gives how long each took."""
+        found = await asyncio.gather(*(self._drive(*one, asked, calls) for one in self._connections))
+        return [call for one in found for call in one]
+
+    async def _drive(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, asked: bytes, calls: int
+    ) -> list[Took]:
+        took: list[Took] = []
+        for _ in range(calls):
+            began = time.perf_counter()
+            _, first = await fetch(reader, writer, asked)
+            took.append(Took(first, time.perf_counter() - began))
+            self.made += 1
+        return took
+
+
+@asynccontextmanager
+async def clients(port: int, connections: int) -> AsyncIterator[Clients]:
+    """So many during the block; each has made some calls, so that the server is connected to its provider as well."""
+    async with AsyncExitStack() as stack:
+        found = Clients([await stack.enter_async_context(_connected(port)) for _ in range(connections)])
+        await found.drive(PLAIN_REQUEST, WARM)
+        yield found
 
 
 async def cpu(port: int) -> float:
     """The CPU seconds that the process of a host has used so far, with all its rows written."""
-    reader, writer = await asyncio.open_connection("127.0.0.1", port)
-    try:
+    async with _connected(port) as (reader, writer):
         return float((await fetch(reader, writer, request(None)))[0])
-    finally:
-        writer.close()
-        await writer.wait_closed()
 
 
 def quantile(values: Sequence[float], share: float) -> float:

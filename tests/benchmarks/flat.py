@@ -18,7 +18,7 @@ from pathlib import Path
 from statistics import median
 
 import uvloop
-from client import PLAIN_REQUEST, cpu, drive, stream_request
+from client import PLAIN_REQUEST, clients, cpu, stream_request
 from processes import process, ready
 from provider import CHUNKS
 
@@ -48,9 +48,10 @@ def fill(database: Path, rows: int) -> None:
 
 async def each(port: int, asked: bytes, connections: int, calls: int, parts: int) -> float:
     """CPU µs of a call, or of one of its parts."""
-    before = await cpu(port)
-    await asyncio.gather(*(drive(port, asked, calls) for _ in range(connections)))
-    return (await cpu(port) - before) / (connections * calls * parts) * 1e6
+    async with clients(port, connections) as client:
+        before = await cpu(port)
+        await client.drive(asked, calls)
+        return (await cpu(port) - before) / (connections * calls * parts) * 1e6
 
 
 async def rounds(number: int, measures: dict[str, Callable[[], Awaitable[float]]]) -> None:
@@ -67,13 +68,14 @@ async def measure(number: int) -> None:
     """Everything."""
     with tempfile.TemporaryDirectory() as folder:
         async with AsyncExitStack() as stack:
-            provider = await stack.enter_async_context(process("provider"))
+            provider = await stack.enter_async_context(process("provider", "0"))
 
             async def server(kind: str, database: Path) -> int:
                 arguments = ("server", kind, "uvicorn", f"http://127.0.0.1:{provider}/v1", f"sqlite:///{database}")
                 port = await stack.enter_async_context(process(*arguments))
                 await ready(port)
-                await drive(port, PLAIN_REQUEST, 30)
+                async with clients(port, 1) as client:
+                    await client.drive(PLAIN_REQUEST, 30)
                 return port
 
             ports: dict[int, int] = {}
@@ -86,10 +88,10 @@ async def measure(number: int) -> None:
                 print(f"{rows:,} rows in {time.monotonic() - began:.0f} s", file=sys.stderr)
             bare = await server("bare", Path(folder) / "none")
             plain = {
-                f"a plain call, {rows:,} rows": lambda port=port: each(port, PLAIN_REQUEST, 32, 12, 1)
+                f"a plain call, {rows:,} rows": lambda port=port: each(port, PLAIN_REQUEST, 32, 25, 1)
                 for rows, port in ports.items()
             }
-            await rounds(number, {**plain, "a plain call, bare relay": lambda: each(bare, PLAIN_REQUEST, 32, 12, 1)})
+            await rounds(number, {**plain, "a plain call, bare relay": lambda: each(bare, PLAIN_REQUEST, 32, 25, 1)})
             chunk = {
                 f"a chunk, {streams} streams at once, {name}": lambda port=port, streams=streams: each(
                     port, stream_request(PACES[streams]), streams, 4 if streams == 1 else 1, CHUNKS

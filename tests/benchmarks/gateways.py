@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
-from client import PLAIN_REQUEST, drive
+from client import clients
 from processes import command, listening
 
 SECONDS_TO_START = 90.0
@@ -68,17 +68,22 @@ async def litellm(venv: Path, provider: int, folder: Path) -> AsyncIterator[tupl
 async def answering(name: str, port: int) -> int:
     """The port of a gateway that is up already. Raises RuntimeError where it doesn't answer a call."""
     try:
-        await drive(port, PLAIN_REQUEST, 1)
+        await _ask(port)
     except (OSError, EOFError, RuntimeError) as error:
         raise RuntimeError(f"{name} at 127.0.0.1:{port} does not answer a chat completion: {error}") from None
     return port
+
+
+async def _ask(port: int) -> None:
+    async with clients(port, 1):
+        pass
 
 
 async def _check(port: int, folder: Path, seconds: float) -> None:
     """Raises RuntimeError, with what the gateway said, where it doesn't answer a call."""
     try:
         await listening(port, seconds)
-        await drive(port, PLAIN_REQUEST, 1)
+        await _ask(port)
     except (OSError, EOFError, RuntimeError) as error:
         said = (folder / "log.txt").read_text("utf-8", "replace")[-2000:]
         raise RuntimeError(f"{folder.name} does not answer: {error}\n{said}") from None

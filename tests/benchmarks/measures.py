@@ -1,16 +1,18 @@
 """What is measured of a server, round by round."""
 
-import asyncio
 import time
 from collections.abc import Awaitable, Callable
 from statistics import median
 from typing import Any, NamedTuple
 
-from client import PLAIN_REQUEST, Took, drive, quantile, stream_request
+from client import PLAIN_REQUEST, Took, clients, quantile, stream_request
 from provider import CHUNKS
 
 MANY = 32
 PLAIN, STREAM = "plain call", "chunk"
+WORKS = ((PLAIN, 1), (PLAIN, MANY), (STREAM, 1), (STREAM, MANY))
+"""What is asked for, and at how many connections."""
+PACES = {1: 0.001, MANY: 0.012}  # seconds between the chunks of a stream: no server is saturated
 
 
 class Plan(NamedTuple):
@@ -37,36 +39,35 @@ class Target:
 
     async def warm_up(self) -> None:
         """Let caches fill and code be imported; the calls count for the rows only."""
-        self.calls += len(await drive(self._port, PLAIN_REQUEST, 20))
-        self.calls += len(await drive(self._port, stream_request(0.001), 1))
+        async with clients(self._port, 1) as client:
+            await client.drive(PLAIN_REQUEST, 20)
+            await client.drive(stream_request(PACES[1]), 1)
+        self.calls += client.made
 
-    async def round(self, plan: Plan) -> None:
-        """Measure everything once."""
-        await self._measure(PLAIN, PLAIN_REQUEST, 1, plan.calls)
-        await self._measure(PLAIN, PLAIN_REQUEST, MANY, max(1, plan.calls * 2 // MANY))
-        await self._measure(STREAM, stream_request(0.001), 1, plan.streams)
-        await self._measure(STREAM, stream_request(0.012), MANY, 1)
-
-    async def _measure(self, what: str, asked: bytes, connections: int, calls: int) -> None:
-        before = None if self._used is None else await self._used()
-        began = time.perf_counter()
-        found = await asyncio.gather(*(drive(self._port, asked, calls) for _ in range(connections)))
-        seconds = time.perf_counter() - began
-        took = [call for one in found for call in one]
-        self.calls += len(took)
+    async def measure(self, what: str, connections: int, plan: Plan) -> None:
+        """Measure one of `WORKS` once."""
+        asked = PLAIN_REQUEST if what == PLAIN else stream_request(PACES[connections])
+        calls = {1: plan.calls, MANY: max(1, plan.calls * 4 // MANY)} if what == PLAIN else {1: plan.streams, MANY: 1}
+        async with clients(self._port, connections) as client:
+            before = None if self._used is None else await self._used()
+            began = time.perf_counter()
+            took = await client.drive(asked, calls[connections])
+            seconds = time.perf_counter() - began
+            used = None if self._used is None or before is None else await self._used() - before
+        self.calls += client.made
         self._took.setdefault((what, connections), []).extend(took)
         if what == PLAIN and connections == MANY:
             self._rates.append(len(took) / seconds)
-        if self._used is not None and before is not None:
-            each = (await self._used() - before) / (len(took) * (CHUNKS if what == STREAM else 1))
+        if used is not None:
+            each = used / (len(took) * (CHUNKS if what == STREAM else 1))
             self._cpu.setdefault((what, connections), []).append(each * 1e6)
 
     def results(self) -> dict[str, Any]:
-        """The medians of the rounds, as JSON can hold them: µs of CPU, milliseconds, calls a second."""
+        """As JSON can hold it: µs of CPU in each round, milliseconds, calls a second."""
         plain = {connections: [call.whole for call in self._took[PLAIN, connections]] for connections in (1, MANY)}
         return {
             "base": self._base,
-            "cpu": {cpu_name(*key): median(self._cpu[key]) if key in self._cpu else None for key in self._took},
+            "cpu": {cpu_name(*key): self._cpu.get(key) for key in self._took},
             "p50": {str(connections): quantile(took, 0.5) * 1e3 for connections, took in plain.items()},
             "p99": {str(connections): quantile(took, 0.99) * 1e3 for connections, took in plain.items()},
             "first_chunk": quantile([call.first for call in self._took[STREAM, 1]], 0.5) * 1e3,

@@ -93,12 +93,11 @@ async def listening(port: int, seconds: float) -> None:
 
 def cpu_of(pid: int) -> float:
     """The CPU seconds of a process and of those that it has started, as long as they live (Linux)."""
-    nanoseconds = 0
+    used = 0.0
     for process in _family(pid):
-        for task in Path(f"/proc/{process}/task").glob("*/schedstat"):
-            with suppress(OSError):
-                nanoseconds += int(task.read_text().split()[0])
-    return nanoseconds / 1e9
+        with suppress(OSError):
+            used += time.clock_gettime(~process << 3 | 2)  # as clock_getcpuclockid(3) makes it
+    return used
 
 
 def _family(pid: int) -> list[int]:

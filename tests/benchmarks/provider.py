@@ -60,9 +60,9 @@ class ProviderConnection(asyncio.Protocol):
             asyncio.get_running_loop().call_later(pace, self._next, number + 1, pace)
 
 
-async def be_provider(stop: asyncio.Event) -> None:
-    """Serve until `stop`, and print the port."""
-    server = await asyncio.get_running_loop().create_server(ProviderConnection, "127.0.0.1", 0)
+async def be_provider(port: int, stop: asyncio.Event) -> None:
+    """Serve until `stop`, and print the port, which is any where 0 is given."""
+    server = await asyncio.get_running_loop().create_server(ProviderConnection, "127.0.0.1", port)
     print(server.sockets[0].getsockname()[1], flush=True)
     await stop.wait()
     server.close()

@@ -3,17 +3,19 @@
     python tests/benchmarks/relay.py            (ten minutes)
     python tests/benchmarks/relay.py --quick    (a minute)
 
-A provider, a server and a client are processes on loopback. The servers are the bare relay (the same server and
-transport, no metering, no rows) and ours, on each ASGI server and each database that is there, nginx as a plain proxy
-where it is installed, and LiteLLM where a virtual environment has it. They take turns; the CPU is their processes' own,
-all threads, after the rows are written; medians over the rounds. The absolute numbers are this machine's: compare them.
-It insists on one thing, that each call has its row; with `--guard` also on bounds.json. Otherwise the status is 1.
+A provider, a server and a client are processes on loopback, connected before a measurement begins. The servers are the
+bare relay (the same server and transport, no metering, no rows) and ours, on each ASGI server and each database that is
+there, nginx as a plain proxy where it is installed, and LiteLLM where a virtual environment has it. They take turns;
+the CPU is their processes' own, all threads, after the rows are written; medians of the rounds, and of their ratios.
+The absolute numbers are this machine's: compare them. It insists on one thing, that each call has its row; with
+`--guard` also on bounds.json. Otherwise the status is 1.
 """
 
 import argparse
 import asyncio
 import functools
 import json
+import re
 import sys
 import tempfile
 import time
@@ -28,11 +30,11 @@ from client import cpu
 from gateways import answering, has_nginx, litellm, nginx
 from hosts import SERVERS, be_server
 from ledgers import ledgers, rows
-from measures import Plan, Target
+from measures import WORKS, Plan, Target
 from pieces import parts
 from processes import cpu_of, process, ready, terminated
 from provider import be_provider
-from report import markdown, ratios, table
+from report import conditions, markdown, ratios, table
 
 BARE = "bare relay"
 
@@ -78,8 +80,8 @@ async def targets(
             port, pid = await stack.enter_async_context(litellm(given.litellm, provider, folder / "litellm"))
             found["LiteLLM's proxy"] = Target(port, _used_by(pid), base=base)
         if given.gateway is not None:
-            name, _, port_given = given.gateway.partition("=")
-            found[name] = Target(await answering(name, int(port_given)), None, base=base)
+            name, port, known = given.gateway
+            found[name] = Target(await answering(name, port), None if known is None else _used_by(known), base=base)
         for target in found.values():
             await target.warm_up()
         yield found
@@ -95,12 +97,16 @@ def _used_by(pid: int) -> Callable[[], Awaitable[float]]:
 async def compare(given: argparse.Namespace, plan: Plan, ours: Mapping[str, Host], folder: Path) -> dict[str, Any]:
     """Measure everything in turns; gives the results as JSON can hold them."""
     ends = time.monotonic() + plan.seconds
-    async with process("provider") as provider, targets(given, ours, provider, folder) as found:
+    async with (
+        process("provider", str(given.provider_port)) as provider,
+        targets(given, ours, provider, folder) as found,
+    ):
         done, began = 0, time.monotonic()
         while done < plan.rounds:
             order = list(found.values())
-            for target in order if done % 2 else reversed(order):
-                await target.round(plan)
+            for work in WORKS:
+                for target in order if done % 2 else reversed(order):
+                    await target.measure(*work, plan)
             done += 1
             print(f"round {done} of {plan.rounds}", file=sys.stderr)
             now = time.monotonic()
@@ -139,6 +145,13 @@ def judge(given: argparse.Namespace, results: dict[str, Any]) -> list[str]:
     return wrong
 
 
+def _gateway(said: str) -> tuple[str, int, int | None]:
+    found = re.fullmatch(r"(.+)=(\d{1,5})(?:/(\d+))?", said)
+    if found is None or not 0 < int(found[2]) < 65_536:
+        raise argparse.ArgumentTypeError(f"{said!r} is not NAME=PORT or NAME=PORT/PID")
+    return found[1], int(found[2]), None if found[3] is None else int(found[3])
+
+
 def _folder(said: str) -> Path:
     return Path(said).absolute()
 
@@ -150,8 +163,13 @@ def options() -> argparse.ArgumentParser:
     parser.add_argument("--server", choices=SERVERS, action="append", help="only this one (may be said again)")
     parser.add_argument("--litellm", type=_folder, metavar="VENV", help="a virtual environment with litellm[proxy]")
     parser.add_argument(
-        "--gateway", metavar="NAME=PORT", help="another gateway on loopback, already up: its times only"
+        "--gateway",
+        type=_gateway,
+        metavar="NAME=PORT[/PID]",
+        help="another gateway on loopback, already up, which asks"
+        " the provider at --provider-port for gpt-4o; its CPU too where its process is named",
     )
+    parser.add_argument("--provider-port", type=int, default=0, help="of the provider (default: any)")
     parser.add_argument("--rounds", type=int, help="of everything")
     parser.add_argument("--calls", type=int, default=200, help="plain calls a round at one connection")
     parser.add_argument("--streams", type=int, default=8, help="streams a round at one connection")
@@ -178,7 +196,7 @@ def main() -> int:
     pieces = parts(200 if given.quick or given.rounds else 1000)
     print("\n".join(markdown(results)) if given.readme else table(results, pieces))
     if given.json is not None:
-        found = {"targets": results, "ratios": ratios(results), "pieces": pieces}
+        found = {"run": conditions(), "targets": results, "ratios": ratios(results), "pieces": pieces}
         given.json.write_text(json.dumps(found, indent=1, ensure_ascii=False), "utf-8")
     if given.record:
         guard.record(ratios(results))
@@ -192,7 +210,7 @@ def role(name: str, *arguments: str) -> None:
 
     async def be() -> None:
         stop = terminated()
-        await (be_provider(stop) if name == "provider" else be_server(*arguments, stop))
+        await (be_provider(int(arguments[0]), stop) if name == "provider" else be_server(*arguments, stop))
 
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(be())

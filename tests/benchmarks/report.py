@@ -1,6 +1,12 @@
 """The results as text."""
 
+import os
+import platform
+import sys
 from collections.abc import Iterator, Mapping
+from importlib import metadata
+from pathlib import Path
+from statistics import median
 from typing import Any
 
 from measures import MANY, PLAIN, STREAM, cpu_name
@@ -10,15 +16,30 @@ COLUMNS = {
     "CPU µs a chunk": cpu_name(STREAM, MANY),
 }
 
+PACKAGES = ("uvicorn", "hypercorn", "granian", "uvloop", "httpx", "aiohttp", "databases", "starlette")
+
 Results = Mapping[str, Mapping[str, Any]]
 
 
+def conditions() -> dict[str, Any]:
+    """What a run is to be read with: the command, the machine and what was installed."""
+    return {
+        "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
+        "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
+        "python": platform.python_version(),
+        "versions": {name: metadata.version(name) for name in PACKAGES},
+        "load": os.getloadavg(),
+    }
+
+
 def ratio(results: Results, name: str, figure: str) -> float | None:
-    """A CPU figure against that of the target it is compared with."""
+    """A CPU figure against that of the target it is compared with: the median of the rounds' own ratios."""
     one = results[name]
     base = results.get(one["base"] or "")
     mine, theirs = one["cpu"].get(figure), None if base is None else base["cpu"].get(figure)
-    return mine / theirs if mine and theirs else None
+    if not mine or not theirs:
+        return None
+    return median([own / other for own, other in zip(mine, theirs, strict=True) if other > 0])
 
 
 def ratios(results: Results) -> dict[str, float]:
@@ -37,9 +58,13 @@ def table(results: Results, pieces: Mapping[str, float]) -> str:
     lines = []
     for name, one in results.items():
         lines.append(f"{name}" + (f" (against {one['base']})" if one["base"] else ""))
-        for figure, value in one["cpu"].items():
+        for figure, values in one["cpu"].items():
             against = ratio(results, name, figure)
-            said = "unknown" if value is None else f"{value:10.1f}" + ("" if against is None else f"{against:8.2f}")
+            said = (
+                "unknown"
+                if values is None
+                else f"{median(values):10.1f}" + ("" if against is None else f"{against:8.2f}")
+            )
             lines.append(f"  {figure:42}{said}")
         for label, figures in (("p50", one["p50"]), ("p99", one["p99"])):
             for connections, value in figures.items():
@@ -69,8 +94,8 @@ def markdown(results: Results) -> Iterator[str]:
     for name, one in results.items():
         cells = [name]
         for figure in COLUMNS.values():
-            value, against = one["cpu"].get(figure), ratio(results, name, figure)
-            cells += ["-" if value is None else f"{value:,.0f}", "-" if against is None else f"{against:.2f}"]
+            values, against = one["cpu"].get(figure), ratio(results, name, figure)
+            cells += ["-" if values is None else f"{median(values):,.0f}", "-" if against is None else f"{against:.2f}"]
         for label in ("p50", "p99"):
             cells.append("-" if name == "direct" else f"{added(results, one[label]['1'], label, 1):.2f}")
         cells += [f"{one['first_chunk']:.2f}", f"{one['rate']:,.0f}"]

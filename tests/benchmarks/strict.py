@@ -16,7 +16,7 @@ from contextlib import AsyncExitStack, closing
 from pathlib import Path
 
 import uvloop
-from client import PLAIN_REQUEST, cpu, drive, quantile, stream_request
+from client import PLAIN_REQUEST, clients, cpu, quantile, stream_request
 from processes import process, ready
 
 KINDS = ("ours", "strict")
@@ -31,33 +31,35 @@ async def measure(rounds: int, calls: int) -> int:
     made = dict.fromkeys(KINDS, 0)
     with tempfile.TemporaryDirectory() as folder:
         async with AsyncExitStack() as stack:
-            provider = await stack.enter_async_context(process("provider"))
+            provider = await stack.enter_async_context(process("provider", "0"))
             upstream = f"http://127.0.0.1:{provider}/v1"
             ports = {}
             for kind in KINDS:
                 arguments = ("server", kind, "uvicorn", upstream, f"sqlite:///{folder}/{kind}.db")
                 ports[kind] = await stack.enter_async_context(process(*arguments))
                 await ready(ports[kind])
-                made[kind] += len(await drive(ports[kind], PLAIN_REQUEST, 50))
+                async with clients(ports[kind], 1) as warming:
+                    await warming.drive(PLAIN_REQUEST, 50)
+                made[kind] += warming.made
             for number in range(rounds):
                 for what, asked in REQUESTS.items():
-                    for clients in CLIENTS:
-                        each = max(1, calls // clients if what == "plain call" else calls // 100)
+                    for many in CLIENTS:
+                        each = max(1, calls // many if what == "plain call" else calls // 100)
                         for kind in KINDS if number % 2 else reversed(KINDS):
-                            began = time.perf_counter()
-                            found = await asyncio.gather(*(drive(ports[kind], asked, each) for _ in range(clients)))
-                            seconds = time.perf_counter() - began
-                            one = [call for client in found for call in client]
-                            made[kind] += len(one)
-                            took.setdefault((what, kind, clients), []).extend(call.whole for call in one)
-                            rates.setdefault((what, kind, clients), []).append(len(one) / seconds)
+                            async with clients(ports[kind], many) as those:
+                                began = time.perf_counter()
+                                one = await those.drive(asked, each)
+                                seconds = time.perf_counter() - began
+                            made[kind] += those.made
+                            took.setdefault((what, kind, many), []).extend(call.whole for call in one)
+                            rates.setdefault((what, kind, many), []).append(len(one) / seconds)
             for kind in KINDS:
                 await cpu(ports[kind])  # which waits for the rows
         missing = sum(made[kind] - rows(Path(folder) / f"{kind}.db") for kind in KINDS)
     print(f"{'ms':40}{'p50':>10}{'p99':>10}{'calls/s':>10}")
-    for (what, kind, clients), values in sorted(took.items()):
-        best = sorted(rates[what, kind, clients])[rounds // 2]
-        name = f"{what}, {clients} clients, {'strict' if kind == 'strict' else 'relaxed'}"
+    for (what, kind, many), values in sorted(took.items()):
+        best = sorted(rates[what, kind, many])[rounds // 2]
+        name = f"{what}, {many} clients, {'strict' if kind == 'strict' else 'relaxed'}"
         print(f"{name:40}{quantile(values, 0.5) * 1e3:10.2f}{quantile(values, 0.99) * 1e3:10.2f}{best:10.0f}")
     print(f"rows missing: {missing} of {sum(made.values())}")
     return missing
