@@ -1,4 +1,6 @@
-"""What a ledger remembers of its roll-ups: exact, bounded, and of one generation."""
+"""What a ledger remembers of its roll-ups: exact, bounded, and of their generation."""
+
+from datetime import timedelta
 
 import pytest
 from databases_under_test import an_entry
@@ -8,7 +10,9 @@ from test_upkeep import DAY, compare, filled
 from arbstr_asgi.ledger import memory
 from arbstr_asgi.ledger.memory import Memory, Remembered
 from arbstr_asgi.stats.histogram import of
+from arbstr_asgi.stats.plan import HOUR
 from arbstr_asgi.stats.tally import NAMES, Tally
+from arbstr_asgi.stats.zones import number_of
 
 __all__ = ["bench"]
 
@@ -57,5 +61,22 @@ def test_answers_are_the_same_again(bench: Bench) -> None:
         await bench.upkeep.roll_up()
         for _ in range(2):
             await compare(bench, await bench.rows())
+
+    bench.run(scenario())
+
+
+def test_days_are_not_read_again(bench: Bench) -> None:
+    """When another hour has been rolled up, longer periods that are as they were are answered from memory."""
+
+    async def scenario() -> None:
+        await bench.clear()
+        await bench.record(*filled())
+        await bench.upkeep.roll_up()
+        await compare(bench, await bench.rows())
+        await bench.sql("UPDATE rollups SET sums = 'unreadable' WHERE period IN ('day', '6h')")
+        new = DAY + timedelta(days=2, hours=5)
+        await bench.record(an_entry(timestamp=new, model="m-1", latency_ms=5, end_user="ann"))
+        await bench.upkeep._hour(number_of(new, HOUR), tries=1, again=True)
+        await compare(bench, await bench.rows())
 
     bench.run(scenario())

@@ -6,6 +6,7 @@ from collections.abc import Hashable
 from arbstr_asgi.stats.tally import Tally
 
 MOST = 10_000_000  # bytes in memory
+_FOR_A_QUESTION = 2000  # bytes
 _FOR_A_KEY = 150  # bytes: the names of a group and their place
 _FOR_A_TALLY = 800  # bytes, without its histograms
 
@@ -15,33 +16,34 @@ Place = tuple[Keys, int]
 
 
 class Remembered:
-    """The answer to one question, as far as somebody wanted it."""
+    """The answer to one question, as far as somebody wanted it, from one generation of roll-ups."""
 
-    def __init__(self) -> None:
+    def __init__(self, generation: Hashable = None) -> None:
+        self.generation = generation
         self.totals: dict[Keys, int] | None = None
         self.tallies: dict[Place, Tally] = {}
+        self.asked: set[Keys] = set()  # the groups of which there are all tallies
         self.whole = False  # whether the tallies are all that there are
         self.size = 0
 
     def measured(self) -> int:
         """How many bytes it has by now."""
         histograms = sum(each.bit_length() for tally in self.tallies.values() for each in tally.histograms) * 2 // 15
-        return _FOR_A_KEY * len(self.totals or ()) + _FOR_A_TALLY * len(self.tallies) + histograms
+        keys = len(self.totals or ()) + len(self.asked) + len(self.tallies)
+        return _FOR_A_QUESTION + _FOR_A_KEY * keys + _FOR_A_TALLY * len(self.tallies) + histograms
 
 
 class Memory:
-    """Of one database's roll-ups; forgets everything when there is a new generation of them."""
+    """Of one database's roll-ups."""
 
     def __init__(self) -> None:
-        self._generation: int | None = None
         self._kept: OrderedDict[Hashable, Remembered] = OrderedDict()
 
-    def of(self, generation: int, question: Hashable) -> Remembered:
-        """What is known, to be added to; `fit` it afterwards."""
-        if generation != self._generation:
-            self._generation = generation
-            self._kept.clear()
-        found = self._kept.setdefault(question, Remembered())
+    def of(self, generation: Hashable, question: Hashable) -> Remembered:
+        """What is known of these roll-ups, to be added to; `fit` it afterwards. Another generation's is forgotten."""
+        found = self._kept.get(question)
+        if found is None or found.generation != generation:
+            found = self._kept[question] = Remembered(generation)
         self._kept.move_to_end(question)
         return found
 

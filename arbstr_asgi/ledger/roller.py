@@ -76,7 +76,7 @@ class Roller:
                     raise Changed
             if not marks or await self.state(raw, "pruned") > hour:
                 raise Changed
-            await self._driver.execute(raw, self.sql.new_generation, (_generation(),))
+            await self._renew(raw, "hour")
             await self._put(raw, "hour", hour, rows)
             for period, hours in COARSE.items():
                 await self._driver.execute(raw, self.sql.delete, (period, hour // hours))
@@ -96,20 +96,22 @@ class Roller:
 
     async def period(self, raw: Any, period: str, number: int) -> None:
         """Make the roll-ups of a longer period from those of its hours. Raises Changed."""
-        known: dict[Cell, list[Tally]] = {}
+        of_hours: dict[Cell, list[Tally]] = {}
         async with self._driver.reading(raw, STEP):
-            generation = await self.state(raw, "generation")
+            known = await self._driver.fetch(raw, self.sql.generations)
+            (generation,) = (each for name, each in known if name == "hour")
             span = number * COARSE[period], (number + 1) * COARSE[period]
             async for some in in_turns(await self._driver.fetch(raw, self.sql.hours, span)):
                 for dimensions, key1, key2, _, *texts in some:
                     grouping = _PLACES[dimensions]
                     cell, tally = Cell(grouping, (key1, key2)[: len(GROUPINGS[grouping])], 0), Tally.decode(*texts)
-                    known.setdefault(cell, []).append(tally)
-        found = [(cell, Tally.added(of)) async for some in in_turns([*known.items()]) for cell, of in some]
+                    of_hours.setdefault(cell, []).append(tally)
+        found = [(cell, Tally.added(of)) async for some in in_turns([*of_hours.items()]) for cell, of in some]
         rows = [row_of(period, number, *each) async for some in in_turns(found) for each in some]
         async with self._driver.begin(raw):
-            if not await self._driver.execute(raw, self.sql.next_generation, (_generation(), generation)):
+            if not await self._driver.execute(raw, self.sql.next_generation, (_generation(), "hour", generation)):
                 raise Changed
+            await self._renew(raw, period)
             await self._put(raw, period, number, rows)
 
     async def hours_with_rows(self, raw: Any, first: int, end: int) -> list[int]:
@@ -139,7 +141,8 @@ class Roller:
     async def forget(self, raw: Any, end_user: str) -> int:
         """Delete the roll-ups of a person; returns how many."""
         async with self._driver.begin(raw):
-            await self._driver.execute(raw, self.sql.new_generation, (_generation(),))
+            for period in ("hour", *COARSE):  # in the order in which others take them: hour first
+                await self._renew(raw, period)
             return await self._driver.execute(raw, self.sql.forget, (key_of(end_user),))
 
     async def _of_rows(self, raw: Any, hour: int) -> list[Row]:
@@ -166,6 +169,10 @@ class Roller:
     async def _stored(self, raw: Any, hour: int) -> list[Row]:
         found = await self._driver.fetch(raw, self.sql.hours, (hour, hour + 1))
         return sorted(("hour", dimensions, hour, *rest) for dimensions, *rest in found)
+
+    async def _renew(self, raw: Any, period: str) -> None:
+        """Say that roll-ups of such a period have changed."""
+        await self._driver.execute(raw, self.sql.new_generation, (_generation(), period))
 
     async def _put(self, raw: Any, period: str, start: int, rows: list[Row]) -> None:
         await self._driver.execute(raw, self.sql.delete, (period, start))

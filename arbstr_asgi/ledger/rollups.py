@@ -30,9 +30,11 @@ class Rollups:
             f"UPDATE {table} SET total = {mark(0)} WHERE period = 'state' AND dimensions = {mark(1)} "  # noqa: S608
             f"AND total < {mark(2)}"
         )
-        # a number that has not been there before; the one that was there
-        new = f"UPDATE {table} SET total = {mark(0)} WHERE period = 'state' AND dimensions = 'generation'"  # noqa: S608
-        self.new_generation, self.next_generation = new, f"{new} AND total = {mark(1)}"
+        generation = "WHERE period = 'state' AND dimensions = 'generation'"
+        self.generations = f"SELECT key1, total FROM {table} {generation}"  # noqa: S608
+        # a number that has not been there before, the period; the one that was there
+        new = f"UPDATE {table} SET total = {mark(0)} {generation} AND key1 = {mark(1)}"  # noqa: S608
+        self.new_generation, self.next_generation = new, f"{new} AND total = {mark(2)}"
         # until, holder, now, holder, too late to be true
         self.take_lease = (
             f"UPDATE {table} SET total = {mark(0)}, sums = {mark(1)} WHERE period = 'state' AND dimensions = 'lease' "  # noqa: S608

@@ -1,4 +1,4 @@
-"""Roll-ups of `requests` by hour and day, the hours whose roll-ups are to be made, and what sorted pages need.
+"""Roll-ups of `requests` by hour, six hours and day, the hours yet to be rolled up, and what sorted pages need.
 
 As in 0001, what MariaDB and MySQL may have left half done can be done again.
 """
@@ -23,6 +23,7 @@ _BINARY = {
     "mariadb_collate": "utf8mb4_bin",
     "mariadb_charset": "utf8mb4",
 }
+_PERIODS = ("day", "6h", "hour")
 _SINCE_YEAR_1 = 62_135_596_800  # seconds until 1970: hours are counted from there, so that none is negative
 _HOURS = {
     "sqlite": f"(CAST(strftime('%s', timestamp) AS INTEGER) + {_SINCE_YEAR_1}) / 3600",
@@ -115,12 +116,13 @@ def _fill(table: str, rollups: str, dirty_hours: str) -> None:
     requests, hours, states = quote(table), quote(dirty_hours), quote(rollups)
     op.execute(f"DELETE FROM {hours}")  # noqa: S608 - validated identifiers
     op.execute(f"INSERT INTO {hours} (hour, writer, mark) SELECT DISTINCT {hour}, 0, 0 FROM {requests}")  # noqa: S608
-    # Hours before `sealed` are rolled up, empty or dirty, those before `pruned` have no rows any more, `generation`
-    # is another whenever roll-ups have changed, and whoever has the `lease` rolls up.
+    # Hours before `sealed` are rolled up, empty or dirty, those before `pruned` have no rows any more, the `generation`
+    # of a period is another whenever roll-ups of that length have changed, and whoever has the `lease` rolls up.
     op.execute(f"DELETE FROM {states} WHERE period = 'state'")  # noqa: S608
     sealed = f"SELECT coalesce(max(hour) + 1, 0) FROM {hours}"  # noqa: S608
-    for state, total in (("sealed", sealed), ("pruned", "SELECT 0"), ("generation", "SELECT 0"), ("lease", "SELECT 0")):
+    found = {("sealed", ""): sealed, ("pruned", ""): "SELECT 0", ("lease", ""): "SELECT 0"}
+    for (state, period), total in {**found, **{("generation", period): "SELECT 0" for period in _PERIODS}}.items():
         op.execute(
             f"INSERT INTO {states} (period, dimensions, start, key1, key2, total) "  # noqa: S608
-            f"VALUES ('state', '{state}', 0, '', '', ({total}))"
+            f"VALUES ('state', '{state}', 0, '{period}', '', ({total}))"
         )

@@ -125,7 +125,7 @@ def measure(given: argparse.Namespace) -> dict[str, Any]:
         rounds=given.rounds or (3 if given.quick else 10),
         calls=given.calls,
         streams=given.streams,
-        seconds=45.0 if given.quick else 500.0,
+        seconds=50.0 if given.quick else 500.0,
     )
     with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
         ours = hosts(given, stack, Path(folder))
