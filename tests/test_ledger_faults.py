@@ -324,6 +324,34 @@ def test_an_outage_loses_nothing(
     assert [record.levelname for record in told] == ["WARNING", "INFO"]
 
 
+def test_what_comes_back_takes_little_room(tmp_path: Any) -> None:
+    """After an outage SQLite's WAL stays small: once it has filled the disk, it could not be emptied any more."""
+    path = tmp_path / "ledger.db"
+
+    async def main() -> None:
+        ledger = Ledger(f"sqlite+aiosqlite:///{path}")
+        await ledger.open()
+        await ledger.flush()
+        with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as holder:
+            holder.execute("BEGIN IMMEDIATE")
+            for _ in range(110):  # until it has given up waiting for the lock
+                for _ in range(30):
+                    ledger.record(an_entry(revision=1, end_reason="completed", usage_json="x" * 1500))
+                await asyncio.sleep(0.05)
+            await asyncio.sleep(0.5)
+            holder.execute("ROLLBACK")
+            await ledger.flush()
+            for _ in range(200):
+                if not ledger.snapshot().spilled:
+                    break
+                await asyncio.sleep(0.05)
+            assert holder.execute("SELECT count(*) FROM requests").fetchone() == (3300,)
+            assert path.with_name("ledger.db-wal").stat().st_size < 2_000_000
+            await ledger.close()
+
+    asyncio.run(asyncio.wait_for(main(), 60))
+
+
 def test_a_locked_file_loses_nothing(tmp_path: Any) -> None:
     """SQLite locked for a second by another writer under load: every call is there, once and finished."""
     url = f"sqlite:///{tmp_path}/arbstr.db"

@@ -144,6 +144,10 @@ class Driver(Protocol):
         """A normalised moment as the driver takes it."""
         ...
 
+    async def spare(self, raw: Any) -> None:
+        """Take as little room as possible on the disk for what is written from now on: it may have been full."""
+        ...
+
     def abandon(self, raw: Any) -> None:
         """Close a connection that can't be trusted any more, without waiting for it."""
         ...

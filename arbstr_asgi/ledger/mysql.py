@@ -148,6 +148,9 @@ class Mysql:
     def moment(self, value: datetime) -> datetime:
         return _naive(value)
 
+    async def spare(self, raw: Any) -> None:
+        pass  # its server's affair
+
     def abandon(self, raw: Any) -> None:
         with suppress(Exception):
             raw.close()

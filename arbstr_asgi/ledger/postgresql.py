@@ -132,6 +132,9 @@ class Postgresql:
     def moment(self, value: datetime) -> datetime:
         return value
 
+    async def spare(self, raw: Any) -> None:
+        pass  # its server's affair
+
     def abandon(self, raw: Any) -> None:
         with suppress(Exception):  # it may be back in the pool already, by itself
             raw.terminate()

@@ -33,6 +33,7 @@ T = TypeVar("T")
 _PATIENCE = 5.0  # seconds to wait for another writer's lock
 _SLICE = 250  # ms of that which one call waits: a waiting call can be neither cancelled nor interrupted
 _MOST = 256  # rows in a statement
+_SPARING = 100  # pages of 4 KB that a WAL has when it is emptied
 _VALUES = re.compile(r"(?<=VALUES )\([?, ]+\)")
 _BEGIN = "BEGIN IMMEDIATE"  # a deferred one fails at once when another commits in between
 _open: weakref.WeakSet[Any] = weakref.WeakSet()  # connections that are ours
@@ -142,6 +143,12 @@ class Sqlite:
 
     def moment(self, value: datetime) -> str:
         return iso(value)
+
+    async def spare(self, raw: Any) -> None:
+        # A WAL that fills the disk can't be emptied: that takes room in the database's file. By itself it is at 4 MB.
+        await raw.execute_fetchall(f"PRAGMA wal_autocheckpoint = {_SPARING}")
+        if not self.in_transaction(raw):
+            await _patiently(lambda: raw.execute_fetchall("PRAGMA wal_checkpoint(PASSIVE)"))
 
     def abandon(self, raw: Any) -> None:
         pass  # closing it is all that releasing it does

@@ -227,6 +227,8 @@ class Writer:
     async def _serve(self, raw: Any) -> None:
         """With a connection: write what is there, then what is on disk; on SQLite also what comes later."""
         recovering = self._trouble.failures > 0
+        if recovering:
+            await self._target.driver.spare(raw)
         while True:
             await self._write(raw)
             if self._may_replay():
