@@ -11,7 +11,8 @@ Grouping = tuple[str, ...]
 
 FEW = 100_000  # rows, of which a list may be in memory
 _HEAD = 4  # columns: the place of the grouping, two keys, and the period
-_TOTAL = _HEAD + len(DURATIONS) + 1  # behind the histograms and the usage source
+_SOURCE = _HEAD + len(DURATIONS)  # behind the histograms
+_TOTAL = _SOURCE + 1
 
 
 class Cell(NamedTuple):
@@ -66,14 +67,14 @@ class Aggregate:
     def tally(self, row: Sequence[Any]) -> Tally:
         """What a row of the answer adds to its cell."""
         sums, histograms = [0] * len(NAMES), []
-        for name, counted in zip(DURATIONS, row[_HEAD : _HEAD + len(DURATIONS)], strict=True):
+        for name, counted in zip(DURATIONS, row[_HEAD:_SOURCE], strict=True):
             found = 0
             if counted is not None and self._few:
                 found, sums[PLACES[name]] = histogram.count(counted)
             elif counted is not None:
                 found = histogram.decode(counted)
             histograms.append(found)
-        source, *numbers = row[_HEAD + len(DURATIONS) :]
+        source, *numbers = row[_SOURCE:]
         for number, (place, of_source, weight) in zip(numbers, self._places(source), strict=True):
             if number is not None:
                 amount = int(number) * weight
@@ -81,6 +82,21 @@ class Aggregate:
                 if of_source is not None:
                     sums[of_source] += amount
         return Tally(tuple(sums), tuple(histograms))
+
+    def together(self, rows: Iterable[Sequence[Any]]) -> list[Sequence[Any]]:
+        """As few rows that add the same to all cells together; of their first columns nothing is left."""
+        by_source: dict[str | None, list[Sequence[Any]]] = {}
+        if not self._few:  # what is counted already can't be put together as text
+            return [*rows]
+        for row in rows:
+            by_source.setdefault(row[_SOURCE], []).append(row)
+        found: list[Sequence[Any]] = []
+        for source, some in by_source.items():
+            columns = [*zip(*some, strict=True)]
+            listed = [",".join(filter(None, column)) or None for column in columns[_HEAD:_SOURCE]]
+            sums = [sum(map(int, filter(None, column))) for column in columns[_TOTAL:]]
+            found.append([*[None] * _HEAD, *listed, source, *sums])
+        return found
 
     def _places(self, source: str | None) -> list[tuple[int, int | None, int]]:
         """For each part the places in a tally's sums that it adds to, and its weight."""

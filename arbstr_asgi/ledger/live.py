@@ -50,6 +50,11 @@ class Live:
                 found[cell.keys] = found.get(cell.keys, 0) + total
         return found
 
+    async def everything(self) -> list[Tally]:
+        """What all of them come to, in parts."""
+        rows = self._aggregate.together(self._sums)
+        return [self._aggregate.tally(row) async for some in in_turns(rows) for row in some]
+
     async def tallies(self, chosen: Collection[Keys] | None) -> dict[Place, list[Tally]]:
         """What they come to, in parts: of the chosen groups, or of all."""
         found: dict[Place, list[Tally]] = {}

@@ -125,9 +125,8 @@ class Statistics:
         divided = await self.divided(raw, asked)
         if live.spans != divided.rows:
             live = await self._live(raw, asked, divided)
-        of_rows = [tally for some in (await live.tallies(None)).values() for tally in some]
         closed = await self._closed(raw, asked, divided).tallies(None)
-        return Tally.added([Tally.empty(), *of_rows, *closed.values()])
+        return Tally.added([Tally.empty(), *await live.everything(), *closed.values()])
 
     async def _live(self, raw: Any, asked: Asked, divided: Parts) -> Live:
         return await Live.ask(self._driver, self._fragments, raw, asked, divided.rows)
