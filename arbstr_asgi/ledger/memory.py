@@ -5,7 +5,7 @@ from collections.abc import Hashable
 
 from arbstr_asgi.stats.tally import Tally
 
-MOST = 10_000_000  # bytes in memory
+MOST = 25_000_000  # bytes in memory
 _FOR_A_QUESTION = 2000  # bytes
 _FOR_A_KEY = 150  # bytes: the names of a group and their place
 _FOR_A_TALLY = 800  # bytes, without its histograms

@@ -49,7 +49,7 @@ class Statistics:
         if asked.since < asked.until:
             async with self._driver.reading(raw):
                 live = await self._gather(raw, asked, query.limit, found)
-                everything = await self._all(raw, ungrouped, live)
+                everything = await self._all(raw, ungrouped, live) if query.group_by else found.get(((), 0), everything)
         return Summary(everything.figures(), await _groups(query, asked, found))
 
     async def totals(self, raw: Any, asked: Asked, divided: Parts) -> dict[Keys, int]:
