@@ -17,7 +17,7 @@ from arbstr_asgi.stats.zones import number_of
 __all__ = ["bench"]
 
 
-EACH = Tally(tuple(range(len(NAMES))), (of({5: 7}), 0, of(dict.fromkeys(range(300), 1))))
+EACH = Tally(tuple(range(len(NAMES))), (of({5: 7}), of({}), of(dict.fromkeys(range(300), 1))))
 
 
 def test_a_new_generation_is_not_answered_from_the_old() -> None:

@@ -68,7 +68,7 @@ class Aggregate:
         """What a row of the answer adds to its cell."""
         sums, histograms = [0] * len(NAMES), []
         for name, counted in zip(DURATIONS, row[_HEAD:_SOURCE], strict=True):
-            found = 0
+            found = histogram.Histogram()
             if counted is not None and self._few:
                 found, sums[PLACES[name]] = histogram.count(counted)
             elif counted is not None:

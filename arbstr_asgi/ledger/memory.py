@@ -28,7 +28,7 @@ class Remembered:
 
     def measured(self) -> int:
         """How many bytes it has by now."""
-        histograms = sum(each.bit_length() for tally in self.tallies.values() for each in tally.histograms) * 2 // 15
+        histograms = sum(each.size for tally in self.tallies.values() for each in tally.histograms)
         keys = len(self.totals or ()) + len(self.asked) + len(self.tallies)
         return _FOR_A_QUESTION + _FOR_A_KEY * keys + _FOR_A_TALLY * len(self.tallies) + histograms
 

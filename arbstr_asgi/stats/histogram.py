@@ -7,17 +7,11 @@ import struct
 from binascii import a2b_base64, b2a_base64
 from bisect import bisect_left
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from itertools import accumulate
 from math import ceil
 
 import msgspec
-
-Histogram = int
-"""How many values are in each bucket: 64 bits for each, the first bucket's the lowest.
-
-One number instead of a mapping, so that `+` adds two of them up.
-"""
 
 EXACT = 64  # values below have a bucket each
 HALF = EXACT // 2  # buckets to an octave
@@ -29,6 +23,40 @@ _HEAD = struct.Struct("<HB")  # of packed text: the first bucket, and in how man
 _COUNT = struct.Struct("<Q")
 _DECODER = msgspec.json.Decoder(dict[int, int])
 _VALUES = msgspec.json.Decoder(list[int])
+
+
+class Histogram:
+    """How many values are in each bucket: one number, 64 bits for each, the first bucket's the lowest.
+
+    So a sum of these numbers adds histograms up. Never changes.
+    """
+
+    __slots__ = ("packed",)
+
+    def __init__(self, packed: int = 0) -> None:
+        self.packed = packed
+
+    def __repr__(self) -> str:
+        """Not the number: Python refuses to write one that is so long."""
+        return f"<Histogram of {sum(counts(self))} values>"
+
+    def __eq__(self, other: object) -> bool:
+        """Whether all counts are equal."""
+        return isinstance(other, Histogram) and self.packed == other.packed
+
+    def __hash__(self) -> int:
+        """Of the number."""
+        return hash(self.packed)
+
+    @property
+    def size(self) -> int:
+        """About how many bytes it takes in memory: 30 bits of a number are in 4."""
+        return self.packed.bit_length() * 2 // 15
+
+
+def added(histograms: Iterable[Histogram]) -> Histogram:
+    """What all of them have counted."""
+    return Histogram(sum([each.packed for each in histograms]))
 
 
 def bucket(value: int) -> int:
@@ -59,7 +87,7 @@ def count(values: str) -> tuple[Histogram, int]:
 def of(counts: Mapping[int, int]) -> Histogram:
     """From how many there are in some buckets."""
     if not counts:
-        return 0
+        return Histogram()
     first = min(counts)
     raw = bytearray((max(counts) - first + 1) * _WIDTH)
     try:
@@ -68,7 +96,7 @@ def of(counts: Mapping[int, int]) -> Histogram:
     except ValueError:  # more than a byte holds
         for place, number in counts.items():
             _COUNT.pack_into(raw, (place - first) * _WIDTH, number)
-    return int.from_bytes(raw, "little") << 8 * _WIDTH * first
+    return Histogram(int.from_bytes(raw, "little") << 8 * _WIDTH * first)
 
 
 def middle(place: int) -> float:
@@ -81,8 +109,8 @@ def middle(place: int) -> float:
 
 def counts(histogram: Histogram) -> tuple[int, ...]:
     """How many are in each bucket, from the first to the last that has any."""
-    size = -(-histogram.bit_length() // (8 * _WIDTH))
-    return struct.unpack(f"<{size}Q", histogram.to_bytes(size * _WIDTH, "little"))
+    size = -(-histogram.packed.bit_length() // (8 * _WIDTH))
+    return struct.unpack(f"<{size}Q", histogram.packed.to_bytes(size * _WIDTH, "little"))
 
 
 def percentiles(histogram: Histogram, *percents: int) -> tuple[int, list[float | None]]:
@@ -106,7 +134,7 @@ def encode(histogram: Histogram) -> str:
         return as_json.decode()
     first = min(sparse)
     width = -(-max(dense).bit_length() // 8)
-    raw = histogram.to_bytes(len(dense) * _WIDTH, "little")[first * _WIDTH :]
+    raw = histogram.packed.to_bytes(len(dense) * _WIDTH, "little")[first * _WIDTH :]
     packed = b2a_base64(_HEAD.pack(first, width) + b"".join([raw[n::_WIDTH] for n in range(width)]), newline=False)
     return min(as_json, packed, key=len).decode()
 
@@ -122,5 +150,4 @@ def decode(text: str) -> Histogram:
     for number in range(width):
         start = _HEAD.size + number * size
         raw[number::_WIDTH] = packed[start : start + size]
-    found: Histogram = int.from_bytes(raw, "little") << 8 * _WIDTH * first
-    return found
+    return Histogram(int.from_bytes(raw, "little") << 8 * _WIDTH * first)

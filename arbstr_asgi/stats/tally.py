@@ -35,13 +35,13 @@ class Tally(NamedTuple):
     @classmethod
     def empty(cls) -> "Tally":
         """Of no rows."""
-        return cls((0,) * len(NAMES), (0,) * len(DURATIONS))
+        return cls((0,) * len(NAMES), (Histogram(),) * len(DURATIONS))
 
     @classmethod
     def added(cls, tallies: Iterable["Tally"]) -> "Tally":
         """Of the rows of all of these, which are no rows twice."""
         sums, histograms = zip(*tallies, strict=True)
-        return cls(tuple(map(sum, zip(*sums, strict=True))), tuple(map(sum, zip(*histograms, strict=True))))
+        return cls(tuple(map(sum, zip(*sums, strict=True))), tuple(map(histogram.added, zip(*histograms, strict=True))))
 
     @classmethod
     def decode(cls, sums: str, *histograms: str) -> "Tally":
