@@ -38,7 +38,8 @@ class Statistics:
         found: dict[Place, Tally] = {}
         if asked.since < asked.until:
             async with self._driver.reading(raw):
-                await self._gather(raw, asked, query.limit, found)
+                known = await self.known(raw, asked.since, asked.until)
+                await self._gather(raw, asked, known, query.limit, found)
         return await _groups(query, asked, found)
 
     async def summary(self, raw: Any, query: StatsQuery) -> Summary:
@@ -48,8 +49,12 @@ class Statistics:
         everything = Tally.empty()
         if asked.since < asked.until:
             async with self._driver.reading(raw):
-                live = await self._gather(raw, asked, query.limit, found)
-                everything = await self._all(raw, ungrouped, live) if query.group_by else found.get(((), 0), everything)
+                known = await self.known(raw, asked.since, asked.until)
+                live = await self._gather(raw, asked, known, query.limit, found)
+                if query.group_by:
+                    everything = await self._all(raw, ungrouped, known, live)
+                else:
+                    everything = found.get(((), 0), everything)
         return Summary(everything.figures(), await _groups(query, asked, found))
 
     async def totals(self, raw: Any, asked: Asked, divided: Parts) -> dict[Keys, int]:
@@ -95,17 +100,10 @@ class Statistics:
 
     async def divided(self, raw: Any, asked: Asked) -> Parts:
         """From where the answer is to be taken."""
-        known = await self.known(raw, asked.since, asked.until)
-        if asked.grouping is None:
-            return only_rows(asked.since, asked.until, known)
-        if asked.seconds % HOUR:  # days that begin within an hour
-            if asked.until - asked.since > timedelta(days=_MOST_DAYS):
-                return only_rows(asked.since, asked.until, known)
-            known = known._replace(dirty=known.dirty | _split_hours(asked, known))
-        return parts(asked.since, asked.until, known, coarse=not asked.units or asked.seconds == DAY)
+        return _divided(asked, await self.known(raw, asked.since, asked.until))
 
-    async def _gather(self, raw: Any, asked: Asked, limit: int, found: dict[Place, Tally]) -> Live:
-        divided = await self.divided(raw, asked)
+    async def _gather(self, raw: Any, asked: Asked, known: Known, limit: int, found: dict[Place, Tally]) -> Live:
+        divided = _divided(asked, known)
         if "hour" in asked.units and asked.names:
             full = await self._closed(raw, asked, divided).full(limit)
             divided = divided if full is None else cut(divided, full + 1)
@@ -120,9 +118,9 @@ class Statistics:
             found[place] = Tally.added([*tallies, found[place]] if place in found else tallies)
         return live
 
-    async def _all(self, raw: Any, asked: Asked, live: Live) -> Tally:
+    async def _all(self, raw: Any, asked: Asked, known: Known, live: Live) -> Tally:
         """What all rows come to; with the `live` ones of a question that has the same filters, and any groups."""
-        divided = await self.divided(raw, asked)
+        divided = _divided(asked, known)
         if live.spans != divided.rows:
             live = await self._live(raw, asked, divided)
         closed = await self._closed(raw, asked, divided).tallies(None)
@@ -154,6 +152,16 @@ def _keys(query: StatsQuery, asked: Asked, keys: Keys, time: int) -> tuple[Key, 
     elif asked.units:
         values["day"] = datetime.fromordinal(time).date()
     return tuple(values[name] for name in query.group_by)
+
+
+def _divided(asked: Asked, known: Known) -> Parts:
+    if asked.grouping is None:
+        return only_rows(asked.since, asked.until, known)
+    if asked.seconds % HOUR:  # days that begin within an hour
+        if asked.until - asked.since > timedelta(days=_MOST_DAYS):
+            return only_rows(asked.since, asked.until, known)
+        known = known._replace(dirty=known.dirty | _split_hours(asked, known))
+    return parts(asked.since, asked.until, known, coarse=not asked.units or asked.seconds == DAY)
 
 
 def _split_hours(asked: Asked, known: Known) -> frozenset[int]:
