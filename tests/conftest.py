@@ -3,13 +3,20 @@
 from pathlib import Path
 
 import pytest
-from databases_under_test import database_url, server_url
+
+from tests.support.databases import database_url, server_url
 
 __all__ = ["database_url", "server_url"]
 
+FOLDER = Path(__file__).parent
+TIERS = ("unit", "integration", "acceptance", "mutants")
+
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """The full fault matrix takes minutes: it runs where it is asked for by its marker."""
+    """Each test is marked with its tier; a line of the fault matrix in full runs where its marker is asked for."""
+    for item in items:
+        if (tier := item.path.relative_to(FOLDER).parts[0]) in TIERS:
+            item.add_marker(tier)
     if "faults" not in config.option.markexpr:
         left_out = [item for item in items if item.get_closest_marker("faults")]
         config.hook.pytest_deselected(items=left_out)

@@ -9,8 +9,8 @@ from provider import TOKENS
 
 from arbstr_asgi.ledger import Ledger
 
-sys.path.append(str(Path(__file__).parents[1]))
-from databases_under_test import fresh_database, reachable
+sys.path.append(str(Path(__file__).parents[2]))
+from tests.support.databases import fresh_database, reachable
 
 NAMES = {"sqlite": "SQLite", "postgresql": "PostgreSQL", "mysql": "MariaDB"}
 

@@ -19,15 +19,14 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
-import ledger_generator
-from databases_under_test import an_entry, run_sql
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from arbstr_asgi.ledger import Ledger, caretaker, migrate
 from arbstr_asgi.stats import GROUPS, Filters, RequestsQuery, StatsQuery
 from arbstr_asgi.stats.plan import HOUR
 from arbstr_asgi.stats.zones import number_of
+from tests.support import ledger_generator
+from tests.support.databases import an_entry, run_sql
 
 TIMES = 5
 PAIRS = [("model", "provider"), ("model", "tenant"), ("provider", "policy"), ("model", "day"), ("tenant", "hour")]

@@ -24,13 +24,12 @@ from uuid import uuid4
 
 import uvloop
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
-from databases_under_test import dialect_of, run_sql
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from arbstr_asgi.entry import Attempt, Entry
 from arbstr_asgi.ledger import Ledger, caretaker
 from arbstr_asgi.ledger.columns import ATTEMPT_COLUMNS, COLUMNS, Column, Kind
+from tests.support.databases import dialect_of, run_sql
 
 BATCH = 500
 AT_ONCE = 100  # rows between two looks at the loop, when it records as fast as it can

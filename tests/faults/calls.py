@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from itertools import count
 from typing import Any
 
-from provider import event
-from wire import Wire
+from tests.support.fake_provider import event
+from tests.support.raw_http_client import Wire
 
 now = time.monotonic
 _numbers = count(1)

@@ -2,9 +2,9 @@
 
 from asyncio import sleep, to_thread
 
-from faults.ledgers import PASSWORD, Base
-from faults.lines import SERVERS, for_each, line, times
-from faults.stage import Stage
+from tests.faults.ledgers import PASSWORD, Base
+from tests.faults.lines import SERVERS, for_each, line, times
+from tests.faults.stage import Stage
 
 
 @for_each(SERVERS, "stopped", "stopped and started again")

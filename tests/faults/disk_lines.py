@@ -8,9 +8,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from faults.instances import Missing
-from faults.lines import line
-from faults.stage import Stage
+from tests.faults.instances import Missing
+from tests.faults.lines import line
+from tests.faults.stage import Stage
 
 MEGABYTES = 4
 

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from databases_under_test import administer_at
-from servers import free_port
+from tests.support.databases import administer_at
+from tests.support.servers import free_port
 
 START_SECONDS = 30.0
 PROGRAMS = ("postgres", "initdb", "mariadbd", "mariadb-install-db")

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-from faults.instances import Instance
+from tests.faults.instances import Instance
 
 USER, PASSWORD = "meter", "first"
 COLUMNS = ("correlation_id", "end_reason", "input_tokens", "output_tokens", "worker_id")

@@ -3,7 +3,7 @@
 from collections.abc import Awaitable, Callable
 from typing import NamedTuple
 
-from faults.stage import Stage
+from tests.faults.stage import Stage
 
 Act = Callable[[Stage], Awaitable[None]]
 ActOn = Callable[[Stage, str], Awaitable[None]]

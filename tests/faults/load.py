@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
-from faults.calls import Call, register, until_all
+from tests.faults.calls import Call, register, until_all
 
 AT_ONCE = 20  # streams that are opened together
 PAUSE = 0.1  # seconds after a call that nobody took

@@ -19,14 +19,14 @@ import time
 from pathlib import Path
 from random import SystemRandom
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # where the tests' own helpers are
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # where the package `tests` is
 
-from faults import database_lines, disk_lines, provider_lines, signal_lines
-from faults.instances import Missing
-from faults.lines import LINES, Line
-from faults.result import Result
-from faults.stage import ALLOWANCE, Instances, Stage
-from faults.table import markdown, write
+from tests.faults import database_lines, disk_lines, provider_lines, signal_lines
+from tests.faults.instances import Missing
+from tests.faults.lines import LINES, Line
+from tests.faults.result import Result
+from tests.faults.stage import ALLOWANCE, Instances, Stage
+from tests.faults.table import markdown, write
 
 PARTS = (database_lines, disk_lines, signal_lines, provider_lines)  # importing them fills LINES, in this order
 README = Path(__file__).resolve().parents[2] / "README.md"

@@ -2,10 +2,10 @@
 
 import asyncio
 
-from faults.calls import Call
-from faults.lines import line
-from faults.scene import Scene
-from faults.stage import Stage
+from tests.faults.calls import Call
+from tests.faults.lines import line
+from tests.faults.scene import Scene
+from tests.faults.stage import Stage
 
 PATIENCE = 0.5  # seconds
 

@@ -8,13 +8,12 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
-from servers import Spawned, free_port, kind_arguments, started, write_toml
-
-import faults.scripts  # noqa: F401 - the provider knows it by its name
-from faults.calls import Call, now, slowest
-from faults.ledgers import Base, File, Rows
-from faults.load import load, mixed
-from faults.result import Result
+import tests.faults.scripts  # noqa: F401 - the provider knows it by its name
+from tests.faults.calls import Call, now, slowest
+from tests.faults.ledgers import Base, File, Rows
+from tests.faults.load import load, mixed
+from tests.faults.result import Result
+from tests.support.servers import Spawned, free_port, kind_arguments, started, write_toml
 
 SETTLE_SECONDS = 40.0  # pauses between attempts grow to ten
 STOP_SECONDS = 20.0

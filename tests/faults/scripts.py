@@ -2,9 +2,8 @@
 
 import asyncio
 
-from provider import JSON_TYPE, SSE_TYPE, Line, script
-
-from faults.calls import CALLS, Call, now
+from tests.faults.calls import CALLS, Call, now
+from tests.support.fake_provider import JSON_TYPE, SSE_TYPE, Line, script
 
 
 @script

@@ -6,11 +6,11 @@ import signal
 from asyncio import sleep, to_thread
 from typing import Any
 
-from faults.calls import Call, now
-from faults.lines import NAMES, for_each, line, times
-from faults.load import opened
-from faults.scene import Scene
-from faults.stage import Stage
+from tests.faults.calls import Call, now
+from tests.faults.lines import NAMES, for_each, line, times
+from tests.faults.load import opened
+from tests.faults.scene import Scene
+from tests.faults.stage import Stage
 
 FILES = 256  # fewer than 200 streams need; `arbstr serve` takes what the hard limit allows
 SPELL = 5  # rounds with the database, and then as many without

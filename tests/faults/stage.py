@@ -9,13 +9,12 @@ from random import Random
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
-from provider import provider
-
-from faults.calls import CALLS, Call
-from faults.instances import Instance
-from faults.ledgers import Base, File
-from faults.result import Result
-from faults.scene import Ledger, Scene
+from tests.faults.calls import CALLS, Call
+from tests.faults.instances import Instance
+from tests.faults.ledgers import Base, File
+from tests.faults.result import Result
+from tests.faults.scene import Ledger, Scene
+from tests.support.fake_provider import provider
 
 T = TypeVar("T")
 

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from faults.result import Result
+from tests.faults.result import Result
 
 BEGIN, END = "<!-- fault matrix -->", "<!-- end of the fault matrix -->"
 HEAD = ("fault", "how", "answered", "rows found", "right tokens", "worst delay, ms")

@@ -1,0 +1,258 @@
+"""What is learned of providers that refuse `stream_options`, for whom, and for how long."""
+
+import asyncio
+import json
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from arbstr_asgi import Caller
+from arbstr_asgi.asking import MAX_REFUSAL_BYTES
+from arbstr_asgi.learning import MAX_PAIRS, MAX_SHOWN, Learning
+from tests.support.asgi_client import (
+    EVENTS,
+    JSON_TYPE,
+    SSE_TYPE,
+    STREAM_REQUEST,
+    STRIPPED,
+    Call,
+    Chunks,
+    Provided,
+    call,
+    configured,
+    rows,
+    running,
+)
+
+HOUR = 3600.0
+PAIR = ("p", "m")
+REFUSAL = b'{"error":{"message":"Unrecognized request argument: stream_options"}}'
+OTHER = b'{"error":{"message":"no such model"}}'
+
+
+def test_learned_by_one() -> None:
+    """Only the end user who met the refusal is not injected for; without a name is a user as well."""
+    for teacher, others in (("alice", ["bob", None]), (None, ["alice"])):
+        learning = Learning()
+        assert learning.injects(*PAIR, teacher, 0)
+        assert learning.refused(*PAIR, teacher, 0)
+        assert not learning.injects(*PAIR, teacher, 1)
+        assert all(learning.injects(*PAIR, other, 1) for other in others)
+        assert learning.injects("p", "other", teacher, 1)
+        assert learning.injects("other", "m", teacher, 1)
+
+
+def test_news_once() -> None:
+    """Of all who learn the same of a pair, the first within the hour has news."""
+    learning = Learning()
+    assert [learning.refused(*PAIR, user, now) for user, now in (("a", 0), ("a", 60), ("b", 61))] == [
+        True,
+        False,
+        False,
+    ]
+    assert learning.refused(*PAIR, "a", 61 + HOUR)
+
+
+def test_forgotten() -> None:
+    """After an hour a lesson is over, and so is what the snapshot shows."""
+    learning = Learning()
+    learning.refused(*PAIR, "a", 0)
+    learning.injects(*PAIR, "a", HOUR - 1)  # the probe
+    assert not learning.injects(*PAIR, "a", HOUR - 0.5)
+    assert learning.uninjected(HOUR - 1) == [{"provider": "p", "model": "m"}]
+    assert learning.injects(*PAIR, "a", HOUR)
+    assert learning.uninjected(HOUR) == []
+
+
+def test_probe() -> None:
+    """One request a minute is injected all the same."""
+    learning = Learning()
+    learning.refused(*PAIR, "a", 0)
+    assert [now for now in range(0, 200, 10) if learning.injects(*PAIR, "a", now)] == [60, 120, 180]
+
+
+def test_accepted_forgets_for_everybody() -> None:
+    """A 2xx of an injected request ends all lessons of its pair; what is learned later revives none of them."""
+    learning = Learning()
+    learning.refused(*PAIR, "a", 0)
+    learning.refused(*PAIR, "b", 0)
+    learning.accepted(*PAIR, 1)
+    assert learning.injects(*PAIR, "a", 2)
+    assert learning.uninjected(2) == []
+    assert learning.refused(*PAIR, "b", 1 + HOUR)
+    assert learning.injects(*PAIR, "a", 2 + HOUR)
+
+
+def test_good_is_not_unlearned() -> None:
+    """A pair that has accepted within the hour teaches nothing."""
+    learning = Learning()
+    learning.accepted(*PAIR, 0)
+    assert not learning.refused(*PAIR, "a", HOUR - 1)
+    assert learning.injects(*PAIR, "a", HOUR - 1)
+    assert learning.refused(*PAIR, "a", HOUR)
+
+
+def test_bounded() -> None:
+    """Of more pairs than fit the oldest are forgotten, and only the newest are shown."""
+    learning = Learning()
+    for number in range(MAX_PAIRS + 1):
+        learning.refused("p", str(number), "a", number / 1000)
+    assert learning.injects("p", "0", "a", 2)
+    assert not learning.injects("p", "1", "a", 2)
+    shown = learning.uninjected(2)
+    assert (len(shown), shown[0]["model"]) == (MAX_SHOWN, str(MAX_PAIRS))
+
+
+def refusing(status: int = 400, body: bytes = REFUSAL, then: int = 200) -> Callable[[httpx.Request], httpx.Response]:
+    """A provider that refuses `stream_options` with this, and answers others with `then`."""
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        if b"stream_options" in request.content:
+            steps = [body[at : at + 20000] for at in range(0, len(body), 20000)]
+            return httpx.Response(status, headers=JSON_TYPE, stream=Chunks(*steps))
+        if then != 200:
+            return httpx.Response(then, headers=JSON_TYPE, stream=Chunks(OTHER))
+        return httpx.Response(200, headers=SSE_TYPE, stream=Chunks(STRIPPED))
+
+    return answer
+
+
+def asked(
+    folder: Path, answer: Callable[[httpx.Request], httpx.Response], *bodies: bytes, **facts: Any
+) -> tuple[list[Call], list[dict[str, Any]], list[httpx.Request], list[dict[str, str]]]:
+    """Calls one after the other, by alice unless the body says bob; replies, rows, requests, and the snapshot."""
+    users = iter("bob" if b"bob" in body else "alice" for body in bodies)
+
+    async def main() -> Any:
+        provided = Provided(answer)
+        config = configured(folder, facts.pop("provider", None), **facts)
+        async with running("middleware", config, provided, identify=lambda scope: Caller(next(users))) as app:
+            replies = [await call(app, body) for body in bodies]
+            return replies, await rows(app), provided.requests, app._gateway.uninjected()
+
+    found: tuple[list[Call], list[dict[str, Any]], list[httpx.Request], list[dict[str, str]]] = asyncio.run(main())
+    return found
+
+
+@pytest.mark.parametrize("status", [400, 422])
+def test_asked_again(status: int, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """A refusal of what we added is asked again in the client's bytes, once; the user's next stream goes so at once."""
+    bob = STREAM_REQUEST.replace(b"[]", b'["bob"]')
+    with caplog.at_level(logging.WARNING, "arbstr_asgi"):
+        replies, found, requests, shown = asked(tmp_path, refusing(status), STREAM_REQUEST, STREAM_REQUEST, bob)
+    assert [(reply.status, reply.body) for reply in replies] == [(200, STRIPPED)] * 3
+    assert [row["attempts"] for row in found] == [2, 1, 2]
+    assert {(row["usage_source"], row["end_reason"]) for row in found} == {("none", "completed")}
+    assert [b"stream_options" in request.content for request in requests] == [True, False, False, True, False]
+    assert requests[1].content == requests[2].content == STREAM_REQUEST
+    assert requests[0].headers["idempotency-key"] + "-2" == requests[1].headers["idempotency-key"]
+    assert shown == [{"provider": "p", "model": "m"}]
+    said = [record.getMessage() for record in caplog.records if "stream_options" in record.getMessage()]
+    assert len(said) == 1
+    assert "'m'" in said[0]
+    assert "inject = false" in said[0]
+
+
+def test_second_refusal_counts(tmp_path: Path) -> None:
+    """Where the client's own bytes are refused as well, the client gets that, and nothing is learned."""
+    [reply], [row], requests, shown = asked(tmp_path, refusing(then=404), STREAM_REQUEST)
+    assert (reply.status, reply.body, row["error_status"], row["attempts"]) == (404, OTHER, 404, 2)
+    assert (len(requests), shown) == (2, [])
+
+
+BEHIND = OTHER + b" " * MAX_REFUSAL_BYTES + REFUSAL
+
+
+@pytest.mark.parametrize(
+    ("answer", "request_body", "facts"),
+    [
+        (refusing(body=OTHER), STREAM_REQUEST, {}),
+        (refusing(body=BEHIND), STREAM_REQUEST, {}),
+        (refusing(status=500), STREAM_REQUEST, {}),
+        (refusing(), STREAM_REQUEST, {"metering": "require"}),
+        (refusing(), b'{"model":"m","stream":true,"stream_options":{}}', {}),
+        (refusing(), b'{"model":"m","stream":true,"stream_options":{"include_usage":true}}', {}),
+    ],
+    ids=["other", "far behind", "500", "require", "client's own", "client's own whole"],
+)
+def test_asked_once(
+    answer: Callable[[httpx.Request], httpx.Response], request_body: bytes, facts: dict[str, Any], tmp_path: Path
+) -> None:
+    """Any other refusal is the client's, byte for byte; so is one of what it sent itself, or with `require`."""
+    [reply], [row], requests, shown = asked(tmp_path, answer, request_body, **facts)
+    expected = answer(httpx.Request("POST", "http://h", content=b"stream_options"))
+    assert isinstance(expected.stream, Chunks)
+    assert reply.status == expected.status_code
+    assert reply.body == b"".join(step for step in expected.stream._steps if isinstance(step, bytes))
+    assert (len(requests), row["attempts"], shown) == (1, 1, [])
+
+
+def test_null_is_none(tmp_path: Path) -> None:
+    """A client that says null has sent none; its own bytes are what is sent again."""
+    body = b'{"model":"m","stream":true,"stream_options":null}'
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        if json.loads(request.content)["stream_options"]:
+            return httpx.Response(400, headers=JSON_TYPE, stream=Chunks(REFUSAL))
+        return httpx.Response(200, headers=SSE_TYPE, stream=Chunks(STRIPPED))
+
+    [reply], [row], requests, _ = asked(tmp_path, answer, body)
+    assert (reply.body, row["attempts"], requests[1].content) == (STRIPPED, 2, body)
+
+
+def test_good_pair_teaches_nothing(tmp_path: Path) -> None:
+    """A refusal by a provider that takes `stream_options` otherwise is asked again, for that request alone."""
+    replies = iter([200, 400, 200])
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        if b"stream_options" in request.content and next(replies) == 400:
+            return httpx.Response(400, headers=JSON_TYPE, stream=Chunks(REFUSAL))
+        return httpx.Response(200, headers=SSE_TYPE, stream=Chunks(*EVENTS))
+
+    _, found, _, shown = asked(tmp_path, answer, *[STREAM_REQUEST] * 3)
+    assert [(row["attempts"], row["input_tokens"]) for row in found] == [(1, 7), (2, 7), (1, 7)]
+    assert shown == []
+
+
+def test_left_while_asked_again(tmp_path: Path) -> None:
+    """A client that leaves during the second asking ends it at once, and its row says so."""
+
+    async def main() -> dict[str, Any]:
+        async def answer(request: httpx.Request) -> httpx.Response:
+            if b"stream_options" in request.content:
+                return httpx.Response(400, headers=JSON_TYPE, stream=Chunks(REFUSAL))
+            one.gone.set()
+            await asyncio.Event().wait()
+            raise AssertionError
+
+        async with running("middleware", configured(tmp_path), answer) as app:  # type: ignore[arg-type]
+            one = Call(app, STREAM_REQUEST)
+            await one.run()
+            [row] = await rows(app)
+            assert one.messages == []
+            return row
+
+    row = asyncio.run(main())
+    assert (row["end_reason"], row["disconnect"]) == ("client_disconnected", "cancelled")
+    assert (row["attempts"], row["latency_ms"], row["success"]) == (2, None, False)
+
+
+def test_refusal_that_breaks_off(tmp_path: Path) -> None:
+    """What has come of a refusal that breaks off reaches the client before the break."""
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        return httpx.Response(400, headers=JSON_TYPE, stream=Chunks(OTHER[:9], httpx.ReadError("gone")))
+
+    async def main() -> Call:
+        async with running("middleware", configured(tmp_path), Provided(answer)) as app:
+            one = Call(app, STREAM_REQUEST)
+            with pytest.raises(Exception, match="broke off"):
+                await one.run()
+            return one
+
+    one = asyncio.run(main())
+    assert (one.status, one.body, one.ended) == (400, OTHER[:9], False)

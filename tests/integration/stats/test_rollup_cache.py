@@ -1,0 +1,82 @@
+"""What a ledger remembers of its roll-ups: exact, bounded, and of their generation."""
+
+from datetime import timedelta
+
+import pytest
+
+from arbstr_asgi.ledger import memory
+from arbstr_asgi.ledger.memory import Memory, Remembered
+from arbstr_asgi.stats.histogram import of
+from arbstr_asgi.stats.plan import HOUR
+from arbstr_asgi.stats.tally import NAMES, Tally
+from arbstr_asgi.stats.zones import number_of
+from tests.integration.stats.test_rollups_maintenance import DAY, compare, filled
+from tests.support.databases import an_entry
+from tests.support.ledger_bench import Bench, bench
+
+__all__ = ["bench"]
+
+
+EACH = Tally(tuple(range(len(NAMES))), (of({5: 7}), of({}), of(dict.fromkeys(range(300), 1))))
+
+
+def test_a_new_generation_is_not_answered_from_the_old() -> None:
+    """Nothing is remembered of roll-ups that have changed; what still fills an old answer reaches no new question."""
+    known = Memory()
+    old = known.of(1, "question")
+    assert known.of(1, "question") is old
+    new = known.of(2, "question")
+    old.totals = {("a|",): 1}
+    assert new.totals is None
+    assert known.of(1, "question").totals is None
+
+
+def test_memory_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The questions that were not asked for longest are forgotten; one answer that is too large too."""
+    alone = Remembered()
+    alone.tallies[("a",), 0] = EACH
+    monkeypatch.setattr(memory, "MOST", 3 * alone.measured())
+    known = Memory()
+    for name in "abcdc":
+        found = known.of(1, name)
+        found.tallies[(name,), 0] = EACH
+        known.fit(found)
+    assert [bool(known.of(1, name).tallies) for name in "bcda"] == [True, True, True, False]
+    found = known.of(1, "large")
+    found.totals = {(str(number),): 1 for number in range(1000)}
+    known.fit(found)
+    assert [known.of(1, name).totals for name in ("large", "b")] == [None, None]
+
+
+def test_answers_are_the_same_again(bench: Bench) -> None:
+    """A question is answered alike from memory, and at once otherwise when a closed hour was rolled up again."""
+
+    async def scenario() -> None:
+        await bench.clear()
+        await bench.record(*filled())
+        await bench.upkeep.roll_up()
+        for _ in range(3):
+            await compare(bench, await bench.rows())
+        await bench.record(an_entry(timestamp=DAY, model="m-1", latency_ms=10**6, end_user="ann"))
+        await bench.upkeep.roll_up()
+        for _ in range(2):
+            await compare(bench, await bench.rows())
+
+    bench.run(scenario())
+
+
+def test_days_are_not_read_again(bench: Bench) -> None:
+    """When another hour has been rolled up, longer periods that are as they were are answered from memory."""
+
+    async def scenario() -> None:
+        await bench.clear()
+        await bench.record(*filled())
+        await bench.upkeep.roll_up()
+        await compare(bench, await bench.rows())
+        await bench.sql("UPDATE rollups SET sums = 'unreadable' WHERE period IN ('day', '6h')")
+        new = DAY + timedelta(days=2, hours=5)
+        await bench.record(an_entry(timestamp=new, model="m-1", latency_ms=5, end_user="ann"))
+        await bench.upkeep._hour(number_of(new, HOUR), tries=1, again=True)
+        await compare(bench, await bench.rows())
+
+    bench.run(scenario())
