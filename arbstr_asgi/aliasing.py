@@ -14,4 +14,4 @@ def with_model(body: bytes, request: ChatRequest, model: str) -> bytes:
     """
     if model == request.model:
         return body
-    return splice.replace(body, "model", splice.value(body, "model"), json.dumps(model).encode())
+    return splice.replace_value(body, "model", splice.member_value(body, "model"), json.dumps(model).encode())

@@ -11,13 +11,13 @@ from arbstr_asgi.config.provider import Provider
 from arbstr_asgi.errors import RequestError
 from arbstr_asgi.stats import Filters, Page, RequestsQuery, StatsQuery, Summary, shapes
 from arbstr_asgi.stats.fields import Pairs
-from arbstr_asgi.stats.params import Listing, is_id, stats_query
+from arbstr_asgi.stats.params import ListQuery, is_id, stats_query
 from arbstr_asgi.stats.shapes import Json
 
 _EVER = (datetime.min.replace(tzinfo=UTC), datetime.max.replace(tzinfo=UTC))
 
 
-class Book(Protocol):
+class StatsStore(Protocol):
     """What can be asked of a ledger; each raises LedgerError where it can't answer. See `Ledger`."""
 
     async def summary(self, query: StatsQuery) -> Summary:
@@ -41,14 +41,14 @@ class Book(Protocol):
         ...
 
 
-class Answers:
+class StatsService:
     """Answers from a ledger, with what the configuration knows of models and providers.
 
     `whose` is the end user who asks, and who is told of nobody else; None asks about everybody. All raise LedgerError,
     and RequestError for what can't be asked: 400 for a parameter, 403 for somebody else, 404 for what is not there.
     """
 
-    def __init__(self, book: Book, providers: Sequence[Provider], whose: str | None = None) -> None:
+    def __init__(self, book: StatsStore, providers: Sequence[Provider], whose: str | None = None) -> None:
         self._book = book
         self._whose = whose
         self._providers = {provider.name for provider in providers}
@@ -66,7 +66,7 @@ class Answers:
         models = [name for name in self._models if wanted in (None, name)]
         return await asyncio.to_thread(shapes.stats, query, found.whole, groups, models)  # thousands, perhaps
 
-    async def requests(self, asked: Listing) -> Json:
+    async def requests(self, asked: ListQuery) -> Json:
         """As GET /v1/requests says it."""
         query = msgspec.structs.replace(asked.query, filters=await self.allowed(asked.query.filters))
         return shapes.requests(asked, await self._book.requests(query))

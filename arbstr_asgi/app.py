@@ -14,14 +14,14 @@ from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
-from arbstr_asgi.body import ClientGone
+from arbstr_asgi.body import ClientDisconnected
 from arbstr_asgi.callers import Caller, Identify, Identity, as_caller
 from arbstr_asgi.config.config import Config
-from arbstr_asgi.endpoints import guarded
+from arbstr_asgi.endpoints import routes
 from arbstr_asgi.errors import ArbstrError
-from arbstr_asgi.gateway import CHAT_PATH, PATIENCE, Gateway
+from arbstr_asgi.gateway import CHAT_PATH, START_TIMEOUT, Gateway
 from arbstr_asgi.ledger import Ledger
-from arbstr_asgi.probes import Probes
+from arbstr_asgi.probes import HealthEndpoints
 
 
 class Arbstr:
@@ -58,13 +58,13 @@ class Arbstr:
         self._app = Starlette(
             routes=[
                 Route(CHAT_PATH, _Chat(self._gateway), methods=["POST"]),
-                *guarded(self._gateway),
-                *Probes(self._gateway, self.snapshot).routes(),
+                *routes(self._gateway),
+                *HealthEndpoints(self._gateway, self.snapshot).routes(),
             ],
             exception_handlers={HTTPException: _http_error},
             lifespan=self.lifespan,
         )
-        self.patience = PATIENCE
+        self.patience = START_TIMEOUT
         """Seconds for which a start waits for the ledger's database; it may come later."""
         self._app.router.redirect_slashes = False  # a redirect would go where the client's Host header says
 
@@ -150,7 +150,7 @@ async def _chunks(request: Request) -> AsyncIterator[bytes]:
         async for chunk in request.stream():
             yield chunk
     except ClientDisconnect:
-        raise ClientGone from None
+        raise ClientDisconnected from None
 
 
 def _http_error(request: Request, error: Exception) -> Response:

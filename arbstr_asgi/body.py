@@ -8,10 +8,10 @@ from starlette.types import Receive
 from arbstr_asgi import headers as h
 from arbstr_asgi.config.settings import Limits
 from arbstr_asgi.errors import RequestError, ServerError
-from arbstr_asgi.interrupt import Interrupt
+from arbstr_asgi.interrupt import Deadline
 
 
-class ClientGone(Exception):
+class ClientDisconnected(Exception):
     """The client hung up before its request was complete."""
 
 
@@ -31,8 +31,8 @@ class BodyReader:
             self._check(int(content_length[:20]))
         parts: list[bytes] = []
         size = 0
-        with Interrupt() as interrupt:
-            interrupt.deadline(self._limits.body_timeout)
+        with Deadline() as interrupt:
+            interrupt.start(self._limits.body_timeout)
             try:
                 async for chunk in chunks:
                     size += len(chunk)
@@ -46,9 +46,9 @@ class BodyReader:
             raise RequestError(408, "The request body took too long to arrive.", code="request_timeout")
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
-    def held(self, size: int) -> "Held":
+    def held(self, size: int) -> "BodyRelease":
         """To be called when a body of `size` bytes may go."""
-        return Held(self, size)
+        return BodyRelease(self, size)
 
     def release(self, size: int) -> None:
         """Says that a body of `size` bytes is not held any more."""
@@ -63,7 +63,7 @@ class BodyReader:
             raise ServerError(message, code="overloaded", retry_after=1)
 
 
-class Held:
+class BodyRelease:
     """Says once that a body is not held any more."""
 
     __slots__ = ("_reader", "_size")
@@ -96,7 +96,7 @@ class BodyChunks:
         while self._more:
             message = await self._receive()
             if message["type"] == "http.disconnect":
-                raise ClientGone
+                raise ClientDisconnected
             self._more = message.get("more_body", False)
             chunk: bytes = message.get("body", b"")
             if chunk:

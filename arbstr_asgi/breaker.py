@@ -8,7 +8,7 @@ from arbstr_asgi.routing import Candidate
 State = Literal["closed", "open", "half_open"]
 
 
-class Permit:
+class BreakerTicket:
     """One attempt at a provider, in whose name its end is reported."""
 
     __slots__ = ("era", "final")
@@ -18,7 +18,7 @@ class Permit:
         self.final = False
 
 
-class Breaker:
+class CircuitBreaker:
     """Opens after `threshold` failures in a row, and after `open_seconds` lets one attempt in `lease_seconds` probe.
 
     `now` is seconds of a clock that never goes back. Nothing waits here and nothing need be reported: states follow
@@ -36,7 +36,7 @@ class Breaker:
         self._open_seconds = open_seconds
         self._lease_seconds = lease_seconds
         self._era = 0
-        self._probe: Permit | None = None
+        self._probe: BreakerTicket | None = None
         self._lease_ends = 0.0
 
     def state(self, now: float) -> State:
@@ -51,26 +51,26 @@ class Breaker:
             return True
         return self.state(now) == "half_open" and (self._probe is None or now >= self._lease_ends)
 
-    def admit(self, now: float) -> Permit:
+    def acquire(self, now: float) -> BreakerTicket:
         """The permit for an attempt that begins, whatever the state; the probe's lease with it where that is free."""
-        permit = Permit(self._era)
+        permit = BreakerTicket(self._era)
         if self.opened_at is not None and self.available(now):
             self._probe, self._lease_ends = permit, now + self._lease_seconds
         return permit
 
-    def answered(self, permit: Permit, now: float) -> None:
+    def mark_started(self, permit: BreakerTicket, now: float) -> None:
         """It has begun to answer well. That closes the breaker, to open at the next failure unless one succeeds."""
         if self.opened_at is not None and self._counts(permit):
             self._close(permit, self._threshold - 1)
 
-    def succeeded(self, permit: Permit, now: float) -> None:
+    def mark_success(self, permit: BreakerTicket, now: float) -> None:
         """It has answered, wholly."""
         if self._ends(permit):
             if self.opened_at is not None:
                 self._close(permit, 0)
             self.failures = 0
 
-    def failed(self, permit: Permit, now: float) -> None:
+    def mark_failure(self, permit: BreakerTicket, now: float) -> None:
         """It has not answered, or not wholly, and that is its own fault."""
         if not self._ends(permit):
             return
@@ -79,36 +79,37 @@ class Breaker:
             self.opened_at, self._probe = now, None
             self._era += 1
 
-    def abandoned(self, permit: Permit, now: float) -> None:
+    def mark_ignored(self, permit: BreakerTicket, now: float) -> None:
         """Nothing was learned of it: the client left, or was in the wrong."""
         if self._ends(permit) and permit is self._probe:
             self._probe = None
 
-    def _counts(self, permit: Permit) -> bool:
+    def _counts(self, permit: BreakerTicket) -> bool:
         return not permit.final and permit.era == self._era
 
-    def _ends(self, permit: Permit) -> bool:
+    def _ends(self, permit: BreakerTicket) -> bool:
         counts = self._counts(permit)
         permit.final = True
         return counts
 
-    def _close(self, permit: Permit, failures: int) -> None:
+    def _close(self, permit: BreakerTicket, failures: int) -> None:
         self.opened_at, self._probe, self.failures = None, None, failures
         self._era += 1
         permit.era = self._era  # alone of all before: how it ends is the newest that is known
 
 
-class Breakers:
+class CircuitBreakers:
     """The breakers of all providers, by name."""
 
     def __init__(
         self, names: Iterable[str], *, threshold: int = 3, open_seconds: float = 30.0, lease_seconds: float = 30.0
     ) -> None:
         self._all = {
-            name: Breaker(threshold=threshold, open_seconds=open_seconds, lease_seconds=lease_seconds) for name in names
+            name: CircuitBreaker(threshold=threshold, open_seconds=open_seconds, lease_seconds=lease_seconds)
+            for name in names
         }
 
-    def of(self, name: str) -> Breaker:
+    def get(self, name: str) -> CircuitBreaker:
         """The breaker of the provider `name`."""
         return self._all[name]
 

@@ -59,7 +59,7 @@ def as_caller(identity: Identity) -> Caller:
     raise TypeError(f"expected a name, a Caller or None, not {type(identity).__name__}")
 
 
-class Callers:
+class Authenticator:
     """Tells who sent a request, or refuses it."""
 
     def __init__(self, server: Server, identify: Identify | None) -> None:
@@ -71,7 +71,7 @@ class Callers:
 
     async def identify(self, scope: MutableMapping[str, Any]) -> Caller:
         """The caller. Raises ArbstrError: 401 without a valid token, what `identify` raised, 500 if it failed."""
-        holder = self._holder(scope)
+        holder = self._token_owner(scope)
         if self._identify is None:
             return holder
         try:
@@ -87,7 +87,7 @@ class Callers:
             logger.error("identify failed: %s in %s, line %s", type(error).__name__, at.name, at.lineno)  # noqa: TRY400
             raise ServerError("The caller could not be identified.", status_code=500, code="identify_failed") from None
 
-    def _holder(self, scope: Mapping[str, Any]) -> Caller:
+    def _token_owner(self, scope: Mapping[str, Any]) -> Caller:
         if not self._tokens:
             return Caller()
         scheme, _, given = (Headers(scope["headers"]).get(b"authorization") or "").partition(" ")

@@ -3,7 +3,7 @@
 import os
 
 
-def new_call_id() -> str:
+def new_request_id() -> str:
     """A random UUID (RFC 9562, version 4), as `str(uuid.uuid4())` makes it in three times the time."""
     digits = os.urandom(16).hex()
     return (

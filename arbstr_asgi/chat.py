@@ -10,8 +10,8 @@ import msgspec
 
 from arbstr_asgi import splice
 from arbstr_asgi.errors import RequestError
-from arbstr_asgi.spans import members
-from arbstr_asgi.splice import Wire
+from arbstr_asgi.spans import scan_members
+from arbstr_asgi.splice import RawFields
 
 MAX_MODEL_CHARACTERS = 255
 ADDED = b'"include_usage":true'
@@ -46,7 +46,7 @@ def parse(body: bytes) -> ChatRequest:
     try:
         if not body.isascii():
             body.decode()
-        wire = splice.read(body)
+        wire = splice.read_raw_fields(body)
     except msgspec.ValidationError:
         raise RequestError(400, "The request body must be a JSON object.", code="invalid_json") from None
     except UnicodeDecodeError:
@@ -59,7 +59,7 @@ def parse(body: bytes) -> ChatRequest:
     return ChatRequest(body=body, model=_model(wire), stream=_stream(wire), stream_options=options)
 
 
-def _model(wire: Wire) -> str:
+def _model(wire: RawFields) -> str:
     if wire.model is msgspec.UNSET:
         raise RequestError(400, "'model' is required.", param="model", code="missing_required_parameter")
     said = bytes(wire.model)
@@ -74,7 +74,7 @@ def _model(wire: Wire) -> str:
     return model
 
 
-def _stream(wire: Wire) -> bool:
+def _stream(wire: RawFields) -> bool:
     said = b"null" if wire.stream is msgspec.UNSET else bytes(wire.stream)
     if said not in (b"true", b"false", b"null"):
         raise RequestError(400, "'stream' must be a boolean.", param="stream", code="invalid_type")
@@ -95,7 +95,7 @@ def ensure_stream_options(request: ChatRequest, *, require: bool = False) -> byt
         at = body.index(b"{") + 1
         return b"".join((body[:at], b'"stream_options":{', ADDED, b"},", body[at:]))
     wanted = _with_usage(options, require=require)
-    return body if wanted == options else splice.replace(body, "stream_options", options, wanted)
+    return body if wanted == options else splice.replace_value(body, "stream_options", options, wanted)
 
 
 def _with_usage(options: bytes, *, require: bool) -> bytes:
@@ -109,7 +109,7 @@ def _with_usage(options: bytes, *, require: bool) -> bytes:
     if asked is None:
         return b"{" + ADDED + (b"" if options[1:-1].isspace() or options == b"{}" else b",") + options[1:]
     if asked == b"null" or (require and asked != b"true"):
-        member = splice.last(options, "include_usage")
+        member = splice.last_member(options, "include_usage")
         return options[: member.value_start] + b"true" + options[member.value_end :]
     return options
 
@@ -118,19 +118,19 @@ def _include_usage(options: bytes) -> bytes | None:
     try:
         asked = _options.decode(options).include_usage
     except msgspec.MsgspecError:  # lone surrogates
-        return {member.key: options[member.value_start : member.value_end] for member in members(options)}.get(
+        return {member.key: options[member.value_start : member.value_end] for member in scan_members(options)}.get(
             "include_usage"
         )
     return None if asked is msgspec.UNSET else bytes(asked)
 
 
-def _parse_surrogates(body: bytes) -> Wire:
+def _parse_surrogates(body: bytes) -> RawFields:
     """Read a body that msgspec refuses: fine if escaped lone surrogates are the reason (clients that cut an emoji)."""
     malformed = RequestError(400, "The request body is not valid JSON.", code="invalid_json")
     if len(body) > splice.MAX_WALK_BYTES or b"\\ud" not in body.lower():
         raise malformed
     try:
-        last = {member.key: msgspec.Raw(body[member.value_start : member.value_end]) for member in members(body)}
+        last = {member.key: msgspec.Raw(body[member.value_start : member.value_end]) for member in scan_members(body)}
     except ValueError:
         raise malformed from None
-    return Wire(**{key: last[key] for key in Wire.__struct_fields__ if key in last})
+    return RawFields(**{key: last[key] for key in RawFields.__struct_fields__ if key in last})

@@ -139,14 +139,14 @@ def check(path: Path) -> None:
     from arbstr_asgi import listing
     from arbstr_asgi.app import Arbstr
     from arbstr_asgi.config.advice import about_keys, about_settings
-    from arbstr_asgi.config.keyreport import keys_in_files, said_of_keys
-    from arbstr_asgi.upstream import HttpxUpstream
+    from arbstr_asgi.config.keyreport import keys_in_files, describe_keys
+    from arbstr_asgi.upstream import HttpxClient
 
     config = Config.load(path)
     server = config.server
     check_listen(server.listen)
     ledger = Arbstr(config).ledger  # checks, opens nothing
-    HttpxUpstream(config.providers).load_certificates()
+    HttpxClient(config.providers).load_certificates()
     guard = "bearer token" if server.auth_token or server.tokens else "anyone"
     click.echo(f"listen     {server.listen}, {server.workers} worker(s)")
     click.echo(f"callers    {'anyone (server.public)' if server.public else guard}")
@@ -154,7 +154,7 @@ def check(path: Path) -> None:
     click.echo(f"spill      {ledger.spill_folder}")
     sources = key_sources(read_toml(path), os.environ)
     keys, unreadable = keys_in_files(config)
-    for provider, key in zip(config.providers, said_of_keys(config, sources, keys), strict=True):
+    for provider, key in zip(config.providers, describe_keys(config, sources, keys), strict=True):
         models = ", ".join(provider.models) or "every model"
         click.echo(f"provider   {provider.name}: {provider.url} ({models}; key: {key})")
         for line in listing.said_in_usd(provider):
@@ -174,7 +174,7 @@ def providers(path: Path, *, as_json: bool) -> None:
     unknown. A row without a name has the rates of one model of the provider above it.
     """
     from arbstr_asgi import listing
-    from arbstr_asgi.config.keyreport import keys_in_files, said_of_keys
+    from arbstr_asgi.config.keyreport import keys_in_files, describe_keys
     from arbstr_asgi.terminal.table import table
 
     config = Config.load(path)
@@ -182,7 +182,7 @@ def providers(path: Path, *, as_json: bool) -> None:
     if as_json:
         click.echo(listing.to_json(listing.provider_listing(config, keys)))
     else:
-        said = said_of_keys(config, key_sources(read_toml(path), os.environ), keys)
+        said = describe_keys(config, key_sources(read_toml(path), os.environ), keys)
         click.echo(table(listing.provider_rows(config, said), listing.COLUMNS))
         click.echo("\nsats per 1,000,000 tokens, base: sats per request; -: unknown")
         if config.sats_per_usd is not None:

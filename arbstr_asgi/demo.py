@@ -11,7 +11,7 @@ import httpx
 from arbstr_asgi.app import Arbstr
 from arbstr_asgi.gateway import CHAT_PATH
 from arbstr_asgi.mock import MockProvider
-from arbstr_asgi.mocks import mocked
+from arbstr_asgi.mocks import run_mock_providers
 from arbstr_asgi.orders import CHEAP
 from arbstr_asgi.serve import serving
 from arbstr_asgi.terminal.table import table
@@ -42,7 +42,7 @@ async def demo(echo: Echo) -> bool:
     True if the client saw no difference.
     """
     with tempfile.TemporaryDirectory() as folder:
-        async with mocked(Path(folder) / "demo.db") as mocks:
+        async with run_mock_providers(Path(folder) / "demo.db") as mocks:
             arbstr = Arbstr(mocks.config, identify=lambda scope: "alice")
             direct = mocks.config.providers[0].url.removesuffix("/v1")
             async with serving(arbstr) as gateway_url, httpx.AsyncClient(trust_env=False) as client:

@@ -6,7 +6,7 @@ from typing import Any
 from arbstr_asgi.config.provider import Drain
 
 
-class Drains:
+class DrainLimiter:
     """Counts drains at once, per provider and of each per end user, against the provider's caps."""
 
     def __init__(self) -> None:

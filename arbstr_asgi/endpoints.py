@@ -11,7 +11,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from arbstr_asgi import headers as h
 from arbstr_asgi import reports
-from arbstr_asgi.body import ClientGone
+from arbstr_asgi.body import ClientDisconnected
 from arbstr_asgi.callers import Caller
 from arbstr_asgi.config.keyreport import keys_in_files
 from arbstr_asgi.errors import ArbstrError, ServerError
@@ -19,13 +19,13 @@ from arbstr_asgi.exchange import POLICY
 from arbstr_asgi.gateway import Gateway
 from arbstr_asgi.listing import provider_listing, to_json
 from arbstr_asgi.models import model, model_list
-from arbstr_asgi.quote import quote
+from arbstr_asgi.quote import estimate_cost
 from arbstr_asgi.replies import send_error
 
 Answer = Callable[[Gateway, Request, Caller], Awaitable[bytes | ASGIApp]]
 
 
-class Guarded:
+class AuthenticatedEndpoint:
     """An endpoint for those whom the gateway lets in, as it does for a call; `answer` gives JSON or an app."""
 
     def __init__(self, gateway: Gateway, answer: Answer) -> None:
@@ -39,24 +39,24 @@ class Guarded:
             said = await self._answer(self._gateway, Request(scope, receive), caller)
         except ArbstrError as error:
             await send_error(send, error, [])
-        except ClientGone:
+        except ClientDisconnected:
             return
         else:
             answer = Response(said, media_type="application/json") if isinstance(said, bytes) else said
             await answer(scope, receive, send)
 
 
-def guarded(gateway: Gateway) -> list[Route]:
+def routes(gateway: Gateway) -> list[Route]:
     """The routes, each behind the gateway's guard."""
     return [
-        Route("/v1/models", Guarded(gateway, _models), methods=["GET"]),
-        Route("/v1/models/{model:path}", Guarded(gateway, _model), methods=["GET"]),
-        Route("/v1/cost", Guarded(gateway, _cost), methods=["POST"]),
-        Route("/providers", Guarded(gateway, _providers), methods=["GET"]),
-        Route("/metrics", Guarded(gateway, _metrics), methods=["GET"]),
-        Route("/v1/stats", Guarded(gateway, reports.stats), methods=["GET"]),
-        Route("/v1/requests", Guarded(gateway, reports.requests), methods=["GET"]),
-        Route("/v1/requests/{correlation_id:path}", Guarded(gateway, reports.detail), methods=["GET"]),
+        Route("/v1/models", AuthenticatedEndpoint(gateway, _models), methods=["GET"]),
+        Route("/v1/models/{model:path}", AuthenticatedEndpoint(gateway, _model), methods=["GET"]),
+        Route("/v1/cost", AuthenticatedEndpoint(gateway, _cost), methods=["POST"]),
+        Route("/providers", AuthenticatedEndpoint(gateway, _providers), methods=["GET"]),
+        Route("/metrics", AuthenticatedEndpoint(gateway, _metrics), methods=["GET"]),
+        Route("/v1/stats", AuthenticatedEndpoint(gateway, reports.stats), methods=["GET"]),
+        Route("/v1/requests", AuthenticatedEndpoint(gateway, reports.requests), methods=["GET"]),
+        Route("/v1/requests/{correlation_id:path}", AuthenticatedEndpoint(gateway, reports.detail), methods=["GET"]),
     ]
 
 
@@ -70,9 +70,9 @@ async def _model(gateway: Gateway, request: Request, caller: Caller) -> bytes:
 
 async def _cost(gateway: Gateway, request: Request, caller: Caller) -> bytes:
     policy = h.Headers(request.scope["headers"]).get(POLICY)
-    async with gateway.reading(request.scope, request.receive) as asked:
+    async with gateway.ask_ledger(request.scope, request.receive) as asked:
         now = asyncio.get_running_loop().time()
-        return to_json(quote(gateway.config.providers, gateway.matcher, gateway.breakers, asked, policy, now))
+        return to_json(estimate_cost(gateway.config.providers, gateway.matcher, gateway.breakers, asked, policy, now))
 
 
 async def _providers(gateway: Gateway, request: Request, caller: Caller) -> bytes:
@@ -84,6 +84,6 @@ async def _metrics(gateway: Gateway, request: Request, caller: Caller) -> Respon
     if gateway.metrics is None:
         message = 'Metrics need prometheus-client: pip install "arbstr-asgi[metrics]".'
         raise ServerError(message, status_code=501, code="metrics_not_installed")
-    gateway.measure()
+    gateway.update_gauges()
     text, media_type = await asyncio.to_thread(gateway.metrics.exposition)
     return Response(text, media_type=media_type)

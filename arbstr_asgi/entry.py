@@ -16,12 +16,12 @@ EndReason = Literal[
     "shutdown",
     "abandoned",
 ]
-OPEN = ("in_flight", "abandoned")  # a finished state replaces any of these, whatever its revision
+IN_FLIGHT = ("in_flight", "abandoned")  # a finished state replaces any of these, whatever its revision
 Disconnect = Literal["drained", "drain_cut", "cancelled"]
 UsageSource = Literal["provider", "provider_partial", "estimated", "none"]
 
 
-class Attempt(msgspec.Struct, frozen=True, kw_only=True, gc=False):
+class AttemptEntry(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """One request to a provider, of which a call may take several. The field names are the columns of `attempts`.
 
     `timestamp` is when it was sent, `model` what the provider was asked for, `status` its answer's, `latency_ms` from
@@ -43,7 +43,7 @@ class Attempt(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     revision: int = 0
 
 
-class Entry(msgspec.Struct, frozen=True, kw_only=True, gc=False):
+class LedgerEntry(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """What is known of one call. The field names are the columns of `requests`; see the README for their meanings.
 
     `revision` orders the states of one call: 0 in flight, 1 finished, 2 corrected. Milliseconds are integers from the
@@ -88,11 +88,11 @@ class Entry(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     attempts: int = 0
     worker_id: str | None = None
     dearest_cost_sats: Decimal | None = None
-    tries: tuple[Attempt, ...] = ()
+    tries: tuple[AttemptEntry, ...] = ()
     """The attempts so far, of which each is a row of its own."""
 
 
-class Call(Protocol):
+class PendingEntry(Protocol):
     """One that goes on: its first state is made when that is to be written, and not where the last one is there."""
 
     @property
@@ -100,6 +100,6 @@ class Call(Protocol):
         """Which call it is."""
         ...
 
-    def entry(self) -> Entry:
+    def entry(self) -> LedgerEntry:
         """What is known of it now."""
         ...

@@ -7,8 +7,8 @@ from typing import Any
 
 from starlette.types import Receive, Scope, Send
 
-from arbstr_asgi.stats.lines import Lines
-from arbstr_asgi.watching import Watching
+from arbstr_asgi.stats.lines import RowFormat
+from arbstr_asgi.watching import DisconnectListener
 
 _PIECE = 16 * 1024  # bytes
 
@@ -20,7 +20,7 @@ class Export:
     takes a part for the whole.
     """
 
-    def __init__(self, lines: Lines, rows: AsyncIterator[Mapping[str, Any]]) -> None:
+    def __init__(self, lines: RowFormat, rows: AsyncIterator[Mapping[str, Any]]) -> None:
         self._lines = lines
         self._pieces = _pieces(lines, rows)
         self._first = b""
@@ -34,7 +34,7 @@ class Export:
         """Send the file."""
         sending = asyncio.ensure_future(self._send(send, head=scope["method"] == "HEAD"))
         try:
-            with Watching(receive, lambda: _cancel(sending)):
+            with DisconnectListener(receive, lambda: _cancel(sending)):
                 await asyncio.wait({sending})
         finally:
             sending.cancel()
@@ -61,7 +61,7 @@ def _cancel(task: "asyncio.Future[None]") -> None:
     task.cancel()
 
 
-async def _pieces(lines: Lines, rows: AsyncIterator[Mapping[str, Any]]) -> AsyncGenerator[bytes, None]:
+async def _pieces(lines: RowFormat, rows: AsyncIterator[Mapping[str, Any]]) -> AsyncGenerator[bytes, None]:
     piece = bytearray(lines.head)
     try:
         async for row in rows:

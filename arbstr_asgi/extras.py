@@ -5,7 +5,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from arbstr_asgi.config.config import Config
-from arbstr_asgi.entry import Entry
+from arbstr_asgi.entry import LedgerEntry
 from arbstr_asgi.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -14,14 +14,14 @@ if TYPE_CHECKING:
     from arbstr_asgi.metrics.metrics import Metrics
 
 
-def installed(package: str) -> bool:
+def is_installed(package: str) -> bool:
     """Whether there is such a package; nothing of it is imported."""
     return importlib.util.find_spec(package) is not None
 
 
-def metrics_of(config: Config) -> "Metrics | None":
+def create_metrics(config: Config) -> "Metrics | None":
     """The metrics of a gateway, where prometheus-client is installed."""
-    if not installed("prometheus_client"):
+    if not is_installed("prometheus_client"):
         return None
     from arbstr_asgi.metrics.metrics import Metrics
 
@@ -30,11 +30,13 @@ def metrics_of(config: Config) -> "Metrics | None":
 
 def check_extras(config: Config) -> None:
     """Raises ConfigError where the configuration asks for what is not installed."""
-    if config.estimates and not installed("bpe_openai"):
+    if config.estimates and not is_installed("bpe_openai"):
         raise ConfigError('estimates: needs bpe-openai: pip install "arbstr-asgi[estimate]"')
 
 
-def estimator_of(config: Config, record: Callable[[Entry], None], metrics: "Metrics | None") -> "Estimator | None":
+def create_estimator(
+    config: Config, record: Callable[[LedgerEntry], None], metrics: "Metrics | None"
+) -> "Estimator | None":
     """What estimates the tokens of calls without usage, if the configuration wants that; its thread has begun to load.
 
     It hands what it finds to `record`, and to the metrics where there are any.
@@ -43,7 +45,7 @@ def estimator_of(config: Config, record: Callable[[Entry], None], metrics: "Metr
         return None
     from arbstr_asgi.estimating.estimator import Estimator
 
-    def estimated(entry: Entry) -> None:
+    def estimated(entry: LedgerEntry) -> None:
         record(entry)
         if metrics is not None:
             metrics.estimated(entry)

@@ -7,14 +7,14 @@ from arbstr_asgi.spans import BOM
 MAX_BYTES = 16 * 1024
 
 
-class FirstEvent:
+class FirstEventWatcher:
     """Watches the beginning of a stream with a meter of its own, whose reading says what it was."""
 
     def __init__(self, headers: h.Headers) -> None:
         self._meter = open_meter(
             content_type=headers.get(b"content-type"), content_encoding=None, streaming=True, strip=False
         )
-        self.reading = self._meter.reading
+        self.summary = self._meter.summary
         self._size = 0
         self._begins = b""
 
@@ -24,7 +24,7 @@ class FirstEvent:
         self._size += len(chunk)
         if not self._begins:
             self._begins = chunk.removeprefix(BOM).lstrip()[:1]
-        seen = self.reading.events > 0 or self.reading.error is not None or self.reading.done
+        seen = self.summary.events > 0 or self.summary.error is not None or self.summary.seen_done
         return seen or self._begins == b":" or self._size >= MAX_BYTES
 
     def end(self) -> None:

@@ -13,36 +13,36 @@ import httpx
 from starlette.types import Receive, Scope, Send
 
 from arbstr_asgi import headers as h
-from arbstr_asgi.asking import Asking
-from arbstr_asgi.body import BodyChunks, BodyReader, ClientGone, check_headers
-from arbstr_asgi.breaker import Breakers
-from arbstr_asgi.callers import Caller, Callers, Identify
-from arbstr_asgi.callid import new_call_id
+from arbstr_asgi.asking import ProviderAttempt
+from arbstr_asgi.body import BodyChunks, BodyReader, ClientDisconnected, check_headers
+from arbstr_asgi.breaker import CircuitBreakers
+from arbstr_asgi.callers import Caller, Authenticator, Identify
+from arbstr_asgi.callid import new_request_id
 from arbstr_asgi.chat import ChatRequest, parse
 from arbstr_asgi.config.config import Config
-from arbstr_asgi.desk import Desk
-from arbstr_asgi.drains import Drains
-from arbstr_asgi.entry import Entry
+from arbstr_asgi.desk import CallDependencies
+from arbstr_asgi.drains import DrainLimiter
+from arbstr_asgi.entry import LedgerEntry
 from arbstr_asgi.errors import ArbstrError, ConfigError, LedgerError, ServerError
 from arbstr_asgi.estimating.estimator import Estimator
-from arbstr_asgi.exchange import Exchange
-from arbstr_asgi.extras import check_extras, estimator_of, metrics_of
-from arbstr_asgi.keys import Keys
-from arbstr_asgi.learning import Learning
-from arbstr_asgi.ledger import Bounds, Ledger
-from arbstr_asgi.matching import Matcher
+from arbstr_asgi.exchange import Call
+from arbstr_asgi.extras import check_extras, create_estimator, create_metrics
+from arbstr_asgi.keys import ApiKeys
+from arbstr_asgi.learning import StreamOptionsSupport
+from arbstr_asgi.ledger import QueueLimits, Ledger
+from arbstr_asgi.matching import PolicyMatcher
 from arbstr_asgi.replies import our_headers, send_error
 from arbstr_asgi.requestlog import logging_finished
-from arbstr_asgi.running import Running
-from arbstr_asgi.upstream import HttpxUpstream
+from arbstr_asgi.running import ActiveCalls
+from arbstr_asgi.upstream import HttpxClient
 
 logger = logging.getLogger("arbstr_asgi")
 
 CHAT_PATH = "/v1/chat/completions"
-PATIENCE = 5.0  # seconds for the ledger's database at start
-PATIENCE_OF_A_REQUEST = 0.5  # the same when nobody has opened it before the first one
+START_TIMEOUT = 5.0  # seconds for the ledger's database at start
+REQUEST_START_TIMEOUT = 0.5  # the same when nobody has opened it before the first one
 SECONDS_UNTIL_RETRY = 1.0  # those who waited for an opening that failed share its failure
-SECONDS_BETWEEN_MEASURES = 1.0
+SECONDS_BETWEEN_GAUGES = 1.0
 STOP_SECONDS = 1.0  # for calls that were told to end, before the ledger closes
 
 
@@ -75,60 +75,60 @@ class Gateway:
             migrate=migrate,
             spill=settings.spill,
             durable=settings.durability == "strict",
-            bounds=Bounds(settings.max_queued, settings.max_queued_bytes, settings.on_full == "refuse"),
+            bounds=QueueLimits(settings.max_queued, settings.max_queued_bytes, settings.on_full == "refuse"),
             retention_days=settings.retention_days,
         )
-        self.drains = Drains()
-        self.metrics = metrics_of(config) if measured else None
+        self.drains = DrainLimiter()
+        self.metrics = create_metrics(config) if measured else None
         self._measuring: asyncio.Task[None] | None = None
         self._estimator: Estimator | None = None
-        self._learning = Learning()
-        self.matcher = Matcher(config.policies)
-        self.breakers = Breakers(provider.name for provider in config.providers)
-        self._keys = Keys()
+        self._stream_options = StreamOptionsSupport()
+        self.matcher = PolicyMatcher(config.policies)
+        self.breakers = CircuitBreakers(provider.name for provider in config.providers)
+        self._api_keys = ApiKeys()
         self._refuses = settings.on_full == "refuse"
-        self._callers = Callers(config.server, identify)
+        self._authenticator = Authenticator(config.server, identify)
         self._bodies = BodyReader(config.limits)
-        self._upstream = HttpxUpstream(config.providers, transport=transport, client=client)
-        self._desk: Desk | None = None
-        self._running = Running()
+        self._client = HttpxClient(config.providers, transport=transport, client=client)
+        self._deps: CallDependencies | None = None
+        self._active = ActiveCalls()
         self._opening: asyncio.Lock | None = None
         self._try_again = 0.0
         self._last_rites: asyncio.Task[None] | None = None
 
-    async def open(self, patience: float = PATIENCE) -> None:
+    async def open(self, patience: float = START_TIMEOUT) -> None:
         """Open the ledger, unless a request has; its database may come later if it takes longer than `patience`.
 
         Raises ConfigError or LedgerError, having left nothing open.
         """
-        if self._desk is not None:
+        if self._deps is not None:
             return
-        self._upstream.load_certificates()
+        self._client.load_certificates()
         await self.ledger.open(patience)
-        record: Callable[[Entry], None] = self.ledger.record
-        commit: Callable[[Entry], Awaitable[None]] = self.ledger.commit
+        record: Callable[[LedgerEntry], None] = self.ledger.record
+        commit: Callable[[LedgerEntry], Awaitable[None]] = self.ledger.commit
         if self.config.logging.log_requests:
             record, commit = logging_finished(record), logging_finished(commit)
-        self._estimator = estimator_of(self.config, self.ledger.record, self.metrics)
-        passages = {provider.name: h.Passage(provider) for provider in self.config.providers}
+        self._estimator = create_estimator(self.config, self.ledger.record, self.metrics)
+        passages = {provider.name: h.HeaderPolicy(provider) for provider in self.config.providers}
         require = self.config.metering == "require"
-        self._desk = Desk(
+        self._deps = CallDependencies(
             config=self.config,
-            asking=Asking(self._upstream, self._learning, self._keys, passages, require=require),
+            attempt=ProviderAttempt(self._client, self._stream_options, self._api_keys, passages, require=require),
             drains=self.drains,
             matcher=self.matcher,
             breakers=self.breakers,
-            passages=passages,
-            follow=self.ledger.follow,
+            header_policies=passages,
+            record_started=self.ledger.record_started,
             record=record,
             commit=commit if self.config.database.durability == "strict" else None,
             worker_id=self.ledger.worker_id,
             estimator=self._estimator,
-            measure=None if self.metrics is None else self.metrics.finished,
+            on_finish=None if self.metrics is None else self.metrics.finished,
         )
         if self.metrics is not None and self.metrics.shared:
-            self._measuring = asyncio.create_task(self._measure_often(), context=contextvars.Context())
-        if not self._callers.guarded:
+            self._measuring = asyncio.create_task(self._update_gauges_often(), context=contextvars.Context())
+        if not self._authenticator.guarded:
             logger.warning(
                 "nobody guards the chat completions path: whoever reaches it spends on your provider keys. "
                 "Give identify=…, set server.auth_token, or say server.public = true"
@@ -136,9 +136,9 @@ class Gateway:
 
     async def close(self) -> None:
         """End what still runs, write every row, and close what is ours."""
-        self._desk = None
-        self._running.stop()
-        await self._running.ended(STOP_SECONDS)
+        self._deps = None
+        self._active.stop()
+        await self._active.wait_ended(STOP_SECONDS)
         if self._measuring is not None:
             self._measuring.cancel()
             self._measuring = None
@@ -146,8 +146,8 @@ class Gateway:
             await self._estimator.close()
             self._estimator = None
         await self.ledger.close()
-        self.measure()
-        await self._upstream.close()
+        self.update_gauges()
+        await self._client.close()
         if self._last_rites is not None:
             self._last_rites.cancel()
             self._last_rites = None
@@ -158,38 +158,38 @@ class Gateway:
         Servers don't tell an app, but who starts one may know.
         """
         self.drains.close()
-        for exchange in self._running:
+        for exchange in self._active:
             if exchange.draining:
                 exchange.stop()
-        asyncio.get_running_loop().call_later(grace, self._running.stop)
+        asyncio.get_running_loop().call_later(grace, self._active.stop)
 
-    def measure(self) -> None:
+    def update_gauges(self) -> None:
         """Let the metrics know how things stand; the calls they know already."""
         if self.metrics is not None:
             states = self.breakers.states(asyncio.get_running_loop().time())
-            self.metrics.state(self.ledger.snapshot(), self._running.streams, self.drains.by_provider, states)
+            self.metrics.state(self.ledger.snapshot(), self._active.streams, self.drains.by_provider, states)
 
-    async def _measure_often(self) -> None:
+    async def _update_gauges_often(self) -> None:
         """For those who read what this process has left in a file for them."""
         while True:
-            self.measure()
-            await asyncio.sleep(SECONDS_BETWEEN_MEASURES)
+            self.update_gauges()
+            await asyncio.sleep(SECONDS_BETWEEN_GAUGES)
 
     def uninjected(self) -> list[dict[str, str]]:
         """The pairs of provider and model that refuse `stream_options`, so that somebody's streams have no usage."""
-        return self._learning.uninjected(monotonic())
+        return self._stream_options.unsupported(monotonic())
 
     async def ready(self) -> None:
         """Open the ledger if nobody has. Raises ServerError where that is impossible."""
-        if self._desk is None:
+        if self._deps is None:
             await self._open_lazily()
 
     async def identify(self, scope: Scope) -> Caller:
         """Who sent a request. Raises ArbstrError where they are not let in."""
-        return await self._callers.identify(scope)
+        return await self._authenticator.identify(scope)
 
     @asynccontextmanager
-    async def reading(self, scope: Scope, receive: Receive) -> AsyncIterator[ChatRequest]:
+    async def ask_ledger(self, scope: Scope, receive: Receive) -> AsyncIterator[ChatRequest]:
         """The chat completion in a request's body, for a block; nothing is done about it.
 
         Raises RequestError, ServerError and ClientGone as for a call.
@@ -211,11 +211,11 @@ class Gateway:
         self, scope: Scope, receive: Receive, send: Send, chunks: AsyncIterator[bytes], caller: Caller | None
     ) -> None:
         """Answer one request whose body is `chunks`; a `caller` that is given has been let in already."""
-        arrival, arrived, correlation_id = datetime.now(UTC), asyncio.get_running_loop().time(), new_call_id()
+        arrival, arrived, correlation_id = datetime.now(UTC), asyncio.get_running_loop().time(), new_request_id()
         body = None
         try:
-            desk = self._desk or await self._open_lazily()
-            if self._refuses and not self.ledger.has_room(len(self._running) + 1):
+            desk = self._deps or await self._open_lazily()
+            if self._refuses and not self.ledger.has_room(len(self._active) + 1):
                 raise ServerError(
                     "Usage can't be recorded at this moment. Please retry.", code="ledger_full", retry_after=5
                 )
@@ -224,8 +224,8 @@ class Gateway:
             client_headers = h.Headers(scope["headers"])
             check_headers(client_headers)
             body = await self._bodies.read(chunks, client_headers.get(b"content-length"))
-            exchange = Exchange(desk, parse(body), caller, correlation_id, arrival, arrived)
-        except ClientGone:
+            exchange = Call(desk, parse(body), caller, correlation_id, arrival, arrived)
+        except ClientDisconnected:
             return
         except ArbstrError as error:
             if body is not None:
@@ -236,40 +236,40 @@ class Gateway:
             return
         sent = self._bodies.held(len(body))
         del body
-        self._running.begin(exchange)
+        self._active.add(exchange)
         try:
-            await exchange.run(client_headers, receive, send, sent)
+            await exchange.handle(client_headers, receive, send, sent)
         finally:
             sent()
-            self._running.end(exchange)
+            self._active.discard(exchange)
 
-    async def _open_lazily(self) -> Desk:
+    async def _open_lazily(self) -> CallDependencies:
         """For hosts that don't run a lifespan."""
         if self._opening is None:
             self._opening = asyncio.Lock()
         async with self._opening:
-            if self._desk is None:
+            if self._deps is None:
                 clock = asyncio.get_running_loop().time
                 try:
                     if clock() < self._try_again:
                         raise ServerError("The usage ledger is not available.", code="ledger_unavailable")
-                    await self.open(PATIENCE_OF_A_REQUEST)
+                    await self.open(REQUEST_START_TIMEOUT)
                 except (ConfigError, LedgerError) as error:
                     logger.critical("the ledger can't be opened: %s", error)
                     self._try_again = clock() + SECONDS_UNTIL_RETRY
                     raise ServerError("The usage ledger is not available.", code="ledger_unavailable") from None
                 self._last_rites = asyncio.create_task(self._close_with_loop(), context=contextvars.Context())
-        assert self._desk is not None
-        return self._desk
+        assert self._deps is not None
+        return self._deps
 
     async def _close_with_loop(self) -> None:
         """Nobody tells us of the end, but a loop that closes cancels what runs; the ledger's writer does it alike."""
         try:
             await asyncio.get_running_loop().create_future()
         finally:
-            self._desk = self._opening = self._last_rites = None  # the next loop opens it anew
+            self._deps = self._opening = self._last_rites = None  # the next loop opens it anew
             if self._estimator is not None:
                 self._estimator.stop()
                 self._estimator = None
             self._try_again = 0.0
-            await self._upstream.close()
+            await self._client.close()

@@ -1,21 +1,23 @@
 """The headers of a reply, and what they say of its body."""
 
 from arbstr_asgi import headers as h
-from arbstr_asgi.account import Account
-from arbstr_asgi.holding import Holding
+from arbstr_asgi.account import CallRecord
+from arbstr_asgi.holding import StrictHold
 from arbstr_asgi.replies import RawHeaders, our_headers
-from arbstr_asgi.upstream import Reply
+from arbstr_asgi.upstream import ProviderReply
 
 EVENTS = "text/event-stream"
 
 
-class Head:
+class ResponseHead:
     """What the client is told in front of a provider's reply."""
 
-    def __init__(self, reply: Reply, passage: h.Passage, account: Account, *, changed: bool, says_cost: bool) -> None:
+    def __init__(
+        self, reply: ProviderReply, passage: h.HeaderPolicy, account: CallRecord, *, changed: bool, says_cost: bool
+    ) -> None:
         """`changed`: the body's bytes will not be the provider's. `says_cost` wants the cost where it is known."""
         self._account = account
-        self._theirs = passage.to_client(reply.headers, changed=changed)
+        self._theirs = passage.response_headers(reply.headers, changed=changed)
         self._is_events = reply.headers.media_type == EVENTS
         if self._is_events:
             self._theirs.append((b"x-accel-buffering", b"no"))
@@ -26,7 +28,7 @@ class Head:
         """Theirs and ours, as things are now."""
         account = self._account
         headers = self._theirs + call_headers(account)
-        if self.says_cost and account.outcome.whole:  # else the head went first
+        if self.says_cost and account.outcome.complete:  # else the head went first
             headers.append((b"x-arbstr-latency-ms", str(account.elapsed_ms()).encode()))
             sats = account.cost_sats
             if sats is not None:
@@ -44,12 +46,14 @@ class Head:
         """Whether the client has all of the reply with its head."""
         return self._account.outcome.upstream_status == 204 or h.Headers(self._theirs).get(b"content-length") == "0"
 
-    def holding(self) -> Holding:
+    def holding(self) -> StrictHold:
         """What of the body makes the reply whole."""
-        return Holding(has_length=b"content-length" in h.Headers(self._theirs), is_events=self._is_events)
+        return StrictHold(has_length=b"content-length" in h.Headers(self._theirs), is_events=self._is_events)
 
 
-def call_headers(account: Account) -> RawHeaders:
+def call_headers(account: CallRecord) -> RawHeaders:
     """The headers that say which call this was."""
     provider = account.provider.name if account.provider else None
-    return our_headers(account.correlation_id, provider, streaming=account.streaming, failed=account.tries.failed)
+    return our_headers(
+        account.correlation_id, provider, streaming=account.streaming, failed=account.attempts.failures_by_provider
+    )

@@ -57,7 +57,7 @@ def is_sendable(value: bytes) -> bool:
     return _VALUE.fullmatch(value) is not None
 
 
-class Passage:
+class HeaderPolicy:
     """What passes between clients and one provider."""
 
     def __init__(self, provider: Provider) -> None:
@@ -71,7 +71,7 @@ class Passage:
         self._back = TO_CLIENT.union(name.encode() for name in provider.return_headers)
         self._back_if_changed = self._back - ABOUT_THE_BYTES
 
-    def to_provider(self, client: Headers, correlation_id: str, key: str | None) -> list[tuple[bytes, bytes]]:
+    def request_headers(self, client: Headers, correlation_id: str, key: str | None) -> list[tuple[bytes, bytes]]:
         """The headers of the provider's request, which `key` authorizes unless something else does."""
         carrier, taken = self._carrier, self._taken
         ours = [(b"idempotency-key", correlation_id.encode()), *self._ours]
@@ -86,7 +86,7 @@ class Passage:
                 ours.append((name, value))
         return ours
 
-    def to_client(self, upstream: Headers, *, changed: bool) -> list[tuple[bytes, bytes]]:
+    def response_headers(self, upstream: Headers, *, changed: bool) -> list[tuple[bytes, bytes]]:
         """The provider's headers that the client gets; `changed`: the body's bytes will not be the provider's."""
         back = self._back_if_changed if changed else self._back
         passing: list[tuple[bytes, bytes]] = []

@@ -1,13 +1,13 @@
 """What of a reply is kept back until its row is durable: the bytes that would make it whole for the client."""
 
-from arbstr_asgi.metering.reading import Reading
+from arbstr_asgi.metering.reading import ReplySummary
 from arbstr_asgi.metering.sse import BLOCK_END
 
 DONE = b"[DONE]"
 MAX_LINE_BYTES = 64  # of the line that is going out, in which the word may have begun
 
 
-class Holding:
+class StrictHold:
     """Keeps back `[DONE]` and what follows, and the newest chunk of a body that is whole with its last byte."""
 
     def __init__(self, *, has_length: bool, is_events: bool) -> None:
@@ -17,22 +17,22 @@ class Holding:
         self._kept = b""
         self._line = b""
 
-    def take(self, out: bytes, reading: Reading) -> bytes:
+    def push(self, out: bytes, reading: ReplySummary) -> bytes:
         """What may go of what is kept and `out`, which follows it."""
         if reading.events and not self._has_length:
             self._ahead = False
-        if self._ahead and not reading.done:
+        if self._ahead and not reading.seen_done:
             if not out:
                 return b""
             going, self._kept = self._kept, out
         else:
             data = self._kept + out
-            at = self._end(data, done=reading.done)
+            at = self._end(data, done=reading.seen_done)
             going, self._kept = data[:at], data[at:]
         self._line = _last_line(self._line + going[-MAX_LINE_BYTES:])
         return going
 
-    def rest(self) -> bytes:
+    def flush(self) -> bytes:
         """What is kept; it may go now."""
         kept, self._kept = self._kept, b""
         return kept

@@ -8,7 +8,7 @@ from typing import Self
 LONGEST_PAUSE = 60.0  # seconds between looks at a deadline
 
 
-class Interrupt:
+class Deadline:
     """A context that can be left from outside: `fire` cancels its task and swallows exactly that cancellation.
 
     A cancellation that comes from elsewhere passes through. The deadline is re-armed lazily: `touch` only sets an
@@ -50,24 +50,24 @@ class Interrupt:
         """The time of the loop's clock."""
         return self._loop.time()
 
-    def fire(self, reason: str) -> None:
+    def cancel(self, reason: str) -> None:
         """Leave the context now; only the first reason counts."""
         if self._task is not None and self.reason is None:
             self.reason = reason
             self._task.cancel()
 
-    def touch(self, limit: float) -> None:
+    def extend(self, limit: float) -> None:
         """Move the deadline to `limit` on the loop's clock (`inf` pauses it); never past `at_most`."""
         self.limit = limit
 
-    def deadline(self, seconds: float) -> None:
+    def start(self, seconds: float) -> None:
         """Fire "timeout" in `seconds`, unless touched."""
         self._pause = min(seconds, LONGEST_PAUSE)
         self.limit = limit = self._loop.time() + seconds
         if self._timer is None or self._timer.when() > limit:
             self._arm()
 
-    def expired(self) -> bool:
+    def consume(self) -> bool:
         """Whether the cancellation at hand comes from the deadline, and from nowhere else: then the block goes on."""
         task = self._task
         if self.reason != "timeout" or task is None or task.cancelling() > self._cancelling + 1:
@@ -76,7 +76,7 @@ class Interrupt:
         self.reason, self.limit = None, inf
         return True
 
-    def at_most(self, seconds: float, reason: str) -> None:
+    def limit_total(self, seconds: float, reason: str) -> None:
         """Fire `reason` in `seconds`, touched or not."""
         self._total, self._reason = self._loop.time() + seconds, reason
         self._arm()
@@ -91,8 +91,8 @@ class Interrupt:
         self._timer = None
         now = self._loop.time()
         if now >= self._total:
-            self.fire(self._reason)
+            self.cancel(self._reason)
         elif now >= self.limit:
-            self.fire("timeout")
+            self.cancel("timeout")
         else:
             self._arm()

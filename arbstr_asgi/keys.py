@@ -21,18 +21,18 @@ SECONDS_BETWEEN_WARNINGS = 60.0
 Identity = tuple[int, ...]
 
 
-class NotAKey(ValueError):
+class InvalidApiKey(ValueError):
     """What was there is not a non-empty string of printable ASCII characters."""
 
 
-class Keys:
+class ApiKeys:
     """Gives the key for each request, and remembers what was read of files."""
 
     def __init__(self) -> None:
         self._read: dict[str, tuple[Identity | None, str]] = {}
         self._warned: dict[str, float] = {}
 
-    async def of(self, provider: Provider) -> str | None:
+    async def get(self, provider: Provider) -> str | None:
         """The key to send with a request that begins now; None for a provider without one. Raises ProviderKeyError."""
         if provider.api_key_file is not None:
             return self._of_file(provider, provider.api_key_file)
@@ -73,7 +73,7 @@ def read_key_file(path: str) -> tuple[Identity | None, str]:
     with open(path, "rb", opener=_open_at_once) as file:
         facts = os.fstat(file.fileno())  # before the content, so that a later change is seen as one
         if not stat.S_ISREG(facts.st_mode):
-            raise NotAKey
+            raise InvalidApiKey
         key = file.read(MAX_BYTES).decode("utf-8-sig").strip().partition("\n")[0].strip()
     settled = time_ns() - max(facts.st_mtime_ns, facts.st_ctime_ns) > SETTLED_NS
     return _identity(facts) if settled else None, _checked(key)
@@ -90,7 +90,7 @@ def _identity(facts: os.stat_result) -> Identity:
 
 def _checked(key: object) -> str:
     if not is_key(key):
-        raise NotAKey
+        raise InvalidApiKey
     return key
 
 

@@ -15,7 +15,7 @@ MAX_LESSONS = 10_000  # over all pairs and end users
 MAX_SHOWN = 100
 
 
-class _Refusing:
+class _Unsupported:
     """A pair that has refused: since when, who learned it last, and when it is asked again."""
 
     __slots__ = ("probe_at", "since", "until")
@@ -25,15 +25,15 @@ class _Refusing:
         self.until = self.probe_at = now
 
 
-class Learning:
+class StreamOptionsSupport:
     """Says whether to inject. `now` is seconds of a clock that never goes back; None is the one anonymous end user."""
 
     def __init__(self) -> None:
-        self._refusing: dict[tuple[str, str], _Refusing] = {}
+        self._refusing: dict[tuple[str, str], _Unsupported] = {}
         self._lessons: dict[tuple[str, str, str | None], float] = {}
         self._accepted: dict[tuple[str, str], float] = {}
 
-    def injects(self, provider: str, model: str, end_user: str | None, now: float) -> bool:
+    def should_inject(self, provider: str, model: str, end_user: str | None, now: float) -> bool:
         """Whether to inject into a request: unless its end user has learned better, and then as a probe."""
         pair = self._refusing.get((provider, model))
         learned = self._lessons.get((provider, model, end_user))
@@ -44,12 +44,12 @@ class Learning:
         pair.probe_at = now + SECONDS_BETWEEN_PROBES
         return True
 
-    def accepted(self, provider: str, model: str, now: float) -> None:
+    def mark_supported(self, provider: str, model: str, now: float) -> None:
         """An injected request got a 2xx: the pair is good, whatever anybody has learned."""
         self._refusing.pop((provider, model), None)
         _put(self._accepted, (provider, model), now, MAX_PAIRS)
 
-    def refused(self, provider: str, model: str, end_user: str | None, now: float) -> bool:
+    def mark_refused(self, provider: str, model: str, end_user: str | None, now: float) -> bool:
         """An injected request was refused for it, and got a 2xx without. Returns whether that is news."""
         good = self._accepted.get((provider, model))
         if good is not None and now < good + REMEMBERED_SECONDS:
@@ -57,13 +57,13 @@ class Learning:
         pair = self._refusing.get((provider, model))
         news = pair is None or now >= pair.until
         if pair is None or news:
-            pair = _Refusing(now)
+            pair = _Unsupported(now)
         pair.until, pair.probe_at = now + REMEMBERED_SECONDS, now + SECONDS_BETWEEN_PROBES
         _put(self._refusing, (provider, model), pair, MAX_PAIRS)
         _put(self._lessons, (provider, model, end_user), now, MAX_LESSONS)
         return news
 
-    def uninjected(self, now: float) -> list[dict[str, str]]:
+    def unsupported(self, now: float) -> list[dict[str, str]]:
         """The pairs that somebody is not injected for, the newest first, at most 100."""
         found = [key for key, pair in reversed(self._refusing.items()) if now < pair.until]
         return [{"provider": provider, "model": model} for provider, model in found[:MAX_SHOWN]]

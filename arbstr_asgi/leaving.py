@@ -5,7 +5,7 @@ from enum import Enum
 from arbstr_asgi.config.provider import Drain
 
 
-class Leaving(Enum):
+class DisconnectAction(Enum):
     """The choices."""
 
     NOTHING = "the client has had everything"
@@ -14,19 +14,19 @@ class Leaving(Enum):
     CANCEL = "close the reply at once"
 
 
-def on_leaving(
+def disconnect_action(
     *, complete: bool, done: bool, held: bool, answered: bool, streaming: bool, drain: Drain | None, room: bool
-) -> Leaving:
+) -> DisconnectAction:
     """Decide by the moment, the provider's policy and its caps.
 
     `complete`: the end of the reply has been handed to the server. `done`: `[DONE]` has come. `held`: all has come,
     but its end waits for its row. `answered`: the provider has answered. `room`: there is a place left to drain.
     """
     if held:
-        return Leaving.CANCEL
+        return DisconnectAction.CANCEL
     if complete:
-        return Leaving.NOTHING
+        return DisconnectAction.NOTHING
     if done:  # SDKs close here
-        return Leaving.END_SOON
+        return DisconnectAction.END_SOON
     worth_reading = answered or not streaming  # a plain call is worked on, and paid, in any case
-    return Leaving.DRAIN if worth_reading and drain is not None and room else Leaving.CANCEL
+    return DisconnectAction.DRAIN if worth_reading and drain is not None and room else DisconnectAction.CANCEL

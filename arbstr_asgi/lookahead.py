@@ -4,13 +4,13 @@ import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 
 from arbstr_asgi.errors import UpstreamError
-from arbstr_asgi.upstream import Reply
+from arbstr_asgi.upstream import ProviderReply
 
 
 class Lookahead:
     """A reply's body of which some has been read already; iterating gives all of it."""
 
-    def __init__(self, reply: Reply) -> None:
+    def __init__(self, reply: ProviderReply) -> None:
         self._rest = reply.__aiter__()
         self._read: list[bytes] = []
         self._coming: asyncio.Task[bytes | None] | None = None

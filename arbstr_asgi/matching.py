@@ -34,7 +34,7 @@ class _Keyword:
         return self._words in folded and self._pattern.search(folded) is not None
 
 
-class Matcher:
+class PolicyMatcher:
     """Finds a request's rule, by the name that a header gives or by the words of its last user message.
 
     A keyword is met as whole words, in any case; Unicode's letters, digits and `_` make words. A rule without keywords
@@ -47,7 +47,7 @@ class Matcher:
         kept = ((rule, [_Keyword(words) for words in keywords if words]) for rule, keywords in said)
         self._by_words = [(rule, keywords) for rule, keywords in kept if keywords]
 
-    def rule(self, request: ChatRequest, name: str | None) -> Rule | None:
+    def match(self, request: ChatRequest, name: str | None) -> Rule | None:
         """The rule called `name`; without a name the first that has a keyword in the last user message, if any.
 
         Raises RequestError (400) for a name that no rule has.
@@ -59,14 +59,14 @@ class Matcher:
             return named
         if not self._by_words:
             return None
-        folded = _last_said(request.body)[:MAX_SCANNED].casefold()
+        folded = _last_user_message(request.body)[:MAX_SCANNED].casefold()
         for rule, keywords in self._by_words:
             if any(keyword.is_in(folded) for keyword in keywords):
                 return rule
         return None
 
 
-def _last_said(body: bytes) -> str:
+def _last_user_message(body: bytes) -> str:
     """The text of the last user message, "" where there is none or it can't be read."""
     said = prompt.read(body)
     messages = None if said is None else prompt.messages(said)

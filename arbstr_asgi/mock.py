@@ -16,7 +16,7 @@ from starlette.routing import Route
 from starlette.types import Send
 
 from arbstr_asgi.mock_reply import ERROR, completion, events
-from arbstr_asgi.orders import UnknownOrder, orders, status
+from arbstr_asgi.orders import UnknownDirective, directives, status
 
 CREATED = 1_700_000_000
 SECONDS_PER_WORD = 0.01
@@ -41,7 +41,7 @@ class MockProvider:
         self.received = [*self.received[1 - KEPT :], body]
         try:
             asked = _read(body, self.name)
-        except UnknownOrder as error:
+        except UnknownDirective as error:
             return _refusal(str(error))
         except (ValueError, KeyError, AttributeError, TypeError, RecursionError):
             return _refusal("mock: not a chat completion")
@@ -68,7 +68,7 @@ def _read(body: bytes, name: str) -> _Asked:
         len(str(messages or "").split()),
         asked.get("stream") is True,
         (asked.get("stream_options") or {}).get("include_usage") is True,
-        orders(messages, name),
+        directives(messages, name),
     )
 
 

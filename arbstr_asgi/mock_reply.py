@@ -21,10 +21,10 @@ def counted(given: int, answered: int = len(WORDS)) -> dict[str, int]:
 def completion(common: dict[str, Any], given: int, told: frozenset[str]) -> bytes:
     """A whole answer to `given` tokens."""
     if told & {"error-event", "late-error"}:
-        return _json(ERROR)
+        return _to_json(ERROR)
     choices = [{"index": 0, "message": {"role": "assistant", "content": REPLY}, "finish_reason": "stop"}]
     said = {**common, "object": "chat.completion", "choices": choices}
-    return _json(said if "no-usage" in told else {**said, "usage": counted(given)})
+    return _to_json(said if "no-usage" in told else {**said, "usage": counted(given)})
 
 
 def events(common: dict[str, Any], given: int, told: frozenset[str], *, asked: bool) -> list[bytes]:
@@ -57,8 +57,8 @@ def _events(common: dict[str, Any], given: int, told: frozenset[str], *, asked: 
 
 
 def _event(value: dict[str, Any]) -> bytes:
-    return b"data: " + _json(value) + b"\n\n"
+    return b"data: " + _to_json(value) + b"\n\n"
 
 
-def _json(value: dict[str, Any]) -> bytes:
+def _to_json(value: dict[str, Any]) -> bytes:
     return json.dumps(value, separators=(",", ":")).encode()

@@ -8,7 +8,7 @@ import click
 
 from arbstr_asgi.app import Arbstr
 from arbstr_asgi.config.checks import check_listen
-from arbstr_asgi.mocks import mocked
+from arbstr_asgi.mocks import run_mock_providers
 from arbstr_asgi.orders import CHEAP, MEANINGS
 from arbstr_asgi.serve import run, serve_here
 
@@ -27,7 +27,7 @@ def serve_mock(listen: str) -> None:
 async def _serve_mock(listen: str) -> None:
     with tempfile.TemporaryDirectory() as folder:
         database = Path(folder) / "mock.db"
-        async with mocked(database) as mocks:
+        async with run_mock_providers(database) as mocks:
             names = " and ".join(provider.name for provider in mocks.config.providers)
             click.echo(f"{names} behind http://{listen}/v1, no key; until this ends, the ledger: {database}")
             click.echo(_said(listen))

@@ -22,7 +22,7 @@ CODE = Rule(
 )
 
 
-class Mocks(NamedTuple):
+class MockProviders(NamedTuple):
     """The providers that run, and a configuration with them behind it."""
 
     cheap: MockProvider
@@ -31,11 +31,11 @@ class Mocks(NamedTuple):
 
 
 @asynccontextmanager
-async def mocked(database: Path) -> AsyncIterator[Mocks]:
+async def run_mock_providers(database: Path) -> AsyncIterator[MockProviders]:
     """Run both on free ports of loopback for a block; the ledger of their configuration is `database`."""
     cheap, expensive = MockProvider(CHEAP), MockProvider(EXPENSIVE)
     async with serving(cheap.app) as cheap_url, serving(expensive.app) as expensive_url:
-        yield Mocks(cheap, expensive, _config(cheap_url, expensive_url, database))
+        yield MockProviders(cheap, expensive, _config(cheap_url, expensive_url, database))
 
 
 def _config(cheap_url: str, expensive_url: str, database: Path) -> Config:

@@ -30,7 +30,7 @@ MEANINGS = {ANY_STATUS: "answers with this status and an error", **WORDS}
 _ORDER = re.compile(r"\[(mock[\w-]*):([^\][]*)\]")
 
 
-class UnknownOrder(ValueError):
+class UnknownDirective(ValueError):
     """What no mock provider understands; the message lists all that they do."""
 
     def __init__(self, said: str) -> None:
@@ -40,16 +40,16 @@ class UnknownOrder(ValueError):
         )
 
 
-def orders(messages: Any, name: str) -> frozenset[str]:
+def directives(messages: Any, name: str) -> frozenset[str]:
     """The words for the provider `name`. Raises UnknownOrder, also for what another one is told."""
     found: set[str] = set()
     for whom, said in _ORDER.findall(_last_said(messages)):
         if whom not in (BOTH, CHEAP, EXPENSIVE):
-            raise UnknownOrder(whom)
+            raise UnknownDirective(whom)
         words = said.replace(",", " ").split()
         for word in words or [""]:
             if word not in WORDS and not STATUS.fullmatch(word):
-                raise UnknownOrder(word)
+                raise UnknownDirective(word)
         if whom in (BOTH, name):
             found.update(words)
     return frozenset(found)

@@ -13,7 +13,7 @@ from arbstr_asgi.gateway import Gateway
 from arbstr_asgi.health import health
 
 
-class Probes:
+class HealthEndpoints:
     """The endpoints without a guard; none of them says a URL or a key. `snapshot` is that of the sub-app."""
 
     def __init__(self, gateway: Gateway, snapshot: Callable[[], dict[str, Any]]) -> None:

@@ -6,19 +6,19 @@ from typing import Any
 
 import msgspec
 
-from arbstr_asgi.breaker import Breakers
+from arbstr_asgi.breaker import CircuitBreakers
 from arbstr_asgi.chat import ChatRequest
 from arbstr_asgi.config.provider import Provider
 from arbstr_asgi.estimate import estimate_tokens
 from arbstr_asgi.listing import UNIT
-from arbstr_asgi.matching import Matcher
-from arbstr_asgi.routing import candidates
+from arbstr_asgi.matching import PolicyMatcher
+from arbstr_asgi.routing import rank_providers
 
 
-def quote(
+def estimate_cost(
     providers: Sequence[Provider],
-    matcher: Matcher,
-    breakers: Breakers,
+    matcher: PolicyMatcher,
+    breakers: CircuitBreakers,
     request: ChatRequest,
     policy: str | None,
     now: float,
@@ -29,7 +29,7 @@ def quote(
     request itself would be refused.
     """
     estimate = estimate_tokens(request)
-    found = candidates(providers, request, matcher.rule(request, policy), estimate=estimate)
+    found = rank_providers(providers, request, matcher.match(request, policy), estimate=estimate)
     chosen = breakers.choose(found, now)
     rates = chosen.provider.rates(request.model, chosen.model)
     return {

@@ -6,24 +6,24 @@ from math import inf
 
 from starlette.types import Message, Send
 
-from arbstr_asgi.account import Account
-from arbstr_asgi.estimating.keeping import Kept
-from arbstr_asgi.head import Head
-from arbstr_asgi.holding import Holding
-from arbstr_asgi.interrupt import Interrupt
+from arbstr_asgi.account import CallRecord
+from arbstr_asgi.estimating.keeping import ReplySample
+from arbstr_asgi.head import ResponseHead
+from arbstr_asgi.holding import StrictHold
+from arbstr_asgi.interrupt import Deadline
 from arbstr_asgi.metering import Meter
 from arbstr_asgi.metering.plain import MAX_PLAIN_BYTES
-from arbstr_asgi.upstream import broken_off
+from arbstr_asgi.upstream import read_error
 
 
-class Relay:
+class ResponseRelay:
     """The client's side of one call. `complete` says that the end of the reply has been handed to the server."""
 
     def __init__(
         self,
         send: Send,
-        account: Account,
-        interrupt: Interrupt,
+        account: CallRecord,
+        interrupt: Deadline,
         *,
         left: Callable[[bool], None],
         commit: Callable[[], Awaitable[None]],
@@ -37,26 +37,26 @@ class Relay:
         self._account = account
         self._outcome = account.outcome
         self._interrupt = interrupt
-        self._head: Head | None = None
+        self._head: ResponseHead | None = None
         self._left = left
         self._commit = commit
         self._started = False
         self._idle_timeout = inf
         self._held: list[bytes] | None = None
-        self._holding: Holding | None = None
+        self._holding: StrictHold | None = None
         self._last = b""
         self._rest = b""
 
-    async def pass_on(
+    async def stream(
         self,
-        head: Head,
+        head: ResponseHead,
         chunks: AsyncIterable[bytes],
         meter: Meter,
         *,
         hold_all: bool,
-        holding: Holding | None,
+        holding: StrictHold | None,
         idle_timeout: float,
-        kept_of: Kept | None = None,
+        kept_of: ReplySample | None = None,
     ) -> None:
         """The head and the body, chunk by chunk, through the meter; what comes of its end is for `end`.
 
@@ -71,17 +71,17 @@ class Relay:
         self._holding = holding
         coming = aiter(chunks)
         if hold_all or holding is not None or kept_of is not None:
-            await self._pass_on_carefully(coming, meter, kept_of)
+            await self._stream_held(coming, meter, kept_of)
         else:
-            await self._pass_on(coming, meter)
-        kept = b"" if self._holding is None else self._holding.rest()
+            await self._stream(coming, meter)
+        kept = b"" if self._holding is None else self._holding.flush()
         self._rest = b"".join((kept, *(self._held or ()), self._last, meter.finish()))
-        self._outcome.whole = True
+        self._outcome.complete = True
         self._interrupt.limit = inf
 
-    async def _pass_on(self, coming: AsyncIterator[bytes], meter: Meter) -> None:
+    async def _stream(self, coming: AsyncIterator[bytes], meter: Meter) -> None:
         """What nearly every chunk meets, and nothing else."""
-        outcome, interrupt, send, feed, reading = self._outcome, self._interrupt, self._send, meter.feed, meter.reading
+        outcome, interrupt, send, feed, reading = self._outcome, self._interrupt, self._send, meter.feed, meter.summary
         now, idle_timeout, next_chunk = asyncio.get_running_loop().time, self._idle_timeout, coming.__anext__
         account, is_to_start, missing = self._account, True, self._head.length if self._head else None
         while True:
@@ -90,7 +90,7 @@ class Relay:
             except StopAsyncIteration:
                 return
             except Exception as error:  # noqa: BLE001 - transports let more through than httpx.HTTPError
-                raise broken_off(error) from None
+                raise read_error(error) from None
             out = feed(chunk)
             if is_to_start and reading.started:
                 account.ttft_ms, is_to_start = account.elapsed_ms(), False
@@ -99,21 +99,21 @@ class Relay:
                 if not missing:  # nothing can follow, whatever the provider does: it goes with the end
                     self._last = out
                     return
-            if out and not outcome.left:
+            if out and not outcome.client_gone:
                 interrupt.limit = inf  # what a slow client takes is not the provider's idleness
                 try:
                     await send({"type": "http.response.body", "body": out, "more_body": True})
                 except OSError:
-                    await self._lost(out)
+                    await self._on_send_error(out)
             interrupt.limit = now() + idle_timeout
 
-    async def _pass_on_carefully(self, coming: AsyncIterator[bytes], meter: Meter, kept_of: Kept | None) -> None:
+    async def _stream_held(self, coming: AsyncIterator[bytes], meter: Meter, kept_of: ReplySample | None) -> None:
         account, interrupt, size = self._account, self._interrupt, 0
         while (chunk := await _next(coming)) is not None:
             out = meter.feed(chunk)
             if kept_of is not None:
                 kept_of.add(chunk)
-            if account.ttft_ms is None and meter.reading.started:
+            if account.ttft_ms is None and meter.summary.started:
                 account.ttft_ms = account.elapsed_ms()
             if self._held is not None:
                 self._held.append(out)
@@ -122,18 +122,18 @@ class Relay:
                     out, self._held = b"".join(self._held), None
                     await self._start()
             if self._held is None:
-                await self._pass_held(out, meter)
+                await self._send_held(out, meter)
             interrupt.limit = interrupt.now() + self._idle_timeout
 
-    async def _pass_held(self, out: bytes, meter: Meter) -> None:
+    async def _send_held(self, out: bytes, meter: Meter) -> None:
         """Bytes that may go, but for those that wait for the row."""
         if self._holding is not None:
-            out = self._holding.take(out, meter.reading)
-        if out and not self._outcome.left:
+            out = self._holding.push(out, meter.summary)
+        if out and not self._outcome.client_gone:
             self._interrupt.limit = inf
             await self._body(out)
-        if self._holding is not None and meter.reading.done:
-            await self._release(self._holding.rest())
+        if self._holding is not None and meter.summary.seen_done:
+            await self._release(self._holding.flush())
             self._holding = None
 
     async def end(self) -> None:
@@ -143,7 +143,7 @@ class Relay:
     async def _release(self, out: bytes, *, more: bool = True) -> None:
         """Send what makes the reply whole, once its row is durable."""
         outcome = self._outcome
-        if not outcome.left:
+        if not outcome.client_gone:
             await self._commit()
         if not self._started:
             await self._start()
@@ -155,22 +155,22 @@ class Relay:
         self._started = True
         assert self._head is not None
         status = self._outcome.upstream_status
-        await self._say({"type": "http.response.start", "status": status, "headers": self._head.headers()})
-        if not self._outcome.left:
+        await self._send_message({"type": "http.response.start", "status": status, "headers": self._head.headers()})
+        if not self._outcome.client_gone:
             self._outcome.status = status
 
     async def _body(self, out: bytes, *, more: bool = True) -> None:
-        await self._say({"type": "http.response.body", "body": out, "more_body": more})
+        await self._send_message({"type": "http.response.body", "body": out, "more_body": more})
 
-    async def _say(self, message: Message) -> None:
-        if self._outcome.left:
+    async def _send_message(self, message: Message) -> None:
+        if self._outcome.client_gone:
             return
         try:
             await self._send(message)
         except OSError:
-            await self._lost(message.get("body"))
+            await self._on_send_error(message.get("body"))
 
-    async def _lost(self, body: bytes | None) -> None:
+    async def _on_send_error(self, body: bytes | None) -> None:
         """Sending has failed, as it does after a hang-up on servers of ASGI spec 2.4."""
         asyncio.get_running_loop().call_soon(self._left, bool(body))
         await asyncio.sleep(0)  # a task that cancelled itself would notice too late, outside of the interrupt
@@ -181,4 +181,4 @@ async def _next(coming: AsyncIterator[bytes]) -> bytes | None:
     try:
         return await anext(coming, None)
     except Exception as error:  # noqa: BLE001 - transports let more through than httpx.HTTPError
-        raise broken_off(error) from None
+        raise read_error(error) from None

@@ -10,16 +10,16 @@ import msgspec
 from starlette.requests import Request
 from starlette.types import ASGIApp
 
-from arbstr_asgi.answers import Answers
+from arbstr_asgi.answers import StatsService
 from arbstr_asgi.callers import Caller
 from arbstr_asgi.errors import LedgerError, ServerError
 from arbstr_asgi.export import Export
 from arbstr_asgi.gateway import Gateway
 from arbstr_asgi.ledger.columns import COLUMNS
 from arbstr_asgi.listing import to_json
-from arbstr_asgi.stats.fields import Fields
-from arbstr_asgi.stats.lines import lines
-from arbstr_asgi.stats.params import listing
+from arbstr_asgi.stats.fields import QueryParams
+from arbstr_asgi.stats.lines import row_format
+from arbstr_asgi.stats.params import list_query
 
 logger = logging.getLogger("arbstr_asgi")
 
@@ -36,26 +36,26 @@ async def stats(gateway: Gateway, request: Request, caller: Caller) -> bytes:
 
 async def requests(gateway: Gateway, request: Request, caller: Caller) -> bytes | ASGIApp:
     """GET /v1/requests; with `format`, a file."""
-    asked = listing(request.query_params.multi_items(), datetime.now(UTC))
+    asked = list_query(request.query_params.multi_items(), datetime.now(UTC))
     with _answering():
         answers = await _answers(gateway, caller)
         if asked.format == "json":
             return to_json(await answers.requests(asked))
         query = msgspec.structs.replace(asked.query, filters=await answers.allowed(asked.query.filters))
-        return await Export(lines(asked.format, _NAMES), gateway.ledger.export(query)).begin()
+        return await Export(row_format(asked.format, _NAMES), gateway.ledger.export(query)).begin()
 
 
 async def detail(gateway: Gateway, request: Request, caller: Caller) -> bytes:
     """GET /v1/requests/{correlation_id}."""
-    Fields(request.query_params.multi_items(), ())
+    QueryParams(request.query_params.multi_items(), ())
     with _answering():
         answers = await _answers(gateway, caller)
         return to_json(await answers.detail(request.path_params["correlation_id"]))
 
 
-async def _answers(gateway: Gateway, caller: Caller) -> Answers:
+async def _answers(gateway: Gateway, caller: Caller) -> StatsService:
     await gateway.ready()
-    return Answers(gateway.ledger, gateway.config.providers, None if caller.operator else caller.end_user)
+    return StatsService(gateway.ledger, gateway.config.providers, None if caller.operator else caller.end_user)
 
 
 @contextmanager

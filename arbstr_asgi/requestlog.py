@@ -4,7 +4,7 @@ import logging
 from collections.abc import Callable
 from typing import TypeVar
 
-from arbstr_asgi.entry import Entry
+from arbstr_asgi.entry import LedgerEntry
 
 logger = logging.getLogger("arbstr_asgi.requests")
 
@@ -13,10 +13,10 @@ MAX_SHOWN = 100  # characters of what a client or a provider has said
 _Written = TypeVar("_Written")
 
 
-def logging_finished(write: Callable[[Entry], _Written]) -> Callable[[Entry], _Written]:
+def logging_finished(write: Callable[[LedgerEntry], _Written]) -> Callable[[LedgerEntry], _Written]:
     """`write`, and a line at INFO for each finished call; a second one if a call that was committed ends otherwise."""
 
-    def written(entry: Entry) -> _Written:
+    def written(entry: LedgerEntry) -> _Written:
         result = write(entry)
         if entry.revision >= 1 and logger.isEnabledFor(logging.INFO):
             _log(entry)
@@ -25,7 +25,7 @@ def logging_finished(write: Callable[[Entry], _Written]) -> Callable[[Entry], _W
     return written
 
 
-def _log(entry: Entry) -> None:
+def _log(entry: LedgerEntry) -> None:
     """Milliseconds are those to the end of a stream, or to the answer where there was none."""
     status = entry.error_status or ("ok" if entry.success else "-")
     ms = entry.latency_ms if entry.stream_duration_ms is None else entry.stream_duration_ms

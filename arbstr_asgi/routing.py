@@ -24,7 +24,7 @@ class Candidate(NamedTuple):
     """What this request will cost, in sats, by an estimate; None: unknown, or there was nothing to compare."""
 
 
-def candidates(
+def rank_providers(
     providers: Sequence[Provider], request: ChatRequest, rule: Rule | None = None, *, estimate: Estimate | None = None
 ) -> list[Candidate]:
     """The providers that serve the request's model within the rule, by what this request will cost, then by name.

@@ -3,31 +3,31 @@
 import asyncio
 from collections.abc import Iterator
 
-from arbstr_asgi.exchange import Exchange
+from arbstr_asgi.exchange import Call
 
 
-class Running:
+class ActiveCalls:
     """Knows each exchange from `begin` to `end`."""
 
     def __init__(self) -> None:
-        self._exchanges: dict[Exchange, None] = {}  # in the order in which they began
+        self._calls: dict[Call, None] = {}  # in the order in which they began
         self._none: asyncio.Event | None = None
 
     def __len__(self) -> int:
-        return len(self._exchanges)
+        return len(self._calls)
 
-    def __iter__(self) -> Iterator[Exchange]:
+    def __iter__(self) -> Iterator[Call]:
         """Those that go on now, whatever becomes of them meanwhile."""
-        return iter(list(self._exchanges))
+        return iter(list(self._calls))
 
-    def begin(self, exchange: Exchange) -> None:
+    def add(self, exchange: Call) -> None:
         """It goes on from now on."""
-        self._exchanges[exchange] = None
+        self._calls[exchange] = None
 
-    def end(self, exchange: Exchange) -> None:
+    def discard(self, exchange: Call) -> None:
         """It goes on no more."""
-        del self._exchanges[exchange]
-        if self._none is not None and not self._exchanges:
+        del self._calls[exchange]
+        if self._none is not None and not self._calls:
             self._none.set()
 
     def stop(self) -> None:
@@ -35,9 +35,9 @@ class Running:
         for exchange in self:
             exchange.stop()
 
-    async def ended(self, timeout: float) -> None:
+    async def wait_ended(self, timeout: float) -> None:
         """Return when none goes on, or after `timeout` seconds."""
-        if self._exchanges:
+        if self._calls:
             self._none = asyncio.Event()
             try:
                 async with asyncio.timeout(timeout):
@@ -50,4 +50,4 @@ class Running:
     @property
     def streams(self) -> int:
         """How many of them have begun to stream."""
-        return sum(exchange.streams for exchange in self._exchanges)
+        return sum(exchange.streams for exchange in self._calls)

@@ -24,7 +24,7 @@ from arbstr_asgi.config.config import Config
 from arbstr_asgi.config.keysources import key_sources
 from arbstr_asgi.config.tomlfile import read_toml
 from arbstr_asgi.errors import ArbstrError, ConfigError
-from arbstr_asgi.metrics.sharing import sharing
+from arbstr_asgi.metrics.sharing import multiprocess_metrics
 from arbstr_asgi.supervisor import TOLD, Supervisor
 
 try:
@@ -88,7 +88,7 @@ def serve(config: Config, path: Path) -> int:
         return 0
     with _listening(*_address(server.listen)) as listener:
         command, patience = _command(config, path), server.grace + SECONDS_TO_CLOSE
-        with sharing() as shared:
+        with multiprocess_metrics() as shared:
             workers = Supervisor(
                 command, listener, server.workers, patience, environ=shared.environ, ended=shared.ended
             )

@@ -9,7 +9,7 @@ BOM = b"\xef\xbb\xbf"
 _BLANKS = re.compile(r"[ \t\r\n]*")
 
 
-class Member(NamedTuple):
+class JsonMember(NamedTuple):
     """One member: its decoded key, the offset of the key's opening quote, and the range of its value."""
 
     key: str
@@ -18,7 +18,7 @@ class Member(NamedTuple):
     value_end: int
 
 
-def members(data: bytes) -> list[Member]:
+def scan_members(data: bytes) -> list[JsonMember]:
     """The members of the one JSON object that `data` is, in order, duplicates included.
 
     Offsets are bytes. A leading BOM, invalid UTF-8 and lone surrogates are accepted, NaN and Infinity are not (RFC
@@ -40,13 +40,13 @@ def _refuse(constant: str) -> NoReturn:
 _decoder = json.JSONDecoder(parse_int=float, parse_constant=_refuse)
 
 
-def _walk(text: str) -> list[Member]:
+def _walk(text: str) -> list[JsonMember]:
     scan: Any = _decoder.scan_once  # type: ignore[attr-defined]
     at = _skip(text, 1 if text.startswith("\ufeff") else 0)
     if text[at] != "{":
         raise ValueError("not a JSON object")
     at = _skip(text, at + 1)
-    found: list[Member] = []
+    found: list[JsonMember] = []
     while text[at] != "}" or found:
         start = at
         if text[at] != '"':
@@ -57,7 +57,7 @@ def _walk(text: str) -> list[Member]:
             raise ValueError("a colon is missing")
         value_start = _skip(text, at + 1)
         _, value_end = scan(text, value_start)
-        found.append(Member(key, start, value_start, value_end))
+        found.append(JsonMember(key, start, value_start, value_end))
         at = _skip(text, value_end)
         if text[at] == "}":
             break
@@ -75,7 +75,7 @@ def _skip(text: str, at: int) -> int:
     return match.end()
 
 
-def _in_bytes(text: str, found: list[Member]) -> list[Member]:
+def _in_bytes(text: str, found: list[JsonMember]) -> list[JsonMember]:
     """The same members with offsets of characters turned into offsets of bytes, in one pass."""
     offsets: list[int] = []
     at = size = 0
@@ -83,4 +83,4 @@ def _in_bytes(text: str, found: list[Member]) -> list[Member]:
         size += len(text[at:position].encode("utf-8", "surrogateescape"))
         offsets.append(size)
         at = position
-    return [Member(member.key, *offsets[3 * index : 3 * index + 3]) for index, member in enumerate(found)]
+    return [JsonMember(member.key, *offsets[3 * index : 3 * index + 3]) for index, member in enumerate(found)]

@@ -5,7 +5,7 @@ import re
 import msgspec
 
 from arbstr_asgi.errors import RequestError
-from arbstr_asgi.spans import BOM, Member, members
+from arbstr_asgi.spans import BOM, JsonMember, scan_members
 
 # The walk over all members is up to 30 times slower than decoding, and a client can force it.
 MAX_WALK_BYTES = 1024 * 1024
@@ -17,7 +17,7 @@ MAX_LOOKS = 1_000
 _COLON = re.compile(rb"[ \t\r\n]*:[ \t\r\n]*")
 
 
-class Wire(msgspec.Struct, gc=False):
+class RawFields(msgspec.Struct, gc=False):
     """The members that we read, as their JSON; the last duplicate of each."""
 
     model: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
@@ -25,25 +25,25 @@ class Wire(msgspec.Struct, gc=False):
     stream_options: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
 
 
-_wire = msgspec.json.Decoder(Wire)
+_wire = msgspec.json.Decoder(RawFields)
 
 
-def read(body: bytes) -> Wire:
+def read_raw_fields(body: bytes) -> RawFields:
     """The members in a body that may begin with a BOM. Raises what msgspec raises, also for lone surrogates."""
     return _wire.decode(body.removeprefix(BOM))
 
 
-def value(body: bytes, key: str) -> bytes:
+def member_value(body: bytes, key: str) -> bytes:
     """The JSON of the effective `key`, which must be there and one that we read."""
     try:
-        found = getattr(read(body), key)
+        found = getattr(read_raw_fields(body), key)
     except (msgspec.MsgspecError, RecursionError):  # lone surrogates, or a deeper stack than when it was parsed
-        member = last(body, key)
+        member = last_member(body, key)
         return body[member.value_start : member.value_end]
     return bytes(found)
 
 
-def replace(body: bytes, key: str, old: bytes, new: bytes) -> bytes:
+def replace_value(body: bytes, key: str, old: bytes, new: bytes) -> bytes:
     """`body` with `new` for the JSON `old` of its effective `key`, which differs from it.
 
     A search only proposes the place; it was the right one if and only if the spliced body now means `new`.
@@ -61,23 +61,23 @@ def replace(body: bytes, key: str, old: bytes, new: bytes) -> bytes:
             spliced = b"".join((body[: colon.end()], new, body[colon.end() + len(old) :]))
             if _means(spliced, key, new):
                 return spliced
-    member = last(body, key)
+    member = last_member(body, key)
     return b"".join((body[: member.value_start], new, body[member.value_end :]))
 
 
-def last(data: bytes, key: str) -> Member:
+def last_member(data: bytes, key: str) -> JsonMember:
     """The effective member `key` of an object that has one, by the walk. Raises RequestError where it is too large."""
     if len(data) > MAX_WALK_BYTES + ADDED_BYTES:
         raise RequestError(400, f"'{key}' is spelled in an unusual way in a large request.", param=key)
     try:
-        return [member for member in members(data) if member.key == key][-1]
+        return [member for member in scan_members(data) if member.key == key][-1]
     except ValueError:  # it was parsed, so this can only be about nesting
         raise RequestError(400, "The request body is nested too deeply.", code="invalid_json") from None
 
 
 def _means(body: bytes, key: str, new: bytes) -> bool:
     try:
-        found = getattr(read(body), key)
+        found = getattr(read_raw_fields(body), key)
     except (msgspec.MsgspecError, RecursionError):
         return False
     return found is not msgspec.UNSET and bytes(found) == new

@@ -20,7 +20,7 @@ FIRST_PAUSE = 0.5  # seconds until a worker is replaced, doubled with each failu
 LONGEST_PAUSE = 30.0
 
 
-class Place:
+class WorkerSlot:
     """A worker's place: the process that fills it, or the moment from which another may. Seconds are monotonic."""
 
     def __init__(self, number: int = 0) -> None:
@@ -59,7 +59,7 @@ class Supervisor:
     ) -> None:
         self._command = command
         self._listener = listener
-        self._places = [Place(number) for number in range(count)]
+        self._places = [WorkerSlot(number) for number in range(count)]
         self._patience = patience
         self._environ = environ
         self._place_ended = ended
@@ -100,7 +100,7 @@ class Supervisor:
             if self._ending is None and place.process is None and place.due <= now:
                 self._start(place, now)
 
-    def _start(self, place: Place, now: float) -> None:
+    def _start(self, place: WorkerSlot, now: float) -> None:
         fds = (self._listener.fileno(), self._alive)
         place.since = now
         before = signal.pthread_sigmask(signal.SIG_BLOCK, TOLD)
@@ -148,7 +148,7 @@ class Supervisor:
             self._clean = False
             logger.warning("%d worker(s) had not ended in %.0f s and were killed", self._kill(), self._patience)
 
-    def _failed(self, place: Place, what: str) -> None:
+    def _failed(self, place: WorkerSlot, what: str) -> None:
         now = time.monotonic()
         place.failures = place.failures + 1 if now - place.since < YOUNG else 0
         pause = min(LONGEST_PAUSE, FIRST_PAUSE * 2 ** min(place.failures, 10))  # it may fail for months

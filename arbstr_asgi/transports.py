@@ -26,7 +26,7 @@ READ_BYTES = 16 * 1024
 READ_BUFFER_BYTES = 8 * 1024  # aiohttp stops reading when it has twice that
 
 
-class Transports:
+class TransportPool:
     """One for all providers with the same proxy and the same authorities; one each for those with `max_connections`.
 
     Nothing is made before it is needed.
@@ -36,13 +36,13 @@ class Transports:
         self._made: dict[tuple[str | None, ...], AiohttpTransport] = {}
         self._trusting: dict[str | None, ssl.SSLContext] = {}
 
-    def to(self, provider: Provider) -> AiohttpTransport:
+    def get(self, provider: Provider) -> AiohttpTransport:
         """The way to `provider`, for the loop that runs. Raises OSError where its `ca_file` can't be read."""
         alone = None if provider.max_connections is None else provider.name
         way = (provider.proxy, provider.ca_file, alone)
         transport = self._made.get(way)
         if transport is None:
-            trusting = self.trusting(provider.ca_file)
+            trusting = self.ssl_context(provider.ca_file)
             transport = self._made[way] = AiohttpTransport(
                 verify=trusting,
                 proxy=None if provider.proxy is None else _proxy(provider.proxy),
@@ -50,7 +50,7 @@ class Transports:
             )
         return transport
 
-    def trusting(self, ca_file: str | None) -> ssl.SSLContext:
+    def ssl_context(self, ca_file: str | None) -> ssl.SSLContext:
         """What trusts the authorities of `ca_file`, or those of everybody. Raises OSError where that can't be read."""
         context = self._trusting.get(ca_file)
         if context is None:

@@ -6,39 +6,39 @@ from decimal import Decimal
 
 import msgspec
 
-from arbstr_asgi.entry import Attempt
+from arbstr_asgi.entry import AttemptEntry
 
 
-class Tries:
+class AttemptLog:
     """What has been asked of which provider. `arrival` is when the call came, `elapsed_ms` counts from there."""
 
     def __init__(self, arrival: datetime, elapsed_ms: Callable[[], int]) -> None:
         self._arrival = arrival
         self._elapsed_ms = elapsed_ms
-        self._ended: list[Attempt] = []
-        self._running: Attempt | None = None
+        self._finished: list[AttemptEntry] = []
+        self._running: AttemptEntry | None = None
         self._began_ms = 0
         self.sent = False
         """Whether the provider may have anything of the one that goes on."""
 
     def __len__(self) -> int:
-        return len(self._ended) + (self._running is not None)
+        return len(self._finished) + (self._running is not None)
 
     @property
-    def so_far(self) -> tuple[Attempt, ...]:
+    def all(self) -> tuple[AttemptEntry, ...]:
         """Those that have ended and the one that goes on, if one does."""
-        return (*self._ended, *(() if self._running is None else (self._running,)))
+        return (*self._finished, *(() if self._running is None else (self._running,)))
 
     @property
-    def failed(self) -> dict[str, int]:
+    def failures_by_provider(self) -> dict[str, int]:
         """How many have failed before the one that goes on, by provider, in the order of their first."""
         found: dict[str, int] = {}
-        for attempt in self._ended:
+        for attempt in self._finished:
             found[attempt.provider] = found.get(attempt.provider, 0) + 1
         return found
 
     @property
-    def goes_on(self) -> bool:
+    def is_running(self) -> bool:
         """Whether one has not ended."""
         return self._running is not None
 
@@ -51,7 +51,7 @@ class Tries:
     @property
     def spent_sats(self) -> Decimal | None:
         """What those that have ended are known to have cost; None where nothing is known."""
-        known = [attempt.cost_sats for attempt in self._ended if attempt.cost_sats is not None]
+        known = [attempt.cost_sats for attempt in self._finished if attempt.cost_sats is not None]
         return sum(known, Decimal(0)) if known else None
 
     def begin(self, provider: str, model: str) -> None:
@@ -59,9 +59,9 @@ class Tries:
         self.sent = False
         self._began_ms = self._elapsed_ms()
         sent = self._arrival + timedelta(milliseconds=self._began_ms)
-        self._running = Attempt(number=len(self) + 1, provider=provider, timestamp=sent, model=model)
+        self._running = AttemptEntry(number=len(self) + 1, provider=provider, timestamp=sent, model=model)
 
-    def answered(self, status: int) -> int:
+    def mark_answered(self, status: int) -> int:
         """Its answer has begun; returns the milliseconds since the call came."""
         assert self._running is not None
         elapsed_ms = self._elapsed_ms()
@@ -69,7 +69,7 @@ class Tries:
         self._running = msgspec.structs.replace(self._running, status=status, latency_ms=latency_ms)
         return elapsed_ms
 
-    def fail(
+    def mark_failed(
         self,
         reason: str,
         *,
@@ -89,10 +89,10 @@ class Tries:
             error_message=reason,
             revision=1,
         )
-        self._ended.append(failed)
+        self._finished.append(failed)
         self._running = None
 
-    def ended(
+    def finish(
         self,
         *,
         maybe_billed: bool,
@@ -100,10 +100,10 @@ class Tries:
         input_tokens: int | None,
         output_tokens: int | None,
         cost_sats: Decimal | None,
-    ) -> tuple[Attempt, ...]:
+    ) -> tuple[AttemptEntry, ...]:
         """All of them, were the one that goes on to end like this."""
         if self._running is None:
-            return tuple(self._ended)
+            return tuple(self._finished)
         if error_message is not None:
             self._running = self._timed(self._running)
         last = msgspec.structs.replace(
@@ -115,15 +115,15 @@ class Tries:
             cost_sats=cost_sats,
             revision=1,
         )
-        return (*self._ended, last)
+        return (*self._finished, last)
 
-    def _timed(self, attempt: Attempt) -> Attempt:
+    def _timed(self, attempt: AttemptEntry) -> AttemptEntry:
         """With the time that it took to fail, where there was no answer."""
         if attempt.latency_ms is not None:
             return attempt
         return msgspec.structs.replace(attempt, latency_ms=self._elapsed_ms() - self._began_ms)
 
 
-def corrected(tries: tuple[Attempt, ...]) -> tuple[Attempt, ...]:
+def corrected(tries: tuple[AttemptEntry, ...]) -> tuple[AttemptEntry, ...]:
     """The same as a state that replaces one that was taken for the last."""
     return tuple(msgspec.structs.replace(attempt, revision=2) for attempt in tries)

@@ -12,7 +12,7 @@ import httpx
 from arbstr_asgi.config.provider import Provider
 from arbstr_asgi.errors import ConfigError, UpstreamError, UpstreamTimeout, UpstreamUnreachable
 from arbstr_asgi.headers import Headers, RawHeaders
-from arbstr_asgi.transports import Transports, proxy_login
+from arbstr_asgi.transports import TransportPool, proxy_login
 
 logger = logging.getLogger("arbstr_asgi")
 
@@ -26,10 +26,10 @@ _TOO_LATE_TO_SEND = (httpx.ConnectTimeout, httpx.PoolTimeout)
 _WANTS_CREDENTIALS = 407
 
 
-class Upstream(Protocol):
+class ProviderClient(Protocol):
     """Sends requests. One provider is asked; several could be behind the same seam."""
 
-    async def send(self, provider: Provider, body: bytes, headers: RawHeaders) -> "Reply":
+    async def send(self, provider: Provider, body: bytes, headers: RawHeaders) -> "ProviderReply":
         """Send a request. The reply is to be closed by its receiver. Raises UpstreamError."""
         ...
 
@@ -38,7 +38,7 @@ class Upstream(Protocol):
         ...
 
 
-class HttpxUpstream:
+class HttpxClient:
     """Providers over HTTP: on transports of our own, or on the host's transport or client, which it closes itself."""
 
     def __init__(
@@ -56,7 +56,7 @@ class HttpxUpstream:
         self._providers = providers
         self._transport = transport
         self._client = client
-        self._own = Transports()
+        self._own = TransportPool()
         self._urls: dict[str, httpx.URL] = {}
 
     def load_certificates(self) -> None:
@@ -64,12 +64,12 @@ class HttpxUpstream:
         for index, provider in enumerate(self._providers):
             if provider.ca_file is not None:
                 try:
-                    self._own.trusting(provider.ca_file)
+                    self._own.ssl_context(provider.ca_file)
                 except OSError as error:
                     what = "not a file of certificates" if isinstance(error, ssl.SSLError) else error.strerror
                     raise ConfigError(f"providers[{index}].ca_file: {provider.ca_file}: {what}") from None
 
-    async def send(self, provider: Provider, body: bytes, headers: RawHeaders) -> "Reply":
+    async def send(self, provider: Provider, body: bytes, headers: RawHeaders) -> "ProviderReply":
         """Send on whichever transport there is; the body is still to be read."""
         request = self._request(provider, body, headers)
         failure: UpstreamError | None = None
@@ -78,14 +78,14 @@ class HttpxUpstream:
         except Exception as error:  # noqa: BLE001 - transports let more through than httpx.HTTPError
             # The class says enough; the text may hold the URL's secrets.
             logger.warning("no answer from %s: %s", request.url.host, type(error.__cause__ or error).__name__)
-            failure = _opening_error(error)
+            failure = connect_error(error)
         if failure is not None:
             raise failure  # out of the handler, whose error may hold a proxy's login
         if response.status_code == _WANTS_CREDENTIALS and provider.proxy is not None:
             await response.aclose()
             logger.warning("no answer from %s: its proxy refuses our credentials", request.url.host)
             raise UpstreamUnreachable("The provider could not be reached.")
-        return Reply(response)
+        return ProviderReply(response)
 
     def _request(self, provider: Provider, body: bytes, headers: RawHeaders) -> httpx.Request:
         url = self._urls.get(provider.name)
@@ -105,7 +105,7 @@ class HttpxUpstream:
     def _send(self, provider: Provider, request: httpx.Request) -> Coroutine[Any, Any, httpx.Response]:
         if self._client is not None:
             return self._client.send(request, stream=True, follow_redirects=False)
-        transport = self._own.to(provider) if self._transport is None else self._transport
+        transport = self._own.get(provider) if self._transport is None else self._transport
         return transport.handle_async_request(request)
 
     async def close(self) -> None:
@@ -122,7 +122,7 @@ def _check_no_ways(providers: Sequence[Provider]) -> None:
                 )
 
 
-class Reply:
+class ProviderReply:
     """A provider's answer: status, headers, and its body's bytes by iterating, undecoded.
 
     `body` gives the same bytes and raises what the transport raises, of which `broken_off` makes an UpstreamError.
@@ -156,10 +156,10 @@ class Reply:
             async for chunk in self.body:
                 yield chunk
         except Exception as error:  # noqa: BLE001 - transports let more through than httpx.HTTPError
-            raise broken_off(error) from None
+            raise read_error(error) from None
 
 
-def broken_off(error: Exception) -> UpstreamError:
+def read_error(error: Exception) -> UpstreamError:
     """What a transport's error in the midst of a body means."""
     if isinstance(error, UpstreamError):
         return error
@@ -168,7 +168,7 @@ def broken_off(error: Exception) -> UpstreamError:
     return UpstreamError("The provider's reply broke off.", code="upstream_disconnected")
 
 
-def _opening_error(error: Exception) -> UpstreamError:
+def connect_error(error: Exception) -> UpstreamError:
     """The AiohttpTransport raises ConnectTimeout for nearly everything; what happened is in the cause."""
     cause = error.__cause__ or error
     from_aiohttp = isinstance(cause, aiohttp.ClientError)

@@ -11,22 +11,22 @@ CREDENTIALS = (401, 403)
 _LONGEST = 24 * 3600.0
 
 
-def sends_on(status: int, *, ours: bool) -> bool:
+def should_failover(status: int, *, ours: bool) -> bool:
     """Whether another provider may do better. `ours`: the credentials that went along were the server's own."""
     return status in BUSY or _unusable(status) or (ours and status in CREDENTIALS)
 
 
-def is_sick(status: int, *, ours: bool) -> bool:
+def is_provider_fault(status: int, *, ours: bool) -> bool:
     """Whether the answer counts against the provider: a client's own 4xx doesn't."""
-    return sends_on(status, ours=ours) and status not in BUSY
+    return should_failover(status, ours=ours) and status not in BUSY
 
 
-def may_pass(status: int) -> bool:
+def is_retryable(status: int) -> bool:
     """Whether the same provider may answer better in a while."""
     return status in BUSY or 500 <= status < 600
 
 
-def is_the_clients(words: str) -> bool:
+def is_client_fault(words: str) -> bool:
     """Whether an error inside a reply (its type and code, see `error_words`) blames the request."""
     code = _code(words)
     if code is None:
@@ -34,9 +34,9 @@ def is_the_clients(words: str) -> bool:
     return 400 <= code < 500 and code not in (*BUSY, *CREDENTIALS)
 
 
-def is_sickness(words: str) -> bool:
+def is_error_fault(words: str) -> bool:
     """Whether an error inside a reply counts against the provider."""
-    return not is_the_clients(words) and _code(words) not in BUSY
+    return not is_client_fault(words) and _code(words) not in BUSY
 
 
 def _code(words: str) -> int | None:

@@ -9,7 +9,7 @@ from starlette.types import Receive
 MAX_MESSAGES = 16  # a server has nothing to say between the request and the hang-up; never spin on one that has
 
 
-class Watching:
+class DisconnectListener:
     """A block during which `left` is called from the event loop when `receive` says that the client is gone."""
 
     __slots__ = ("_left", "_receive", "_task")

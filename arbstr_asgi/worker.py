@@ -5,7 +5,7 @@ import sys
 from arbstr_asgi.app import Arbstr
 from arbstr_asgi.config.config import Config
 from arbstr_asgi.errors import ConfigError
-from arbstr_asgi.metrics.sharing import take_place
+from arbstr_asgi.metrics.sharing import use_worker_number
 from arbstr_asgi.serve import overridden, prepare, run, serve_on
 
 
@@ -15,7 +15,7 @@ def main(path: str, listen: str, workers: str, listener: str, alive: str) -> Non
         config = overridden(Config.load(path), listen, int(workers))
     except ConfigError as error:
         sys.exit(f"Error: {error.message}")
-    take_place()
+    use_worker_number()
     prepare(config.logging.number)
     run(serve_on(Arbstr(config), int(listener), config.server.grace, alive=int(alive)))
 

@@ -14,10 +14,10 @@ import msgspec
 
 from arbstr_asgi.config import checks
 from arbstr_asgi.config.keysources import conventional
-from arbstr_asgi.config.places import said_with_path
+from arbstr_asgi.config.places import error_with_path
 from arbstr_asgi.config.policies import Policies
 from arbstr_asgi.config.provider import Provider
-from arbstr_asgi.config.section import Section
+from arbstr_asgi.config.section import ConfigSection
 from arbstr_asgi.config.settings import DatabaseConfig, Failover, Limits, Logging, Server
 from arbstr_asgi.config.tomlfile import read_toml
 from arbstr_asgi.config.unsupported import check_supported
@@ -27,7 +27,7 @@ from arbstr_asgi.errors import ConfigError
 _FILES = ("api_key_file", "ca_file")
 
 
-class Config(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class Config(ConfigSection, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The whole configuration.
 
     `metering="require"` overrides a client's `include_usage: false`; `"respect"` lets it opt out of being counted.
@@ -111,7 +111,7 @@ class Config(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
         try:
             return msgspec.convert(filled, cls)
         except msgspec.ValidationError as error:
-            said = said_with_path(error, filled, lambda value: msgspec.convert(value, cls))
+            said = error_with_path(error, filled, lambda value: msgspec.convert(value, cls))
             raise ConfigError(said) from None
 
 

@@ -21,7 +21,7 @@ def keys_in_files(config: Config) -> tuple[dict[str, str], list[str]]:
     return keys, unreadable
 
 
-def said_of_keys(config: Config, sources: Sequence[KeySource], keys: Mapping[str, str]) -> list[str]:
+def describe_keys(config: Config, sources: Sequence[KeySource], keys: Mapping[str, str]) -> list[str]:
     """Where each provider's key comes from, and its mask."""
     masks = [masked(provider.api_key) or masked(keys.get(provider.name)) for provider in config.providers]
     return [f"{source} {mask}" if mask else str(source) for source, mask in zip(sources, masks, strict=True)]

@@ -12,7 +12,9 @@ _INNER = re.compile(r"[a-z0-9_]+(\[\d+\])?(\.[^:\s]+)*")
 _ANY_KEY = "[...]"
 
 
-def said_with_path(error: msgspec.ValidationError, mapping: Mapping[str, Any], convert: Callable[[Any], object]) -> str:
+def error_with_path(
+    error: msgspec.ValidationError, mapping: Mapping[str, Any], convert: Callable[[Any], object]
+) -> str:
     """The message of `error`, which `convert` has raised for `mapping`, with its whole path before it."""
     what, found, where = str(error).rpartition(" - at `$")
     if not found:

@@ -5,11 +5,11 @@ from decimal import Decimal
 from typing import Literal
 
 from arbstr_asgi.config.checks import rate, strings
-from arbstr_asgi.config.section import Section
+from arbstr_asgi.config.section import ConfigSection
 from arbstr_asgi.errors import ConfigError
 
 
-class Rule(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class Rule(ConfigSection, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """One policy, chosen by the header `X-Arbstr-Policy` or by one of its `keywords`, which are whole words.
 
     Empty lists allow every model and every provider. The caps are sats per 1,000,000 tokens; a provider whose rate is
@@ -34,7 +34,7 @@ class Rule(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
             self._set(name, rate(name, getattr(self, name)))
 
 
-class Policies(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class Policies(ConfigSection, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The rules, of which the first that matches applies."""
 
     rules: Sequence[Rule] = ()

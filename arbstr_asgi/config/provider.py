@@ -11,13 +11,13 @@ import msgspec
 from arbstr_asgi.config import checks
 from arbstr_asgi.config.apikey import ApiKey, check_api_key
 from arbstr_asgi.config.rates import RATES, Charges, Rates, in_usd
-from arbstr_asgi.config.section import Section
+from arbstr_asgi.config.section import ConfigSection
 from arbstr_asgi.errors import ConfigError
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9 _.-]{0,63}")
 
 
-class Drain(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class Drain(ConfigSection, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """How far a provider's replies are read on, to their usage, for clients that have left.
 
     At most `drain` seconds each, `at_once` at a time, `per_end_user` of them for one end user; beyond that they are

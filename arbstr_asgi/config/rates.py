@@ -5,7 +5,7 @@ from decimal import MAX_EMAX, MAX_PREC, MIN_EMIN, Context, Decimal
 from typing import Self
 
 from arbstr_asgi.config.checks import rate
-from arbstr_asgi.config.section import Section
+from arbstr_asgi.config.section import ConfigSection
 from arbstr_asgi.errors import ConfigError
 
 RATES = ("input_rate", "output_rate", "base_fee", "cached_input_rate", "reasoning_rate")
@@ -17,7 +17,7 @@ def in_usd(name: str) -> str:
     return f"{name}_usd"
 
 
-class Charges(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class Charges(ConfigSection, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Rates, each in sats or, under a name that ends in `_usd`, in USD; never both."""
 
     input_rate: Decimal | int | None = None

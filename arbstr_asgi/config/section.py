@@ -16,7 +16,7 @@ def _kinds(section: type) -> dict[str, Any]:
     return get_type_hints(section)
 
 
-class Section(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class ConfigSection(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A frozen part of the configuration whose repr shows no secret."""
 
     def __repr__(self) -> str:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import Literal
 from urllib.parse import quote
 
-from arbstr_asgi.config.section import Section
+from arbstr_asgi.config.section import ConfigSection
 from arbstr_asgi.errors import ConfigError
 
 _LEVELS = {
@@ -21,7 +21,7 @@ _LEVELS = {
 LONGEST_RETENTION = 36_500  # days
 
 
-class Token(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class Token(ConfigSection, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A bearer token that makes its holder the end user `name`; an `operator` may ask about everybody's usage."""
 
     name: str
@@ -34,7 +34,7 @@ class Token(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
             raise ConfigError("token: name and token must not be empty")
 
 
-class Server(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class Server(ConfigSection, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Who may call and, for `arbstr serve`, where it listens and how long running streams get at shutdown (seconds)."""
 
     listen: str = "127.0.0.1:8080"
@@ -60,7 +60,7 @@ class Server(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
         self._require_not_negative("grace")
 
 
-class DatabaseConfig(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class DatabaseConfig(ConfigSection, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Where the ledger is: a SQLAlchemy-style `url`, or `path` as the short form for an SQLite file.
 
     Below `spill`, a folder, rows wait that the database can't take. With `durability="strict"` an answer is complete
@@ -97,7 +97,7 @@ class DatabaseConfig(Section, frozen=True, kw_only=True, forbid_unknown_fields=T
         return self.url or f"sqlite+aiosqlite:///{quote(self.path or 'arbstr.db')}"
 
 
-class Limits(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class Limits(ConfigSection, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Bounds on what clients can make us hold: bytes and seconds."""
 
     max_body_bytes: int = 32 * 1024 * 1024
@@ -109,7 +109,7 @@ class Limits(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
         self._require_positive("max_body_bytes", "max_body_bytes_in_flight", "body_timeout")
 
 
-class Failover(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class Failover(ConfigSection, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Where a request may go to several providers: how often the last of them is asked again when all have failed.
 
     That comes after its `retry-after` or a growing, jittered pause, `retries` times at most, and if the pause ends
@@ -124,7 +124,7 @@ class Failover(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
         self._require_not_negative("deadline", "retries")
 
 
-class Logging(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class Logging(ConfigSection, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What is logged: from which `level` on `arbstr serve` does, and whether each finished call is one line at INFO.
 
     `level` is trace, debug, info, warn, warning or error, in any case. The lines of `log_requests` are those of the

@@ -10,10 +10,10 @@ from typing import NamedTuple, Protocol
 
 import msgspec
 
-from arbstr_asgi.entry import Entry
+from arbstr_asgi.entry import LedgerEntry
 from arbstr_asgi.estimating import texts
-from arbstr_asgi.estimating.keeping import Keeper, Kept
-from arbstr_asgi.ledger.quiet import Quiet
+from arbstr_asgi.estimating.keeping import SampleBudget, ReplySample
+from arbstr_asgi.ledger.quiet import Throttle
 from arbstr_asgi.usage import Usage
 
 logger = logging.getLogger("arbstr_asgi")
@@ -32,8 +32,8 @@ class Counts(Protocol):
 
 
 class _Job(NamedTuple):
-    kept: Kept
-    entry: Entry
+    kept: ReplySample
+    entry: LedgerEntry
     events: int
     price: Price
 
@@ -47,28 +47,28 @@ class Estimator:
     `record` is called from its thread. `load` makes the tokenizer there.
     """
 
-    def __init__(self, record: Callable[[Entry], None], load: Callable[[], Counts]) -> None:
+    def __init__(self, record: Callable[[LedgerEntry], None], load: Callable[[], Counts]) -> None:
         self._record = record
         self._load = load
-        self.keeper = Keeper()
+        self.budget = SampleBudget()
         self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
         self._recording = threading.Lock()
         self._stopped = False
-        self._quiet = Quiet(SECONDS_BETWEEN_COMPLAINTS)
+        self._quiet = Throttle(SECONDS_BETWEEN_COMPLAINTS)
         self._thread = threading.Thread(target=self._run, name="arbstr-estimates", daemon=True)
         self._thread.start()
 
-    def keep(self, request: bytes, *, streaming: bool) -> Kept:
+    def sample(self, request: bytes, *, streaming: bool) -> ReplySample:
         """What is to be kept of a call that begins to be answered."""
-        return Kept(self.keeper, request, streaming=streaming)
+        return ReplySample(self.budget, request, streaming=streaming)
 
-    def ended(self, kept: Kept, entry: Entry, events: int, price: Price) -> None:
+    def submit(self, kept: ReplySample, entry: LedgerEntry, events: int, price: Price) -> None:
         """A call has ended: its last state, the events of its reply, and what so much usage costs. Never waits."""
         if entry.usage_source != "none" or not kept.reply or self._stopped:
             kept.drop()
         elif self._jobs.qsize() >= MAX_WAITING:
             kept.drop()
-            if self._quiet.over():
+            if self._quiet.allow():
                 logger.warning("more calls end without usage than can be estimated; some stay without it")
         else:
             self._jobs.put(_Job(kept, entry, events, price))
@@ -97,20 +97,20 @@ class Estimator:
                 if tokenizer is not None and not self._stopped:
                     self._estimate(tokenizer, job)
             except Exception as error:  # noqa: BLE001 - without its message, which may quote the texts
-                if not self._stopped and self._quiet.over():
+                if not self._stopped and self._quiet.allow():
                     logger.error("an estimate failed with %s", type(error).__name__)  # noqa: TRY400
             finally:
                 job.kept.drop()
                 del job
 
     def _estimate(self, tokenizer: Counts, job: _Job) -> None:
-        kept, answered = job.kept, texts.answered(bytes(job.kept.reply), whole=job.kept.whole)
+        kept, answered = job.kept, texts.reply_texts(bytes(job.kept.reply), whole=job.kept.whole)
         if answered is None:
             return
         output = sum(self._count(tokenizer, text) for text in answered.texts)
         if not kept.whole:
             output = round(output * max(job.events, answered.events) / answered.events)
-        asked = None if kept.request is None else texts.asked(kept.request)
+        asked = None if kept.request is None else texts.prompt_texts(kept.request)
         given = None if asked is None else asked.overhead + sum(self._count(tokenizer, text) for text in asked.texts)
         usage = Usage(input_tokens=given, output_tokens=output)
         entry = msgspec.structs.replace(

@@ -8,33 +8,33 @@ MAX_PLAIN_BYTES = 1024 * 1024  # of a reply that is one document; of a larger on
 MAX_BYTES = 64 * 1024 * 1024  # over all calls; beyond it they aren't kept
 
 
-class Keeper:
+class SampleBudget:
     """Knows how much is kept over all calls. Used from several threads."""
 
     def __init__(self) -> None:
         self.size = 0
         self._lock = threading.Lock()
 
-    def take(self, size: int) -> bool:
+    def acquire(self, size: int) -> bool:
         """Whether there is room for so much more; it is then taken."""
         with self._lock:
             fits = self.size + size <= MAX_BYTES
             self.size += size if fits else 0
         return fits
 
-    def give_back(self, size: int) -> None:
+    def release(self, size: int) -> None:
         """It isn't kept any more."""
         with self._lock:
             self.size -= size
 
 
-class Kept:
+class ReplySample:
     """The request and the beginning of the reply of one call. `drop` it in the end."""
 
     __slots__ = ("__weakref__", "_keeper", "_room", "_taken", "reply", "request", "whole")
 
-    def __init__(self, keeper: Keeper, request: bytes, *, streaming: bool) -> None:
-        fits = len(request) <= MAX_REQUEST_BYTES and keeper.take(len(request))
+    def __init__(self, keeper: SampleBudget, request: bytes, *, streaming: bool) -> None:
+        fits = len(request) <= MAX_REQUEST_BYTES and keeper.acquire(len(request))
         self.request: bytes | None = request if fits else None
         self.reply = bytearray()
         self.whole = True
@@ -48,9 +48,9 @@ class Kept:
         if not self.whole:
             return
         size = min(len(chunk), self._room)
-        if size < len(chunk) or not self._keeper.take(size):
+        if size < len(chunk) or not self._keeper.acquire(size):
             self.whole = False
-            if not size or not self._keeper.take(size):
+            if not size or not self._keeper.acquire(size):
                 return
         self.reply += chunk[:size]
         self._room -= size
@@ -58,7 +58,7 @@ class Kept:
 
     def drop(self) -> None:
         """Forget all of it."""
-        self._keeper.give_back(self._taken)
+        self._keeper.release(self._taken)
         self._taken = 0
         self.request = None
         self.reply = bytearray()

@@ -18,14 +18,14 @@ _KEYS = ("content", "reasoning_content", "reasoning", "refusal")
 _UNSET = msgspec.UNSET
 
 
-class Asked(NamedTuple):
+class PromptTexts(NamedTuple):
     """What a request says, and the tokens that come with its form."""
 
     texts: list[str]
     overhead: int
 
 
-class Answered(NamedTuple):
+class ReplyTexts(NamedTuple):
     """What a reply, or its beginning, says: a text for each choice, and in how many events."""
 
     texts: list[str]
@@ -55,7 +55,7 @@ _messages = msgspec.json.Decoder(list[_Message])
 _parts = msgspec.json.Decoder(list[_Part])
 
 
-def asked(body: bytes) -> Asked | None:
+def prompt_texts(body: bytes) -> PromptTexts | None:
     """What a request's messages and tools say; None where they can't be read, or are not of text alone."""
     request = prompt.read_as(_request, body)
     if request is None or request.messages is _UNSET:
@@ -73,7 +73,7 @@ def asked(body: bytes) -> Asked | None:
         texts += [text for raw in (message.role, message.name) if (text := prompt.text(raw)) is not None]
         texts += [bytes(raw).decode() for raw in (message.tool_calls, message.function_call) if raw is not _UNSET]
         overhead += A_NAME if message.name is not _UNSET else 0
-    return Asked(texts, overhead)
+    return PromptTexts(texts, overhead)
 
 
 def _content(said: msgspec.Raw | msgspec.UnsetType) -> list[str] | None:
@@ -88,7 +88,7 @@ def _content(said: msgspec.Raw | msgspec.UnsetType) -> list[str] | None:
     return None if parts is None or None in texts else [text for text in texts if text is not None]
 
 
-def answered(kept: bytes, *, whole: bool) -> Answered | None:
+def reply_texts(kept: bytes, *, whole: bool) -> ReplyTexts | None:
     """What a reply says of which this has been kept; None where there is no choice in it."""
     kept = kept.removeprefix(BOM)
     if kept.lstrip().startswith(b"{"):
@@ -102,7 +102,7 @@ def answered(kept: bytes, *, whole: bool) -> Answered | None:
             if isinstance(choice, dict):
                 index = choice.get("index")
                 texts.setdefault(index if isinstance(index, int) else position, []).extend(_said(choice))
-    return Answered(["".join(pieces) for pieces in texts.values()], len(chunks)) if texts else None
+    return ReplyTexts(["".join(pieces) for pieces in texts.values()], len(chunks)) if texts else None
 
 
 def _events(kept: bytes, *, whole: bool) -> Iterator[Chunk]:

@@ -2,7 +2,7 @@
 
 from arbstr_asgi.ledger.ledger import Ledger
 from arbstr_asgi.ledger.migrate import migrate, migration_sql
-from arbstr_asgi.ledger.snapshot import Bounds, Snapshot
-from arbstr_asgi.ledger.visit import visiting
+from arbstr_asgi.ledger.snapshot import QueueLimits, Snapshot
+from arbstr_asgi.ledger.visit import open_reader
 
-__all__ = ["Bounds", "Ledger", "Snapshot", "migrate", "migration_sql", "visiting"]
+__all__ = ["QueueLimits", "Ledger", "Snapshot", "migrate", "migration_sql", "open_reader"]

@@ -3,9 +3,9 @@
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
-from arbstr_asgi.ledger.fragments import Asking, Fragments
+from arbstr_asgi.ledger.fragments import SqlParameters, SqlDialect
 from arbstr_asgi.stats import histogram
-from arbstr_asgi.stats.tally import DURATIONS, NAMES, PLACES, Tally
+from arbstr_asgi.stats.tally import DURATIONS, NAMES, PLACES, Totals
 
 Grouping = tuple[str, ...]
 
@@ -30,7 +30,7 @@ class Aggregate:
     """
 
     def __init__(
-        self, fragments: Fragments, groupings: Sequence[Grouping], seconds: int = 0, *, few: bool = False
+        self, fragments: SqlDialect, groupings: Sequence[Grouping], seconds: int = 0, *, few: bool = False
     ) -> None:
         self._fragments = fragments
         self._groupings = groupings
@@ -39,7 +39,7 @@ class Aggregate:
         self._parts = _parts(fragments, () if self._few else DURATIONS)
         self._known: dict[str | None, list[tuple[int, int | None, int]]] = {}
 
-    def sql(self, asking: Asking, conditions: Iterable[str]) -> str:
+    def sql(self, asking: SqlParameters, conditions: Iterable[str]) -> str:
         """The statement; the conditions' parameters are `asking`'s."""
         once = "" if self._fragments.dialect == "mysql" or len(self._groupings) == 1 else "MATERIALIZED "
         selects = []
@@ -57,14 +57,14 @@ class Aggregate:
         place, key1, key2, period = row[:_HEAD]
         return Cell(place, (key1, key2)[: len(self._groupings[place])], period or 0), int(row[_TOTAL] or 0)
 
-    def read(self, rows: Iterable[Sequence[Any]], into: dict[Cell, Tally]) -> None:
+    def read(self, rows: Iterable[Sequence[Any]], into: dict[Cell, Totals]) -> None:
         """Add what the statement has found."""
         for row in rows:
             cell, _ = self.cell(row)
             tally, known = self.tally(row), into.get(cell)
-            into[cell] = tally if known is None else Tally.added((known, tally))
+            into[cell] = tally if known is None else Totals.sum((known, tally))
 
-    def tally(self, row: Sequence[Any]) -> Tally:
+    def tally(self, row: Sequence[Any]) -> Totals:
         """What a row of the answer adds to its cell."""
         sums, histograms = [0] * len(NAMES), []
         for name, counted in zip(DURATIONS, row[_HEAD:_SOURCE], strict=True):
@@ -81,7 +81,7 @@ class Aggregate:
                 sums[place] += amount
                 if of_source is not None:
                     sums[of_source] += amount
-        return Tally(tuple(sums), tuple(histograms))
+        return Totals(tuple(sums), tuple(histograms))
 
     def together(self, rows: Iterable[Sequence[Any]]) -> list[Sequence[Any]]:
         """As few rows that add the same to all cells together; of their first columns nothing is left."""
@@ -142,7 +142,7 @@ class Aggregate:
         return f"SELECT {head}, {found} FROM ({inner}) h {grouped}"  # noqa: S608
 
 
-def _columns(fragments: Fragments) -> dict[str, str]:
+def _columns(fragments: SqlDialect) -> dict[str, str]:
     """What of a row goes into sums, by the names that `_parts` has for it."""
     name = fragments.name
     failed = f"{name('success')} = FALSE AND {name('end_reason')} <> 'in_flight'"
@@ -160,7 +160,7 @@ def _columns(fragments: Fragments) -> dict[str, str]:
     return found
 
 
-def _parts(fragments: Fragments, durations: Iterable[str]) -> list[tuple[str, str, int]]:
+def _parts(fragments: SqlDialect, durations: Iterable[str]) -> list[tuple[str, str, int]]:
     """The name in a tally, what is summed up, and what the sum is multiplied with."""
     found = [("total", "1", 1), *((name, name, 1) for name in ("success", "error", "streaming"))]
     found.append(("priced", "CASE WHEN cost0 IS NOT NULL THEN 1 END", 1))

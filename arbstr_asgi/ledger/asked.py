@@ -7,14 +7,14 @@ from typing import NamedTuple
 from arbstr_asgi.ledger.fragments import key_of
 from arbstr_asgi.ledger.memory import Keys
 from arbstr_asgi.stats import Filters, StatsQuery
-from arbstr_asgi.stats.plan import HOUR, rolled
+from arbstr_asgi.stats.plan import HOUR, matching_grouping
 from arbstr_asgi.stats.query import TIMES
 from arbstr_asgi.stats.zones import bound, called, local, start_of, step, zone_of
 
 _FIRST = datetime(2000, 1, 1, tzinfo=UTC)  # before the first row; zones were minutes apart once, which costs much
 
 
-class Asked(NamedTuple):
+class ResolvedQuery(NamedTuple):
     """A query, put in the database's terms."""
 
     since: datetime
@@ -28,14 +28,14 @@ class Asked(NamedTuple):
     grouping: tuple[str, ...] | None  # that the roll-ups have
 
     @classmethod
-    def of(cls, query: StatsQuery) -> "Asked":
+    def of(cls, query: StatsQuery) -> "ResolvedQuery":
         """For the figures that a query asks for."""
         since, until = max(bound(query.since), _FIRST), bound(query.until)
         names = tuple(name for name in query.group_by if name not in TIMES)
         units = tuple(name for name in query.group_by if name in TIMES)
         zone = zone_of(query.zone)
         seconds = step(zone, since, until, "hour" if "hour" in units else "day") if units and since < until else 0
-        grouping = None if seconds % HOUR and "hour" in units else rolled(names, query.filters)
+        grouping = None if seconds % HOUR and "hour" in units else matching_grouping(names, query.filters)
         return cls(since, until, names, units, query.filters, zone, query.zone, seconds, grouping)
 
     @property

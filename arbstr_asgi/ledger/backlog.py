@@ -10,63 +10,63 @@ from typing import NamedTuple
 
 import msgspec
 
-from arbstr_asgi.entry import OPEN, Call, Entry
+from arbstr_asgi.entry import IN_FLIGHT, PendingEntry, LedgerEntry
 from arbstr_asgi.errors import LedgerError
 from arbstr_asgi.ledger import values
 
-Settle = Callable[[int | LedgerError], None]
+Resolve = Callable[[int | LedgerError], None]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Update:
+class UsageUpdate:
     """Three columns of one row; `settle` hears the number of rows matched, after the commit, or what prevented it."""
 
     correlation_id: str
     input_tokens: int | None
     output_tokens: int | None
     cost_sats: Decimal | None
-    settle: Settle
+    resolve: Resolve
 
     @classmethod
-    def of(
+    def create(
         cls,
         correlation_id: str,
         input_tokens: int | None,
         output_tokens: int | None,
         cost_sats: Decimal | None,
-        settle: Settle,
-    ) -> "Update":
+        settle: Resolve,
+    ) -> "UsageUpdate":
         """With its values made fit for every database."""
         tokens = values.integer(input_tokens), values.integer(output_tokens)
         return cls(values.identifier(correlation_id), *tokens, values.money(cost_sats), settle)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Mark:
+class FlushMarker:
     """`settle` hears 0 when everything before it is committed; with `spilled`, when it is committed or spilled."""
 
-    settle: Settle
+    resolve: Resolve
     spilled: bool = False
 
 
-Item = Entry | Call | Update | Mark
+Item = LedgerEntry | PendingEntry | UsageUpdate | FlushMarker
 
 # An item, when it came (seconds of the monotonic clock) and about how many bytes it keeps; a plain tuple, since one is
 # made for each state of each call.
 Waiting = tuple[Item, float, int]
 
 
-class Taken(NamedTuple):
+class QueuedBatch(NamedTuple):
     """A part of the backlog, to be carried out in this order: entries, updates, marks; calls are asked for theirs."""
 
-    entries: list[Entry | Call]
-    updates: list[Update]
-    marks: list[Mark]
+    entries: list[LedgerEntry | PendingEntry]
+    updates: list[UsageUpdate]
+    marks: list[FlushMarker]
     since: float
     size: int
 
 
-class Backlog:
+class WriteQueue:
     """First in, first out; several states of one call become one when they are taken together. For any thread."""
 
     def __init__(self) -> None:
@@ -87,13 +87,13 @@ class Backlog:
 
     def add(self, item: Item, since: float) -> int:
         """Append; returns how many wait now."""
-        size = weight(item)
+        size = size_in_bytes(item)
         with self._lock:
             self._waiting.append((item, since, size))
             self.size += size
             return len(self._waiting)
 
-    def take(self, limit: int) -> Taken:
+    def take(self, limit: int) -> QueuedBatch:
         """At most `limit` items from the front, to be carried out in the order of `Taken`.
 
         That order changes nothing: an entry that follows an update of the same call is left for the next time.
@@ -114,54 +114,54 @@ class Backlog:
         return items
 
 
-def weight(item: Item) -> int:
+def size_in_bytes(item: Item) -> int:
     """About how many bytes an item keeps in memory."""
-    if not isinstance(item, Entry):
+    if not isinstance(item, LedgerEntry):
         return 1500  # what a call will say of itself, or less
     return 1000 + 500 * len(item.tries) + len(item.model) + len(item.tags or "") + len(item.usage_json or "")
 
 
-def _sort(waiting: Sequence[Waiting], limit: int) -> tuple[Taken, int]:
-    entries: dict[str, Entry | Call] = {}
-    updates: list[Update] = []
-    marks: list[Mark] = []
+def _sort(waiting: Sequence[Waiting], limit: int) -> tuple[QueuedBatch, int]:
+    entries: dict[str, LedgerEntry | PendingEntry] = {}
+    updates: list[UsageUpdate] = []
+    marks: list[FlushMarker] = []
     updated: set[str] = set()
     count = size = 0
     for count in range(min(limit, len(waiting))):
         item, _, weighs = waiting[count]
-        if isinstance(item, Update):
+        if isinstance(item, UsageUpdate):
             updates.append(item)
             updated.add(item.correlation_id)
-        elif isinstance(item, Mark):
+        elif isinstance(item, FlushMarker):
             marks.append(item)
         else:
             if item.correlation_id in updated:
                 break
             known = entries.get(item.correlation_id)
-            entries[item.correlation_id] = item if known is None else _one_of(known, item)
+            entries[item.correlation_id] = item if known is None else merge_states(known, item)
         size += weighs
     else:
         count = min(limit, len(waiting))
-    return Taken(list(entries.values()), updates, marks, waiting[0][1] if count else 0.0, size), count
+    return QueuedBatch(list(entries.values()), updates, marks, waiting[0][1] if count else 0.0, size), count
 
 
-def _one_of(known: Entry | Call, other: Entry | Call) -> Entry | Call:
+def merge_states(known: LedgerEntry | PendingEntry, other: LedgerEntry | PendingEntry) -> LedgerEntry | PendingEntry:
     """What of two is to be written; a call knows no more than its entry does."""
-    if not isinstance(other, Entry):
+    if not isinstance(other, LedgerEntry):
         return known
-    return newer(known, other) if isinstance(known, Entry) else other
+    return newer_state(known, other) if isinstance(known, LedgerEntry) else other
 
 
-def newer(known: Entry, other: Entry) -> Entry:
+def newer_state(known: LedgerEntry, other: LedgerEntry) -> LedgerEntry:
     """The state that stays, by the rule of the upsert (see `statements`)."""
     if other.revision > known.revision:
         return other
-    if known.end_reason in OPEN and other.end_reason not in OPEN:
+    if known.end_reason in IN_FLIGHT and other.end_reason not in IN_FLIGHT:
         return msgspec.structs.replace(other, revision=known.revision)
     return known
 
 
-def promise() -> tuple[Settle, "asyncio.Future[int]"]:
+def make_future() -> tuple[Resolve, "asyncio.Future[int]"]:
     """A future and what settles it, unless its caller has gone."""
     future: asyncio.Future[int] = asyncio.get_running_loop().create_future()
 

@@ -9,11 +9,11 @@ from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from arbstr_asgi.ledger.fragments import Fragments
-from arbstr_asgi.ledger.quiet import Quiet
-from arbstr_asgi.ledger.rollups import Rollups
-from arbstr_asgi.ledger.sessions import Sessions
-from arbstr_asgi.ledger.upkeep import Upkeep
+from arbstr_asgi.ledger.fragments import SqlDialect
+from arbstr_asgi.ledger.quiet import Throttle
+from arbstr_asgi.ledger.rollups import RollupStatements
+from arbstr_asgi.ledger.sessions import ConnectionTasks
+from arbstr_asgi.ledger.upkeep import Maintenance
 
 logger = logging.getLogger("arbstr_asgi.ledger")
 
@@ -24,20 +24,20 @@ LEASE = 60.0  # seconds for which the others leave it to us
 _QUIET = 300.0
 
 
-class Caretaker:
+class RollupScheduler:
     """Works while the ledger is open; what it does not get done is done later, or by somebody else."""
 
     def __init__(
-        self, sessions: Callable[[], Sessions | None], fragments: Fragments, retention: timedelta | None
+        self, sessions: Callable[[], ConnectionTasks | None], fragments: SqlDialect, retention: timedelta | None
     ) -> None:
         self._sessions = sessions
         self._fragments = fragments
-        self._sql = Rollups(fragments)
+        self._sql = RollupStatements(fragments)
         self._retention = retention
         self._name = secrets.token_hex(8)
         self._leased = float("-inf")  # until when, on the monotonic clock
-        self._quiet = Quiet(_QUIET)
-        self._upkeep: Upkeep | None = None
+        self._quiet = Throttle(_QUIET)
+        self._upkeep: Maintenance | None = None
         self._task = asyncio.create_task(self._run(), name="arbstr-caretaker", context=contextvars.Context())
 
     async def stop(self) -> None:
@@ -51,7 +51,7 @@ class Caretaker:
             try:
                 await self._look()
             except Exception as error:  # noqa: BLE001 - it is not what the ledger is for
-                if self._quiet.over():
+                if self._quiet.allow():
                     logger.warning("ledger: no roll-ups are made, trying again: %s", error)
             await asyncio.sleep(PAUSE)
 
@@ -60,14 +60,14 @@ class Caretaker:
         if sessions is None or not await self._leads(sessions):
             return
         if self._upkeep is None:
-            self._upkeep = Upkeep(sessions, self._fragments, rest=REST)
+            self._upkeep = Maintenance(sessions, self._fragments, rest=REST)
         try:
             await self._upkeep.roll_up(lambda: self._leads(sessions))
         finally:
             if self._retention is not None and await self._leads(sessions):
                 await self._upkeep.prune(datetime.now(UTC) - self._retention, None)
 
-    async def _leads(self, sessions: Sessions) -> bool:
+    async def _leads(self, sessions: ConnectionTasks) -> bool:
         """Whether it is ours to do; asks again when half of the lease is over."""
         if time.monotonic() < self._leased - LEASE / 2:
             return True

@@ -3,17 +3,17 @@
 from collections.abc import Collection, Sequence
 from typing import Any
 
-from arbstr_asgi.ledger.asked import Asked
+from arbstr_asgi.ledger.asked import ResolvedQuery
 from arbstr_asgi.ledger.driver import Driver
-from arbstr_asgi.ledger.fragments import Asking
-from arbstr_asgi.ledger.memory import Keys, Memory, Place, Remembered
-from arbstr_asgi.ledger.rollups import Rollups
-from arbstr_asgi.ledger.turns import TALLIES, in_turns
-from arbstr_asgi.stats.plan import COARSE, HOUR, PERIODS, Parts, Span
-from arbstr_asgi.stats.tally import Tally
+from arbstr_asgi.ledger.fragments import SqlParameters
+from arbstr_asgi.ledger.memory import Keys, RollupCache, Place, CacheEntry
+from arbstr_asgi.ledger.rollups import RollupStatements
+from arbstr_asgi.ledger.turns import TALLIES, in_batches
+from arbstr_asgi.stats.plan import COARSE, HOUR, PERIODS, TimeSplit, Span
+from arbstr_asgi.stats.tally import Totals
 
 
-class Closed:
+class RollupReader:
     """Asks on one connection, inside of a transaction, for the periods that are to be taken from roll-ups.
 
     What they came to is remembered, and so is what the longer periods in them came to: of those most are the same when
@@ -21,7 +21,13 @@ class Closed:
     """
 
     def __init__(
-        self, driver: Driver, rollups: Rollups, memory: Memory, raw: Any, asked: Asked, divided: Parts
+        self,
+        driver: Driver,
+        rollups: RollupStatements,
+        memory: RollupCache,
+        raw: Any,
+        asked: ResolvedQuery,
+        divided: TimeSplit,
     ) -> None:
         self._driver = driver
         self._rollups = rollups
@@ -42,13 +48,13 @@ class Closed:
                 for keys, total in (await self._totals_of(span)).items():
                     found[keys] = found.get(keys, 0) + total
             remembered.totals = found
-            self._memory.fit(remembered)
+            self._memory.evict(remembered)
         return {**remembered.totals}
 
     async def full(self, limit: int) -> int | None:
         """The hour at whose end there have been so many groups, where groups are by hour."""
         for span in self._spans:
-            asking = Asking(self._driver.dialect)
+            asking = SqlParameters(self._driver.dialect)
             sql = self._rollups.sizes(asking, self._asked.dimensions, span, self._asked.keys)
             for hour, groups in await self._driver.fetch(self._raw, sql, asking.parameters):
                 limit -= groups
@@ -56,19 +62,19 @@ class Closed:
                     return int(hour)
         return None
 
-    async def tallies(self, chosen: set[Keys] | None) -> dict[Place, Tally]:
+    async def tallies(self, chosen: set[Keys] | None) -> dict[Place, Totals]:
         """What they come to: of the chosen groups, or of all."""
         if not self._spans:
             return {}
         remembered = await self._remembered(self._spans)
         if not remembered.whole and (chosen is None or chosen - remembered.asked):
             wanted = None if chosen is None else await self._next(chosen) - remembered.asked
-            found: dict[Place, list[Tally]] = {}
+            found: dict[Place, list[Totals]] = {}
             for span in self._spans:
                 for place, tally in (await self._tallies_of(span, wanted)).items():
                     found.setdefault(place, []).append(tally)
-            async for some in in_turns([*found.items()], TALLIES):
-                remembered.tallies.update({place: Tally.added(of) for place, of in some})
+            async for some in in_batches([*found.items()], TALLIES):
+                remembered.tallies.update({place: Totals.sum(of) for place, of in some})
             self._know(remembered, wanted)
         return _chosen(remembered, chosen)
 
@@ -82,17 +88,17 @@ class Closed:
         remembered = await self._part(span)
         if remembered.totals is None:
             found: dict[Keys, int] = {}
-            asking = Asking(self._driver.dialect)
+            asking = SqlParameters(self._driver.dialect)
             sql = self._rollups.totals(asking, self._asked.dimensions, span, self._asked.keys)
-            async for some in in_turns(await self._driver.fetch(self._raw, sql, asking.parameters)):
+            async for some in in_batches(await self._driver.fetch(self._raw, sql, asking.parameters)):
                 for key1, key2, total in some:
                     keys = self._asked.picked((key1, key2))
                     found[keys] = found.get(keys, 0) + int(total)
             remembered.totals = found
-            self._memory.fit(remembered)
+            self._memory.evict(remembered)
         return remembered.totals
 
-    async def _tallies_of(self, span: Span, chosen: set[Keys] | None) -> dict[Place, Tally]:
+    async def _tallies_of(self, span: Span, chosen: set[Keys] | None) -> dict[Place, Totals]:
         remembered = await self._part(span)
         if not remembered.whole and (chosen is None or chosen - remembered.asked):
             wanted = None if chosen is None else chosen - remembered.asked
@@ -100,24 +106,24 @@ class Closed:
             self._know(remembered, wanted)
         return _chosen(remembered, chosen)
 
-    async def _read(self, span: Span, chosen: Collection[Keys] | None) -> dict[Place, Tally]:
-        found: dict[Place, list[Tally]] = {}
-        asking, asked = Asking(self._driver.dialect), self._asked
+    async def _read(self, span: Span, chosen: Collection[Keys] | None) -> dict[Place, Totals]:
+        found: dict[Place, list[Totals]] = {}
+        asking, asked = SqlParameters(self._driver.dialect), self._asked
         first = {keys[0] for keys in chosen} if chosen and asked.names == asked.dimensions[:1] else ()
         sql = self._rollups.rows(asking, asked.dimensions, span, asked.keys, first)
         seconds = HOUR * PERIODS[span[0]]
-        async for some in in_turns(await self._driver.fetch(self._raw, sql, asking.parameters), TALLIES):
+        async for some in in_batches(await self._driver.fetch(self._raw, sql, asking.parameters), TALLIES):
             for start, key1, key2, *texts in some:
                 keys = asked.picked((key1, key2))
                 if chosen is None or keys in chosen:
-                    found.setdefault((keys, asked.named(start * seconds)), []).append(Tally.decode(*texts))
-        return {place: Tally.added(of) async for some in in_turns([*found.items()], TALLIES) for place, of in some}
+                    found.setdefault((keys, asked.named(start * seconds)), []).append(Totals.decode(*texts))
+        return {place: Totals.sum(of) async for some in in_batches([*found.items()], TALLIES) for place, of in some}
 
-    async def _part(self, span: Span) -> Remembered:
+    async def _part(self, span: Span) -> CacheEntry:
         """Hours alone are not remembered: they change with each that is rolled up."""
-        return await self._remembered([span]) if span[0] in COARSE else Remembered()
+        return await self._remembered([span]) if span[0] in COARSE else CacheEntry()
 
-    async def _remembered(self, spans: Sequence[Span]) -> Remembered:
+    async def _remembered(self, spans: Sequence[Span]) -> CacheEntry:
         if not self._generations:
             found = await self._driver.fetch(self._raw, self._rollups.generations)
             self._generations = {str(period): int(generation) for period, generation in found}
@@ -127,15 +133,15 @@ class Closed:
         generation = tuple(self._generations[period] for period, *_ in spans)
         return self._memory.of(generation, (*question, *sorted(asked.keys.items()), *spans))
 
-    def _know(self, remembered: Remembered, wanted: set[Keys] | None) -> None:
+    def _know(self, remembered: CacheEntry, wanted: set[Keys] | None) -> None:
         if wanted is None:
             remembered.whole = True
         else:
             remembered.asked |= wanted
-        self._memory.fit(remembered)
+        self._memory.evict(remembered)
 
 
-def _chosen(remembered: Remembered, chosen: set[Keys] | None) -> dict[Place, Tally]:
+def _chosen(remembered: CacheEntry, chosen: set[Keys] | None) -> dict[Place, Totals]:
     if chosen is None:
         return remembered.tallies
     return {place: tally for place, tally in remembered.tallies.items() if place[0] in chosen}

@@ -13,8 +13,8 @@ class Kind(Enum):
     INTEGER = "64 bits, signed"
     REAL = "a finite double"
     MONEY = "24 digits, 9 of them decimals"
-    FLAG = "true or false"
-    MOMENT = "UTC, milliseconds"
+    BOOLEAN = "true or false"
+    TIMESTAMP = "UTC, milliseconds"
 
 
 class Column(NamedTuple):
@@ -30,18 +30,18 @@ Columns = tuple[Column, ...]
 
 COLUMNS: Columns = (
     Column("correlation_id", Kind.IDENTIFIER, 36, required=True),
-    Column("timestamp", Kind.MOMENT, required=True),
+    Column("timestamp", Kind.TIMESTAMP, required=True),
     Column("model", Kind.TEXT, 255, required=True),
     Column("provider", Kind.TEXT, 255),
     Column("policy", Kind.TEXT, 255),
-    Column("streaming", Kind.FLAG, required=True),
+    Column("streaming", Kind.BOOLEAN, required=True),
     Column("input_tokens", Kind.INTEGER),
     Column("output_tokens", Kind.INTEGER),
     Column("cost_sats", Kind.MONEY),
     Column("provider_cost_sats", Kind.MONEY),
     Column("latency_ms", Kind.INTEGER),
     Column("stream_duration_ms", Kind.INTEGER),
-    Column("success", Kind.FLAG, required=True),
+    Column("success", Kind.BOOLEAN, required=True),
     Column("error_status", Kind.INTEGER),
     Column("error_message", Kind.TEXT, 500),
     Column("complexity_score", Kind.REAL),
@@ -75,14 +75,14 @@ ATTEMPT_COLUMNS: Columns = (
     Column("correlation_id", Kind.IDENTIFIER, 36, required=True),
     Column("number", Kind.INTEGER, required=True),
     Column("provider", Kind.TEXT, 255, required=True),
-    Column("timestamp", Kind.MOMENT, required=True),
+    Column("timestamp", Kind.TIMESTAMP, required=True),
     Column("model", Kind.TEXT, 255, required=True),
     Column("status", Kind.INTEGER),
     Column("latency_ms", Kind.INTEGER),
     Column("input_tokens", Kind.INTEGER),
     Column("output_tokens", Kind.INTEGER),
     Column("cost_sats", Kind.MONEY),
-    Column("maybe_billed", Kind.FLAG, required=True),
+    Column("maybe_billed", Kind.BOOLEAN, required=True),
     Column("error_message", Kind.TEXT, 500),
     Column("revision", Kind.INTEGER, required=True),
 )
@@ -91,6 +91,6 @@ HISTOGRAMS = ("latency_ms", "ttft_ms", "stream_duration_ms")
 ROLLUP_COLUMNS = ("period", "dimensions", "start", "key1", "key2", "total", "sums", *HISTOGRAMS)
 
 
-def places(columns: Columns, *kinds: Kind) -> tuple[int, ...]:
+def positions(columns: Columns, *kinds: Kind) -> tuple[int, ...]:
     """Where in a row the columns of these kinds are."""
     return tuple(place for place, column in enumerate(columns) if column.kind in kinds)

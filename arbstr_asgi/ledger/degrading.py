@@ -18,7 +18,7 @@ _KEPT = _LAST | {
 _REFUSED = "(refused)"
 
 
-def degraded(record: Record, level: int, reason: str) -> Record:
+def degraded_record(record: Record, level: int, reason: str) -> Record:
     """The record cut down: at level 1 to identity, model and timing; at level 2 to what no client had a word in.
 
     The attempts, of which nothing is anybody's text but the model, stay at level 1.

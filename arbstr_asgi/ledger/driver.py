@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, Protocol, cast
 
 import msgspec
 
-from arbstr_asgi.ledger.columns import ATTEMPT_COLUMNS, COLUMNS, Columns, Kind, places
+from arbstr_asgi.ledger.columns import ATTEMPT_COLUMNS, COLUMNS, Columns, Kind, positions
 from arbstr_asgi.ledger.values import Row
 
 READ_TIMEOUT = 30.0  # seconds for a question
@@ -21,27 +21,27 @@ READ_TIMEOUT = 30.0  # seconds for a question
 OUTAGES = (OSError, TimeoutError)
 
 
-class Special(NamedTuple):
+class SpecialColumns(NamedTuple):
     """Where in a row of a table the values are that drivers take in different forms."""
 
     moments: tuple[int, ...]
     money: tuple[int, ...]
 
     @classmethod
-    def of(cls, columns: Columns) -> "Special":
+    def find(cls, columns: Columns) -> "SpecialColumns":
         """Of a table with these columns."""
-        return cls(places(columns, Kind.MOMENT), places(columns, Kind.MONEY))
+        return cls(positions(columns, Kind.TIMESTAMP), positions(columns, Kind.MONEY))
 
 
-class Many(NamedTuple):
+class BulkStatement(NamedTuple):
     """A statement with the VALUES of one row, and the rows that it is carried out for, in their order."""
 
     sql: str
     rows: Sequence[Row]
 
 
-IN_REQUESTS = Special.of(COLUMNS)
-IN_ATTEMPTS = Special.of(ATTEMPT_COLUMNS)
+IN_REQUESTS = SpecialColumns.find(COLUMNS)
+IN_ATTEMPTS = SpecialColumns.find(ATTEMPT_COLUMNS)
 
 # What a driver raises while it converts a value, before the database has seen it.
 CONVERSION_ERRORS = (TypeError, ValueError, OverflowError, UnicodeError)
@@ -61,7 +61,7 @@ class Driver(Protocol):
         ...
 
     @property
-    def holds(self) -> bool:
+    def keeps_connection(self) -> bool:
         """Whether the writer keeps its connection between batches."""
         ...
 
@@ -92,7 +92,7 @@ class Driver(Protocol):
         """Whether a transaction is open on this connection."""
         ...
 
-    async def write(self, raw: Any, steps: Sequence[Many]) -> None:
+    async def write(self, raw: Any, steps: Sequence[BulkStatement]) -> None:
         """All of it in one transaction, as `begin` has it, in as few waits as there can be."""
         ...
 
@@ -120,7 +120,7 @@ class Driver(Protocol):
         """Undo `lock`, where the end of the transaction doesn't."""
         ...
 
-    def encode(self, row: Row, special: Special = IN_REQUESTS) -> Row:
+    def encode(self, row: Row, special: SpecialColumns = IN_REQUESTS) -> Row:
         """A normalised row as the driver takes it."""
         ...
 
@@ -128,19 +128,19 @@ class Driver(Protocol):
         """A normalised amount as the driver takes it."""
         ...
 
-    def row_error(self, error: BaseException) -> str | None:
+    def is_row_error(self, error: BaseException) -> str | None:
         """A name without values if this row is to blame; None: the database is in trouble."""
         ...
 
-    def may_pass(self, error: BaseException) -> bool:
+    def is_transient(self, error: BaseException) -> bool:
         """Whether opening a database that failed like this may work later without anybody mending something."""
         ...
 
-    def lost(self, error: BaseException) -> bool:
+    def is_connection_lost(self, error: BaseException) -> bool:
         """Whether the connection has failed, so that the same may succeed on another."""
         ...
 
-    def moment(self, value: datetime) -> Any:
+    def read_timestamp(self, value: datetime) -> Any:
         """A normalised moment as the driver takes it."""
         ...
 
@@ -158,7 +158,7 @@ def load(dialect: str) -> Driver:
     return cast("Driver", importlib.import_module(f"arbstr_asgi.ledger.{dialect}").DRIVER)
 
 
-def encoded(row: Row, special: Special, moment: Any, money: Any) -> Row:
+def encoded(row: Row, special: SpecialColumns, moment: Any, money: Any) -> Row:
     """A row with its moments and amounts converted."""
     values = list(row)
     for place in special.moments:
@@ -168,7 +168,7 @@ def encoded(row: Row, special: Special, moment: Any, money: Any) -> Row:
     return tuple(values)
 
 
-def broken(error: BaseException) -> bool:
+def is_connection_error(error: BaseException) -> bool:
     """Whether it is one of the system's that says that a connection is gone, not that something took too long."""
     return isinstance(error, OSError) and not isinstance(error, TimeoutError | ConnectionAbortedError)
 

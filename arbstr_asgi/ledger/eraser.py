@@ -6,12 +6,12 @@ from urllib.parse import quote
 
 from arbstr_asgi.ledger import values
 from arbstr_asgi.ledger.driver import Driver
-from arbstr_asgi.ledger.target import Target
+from arbstr_asgi.ledger.target import LedgerDatabase
 
 _OF = "SELECT correlation_id FROM requests WHERE end_user = ?"
 
 
-async def erase(folder: Path, end_user: str) -> int:
+async def erase_from_spill(folder: Path, end_user: str) -> int:
     """Delete the rows of an end user from every spill, and what SQLite keeps of them; returns how many.
 
     Raises what SQLite raises.
@@ -28,7 +28,7 @@ def _files(folder: Path) -> list[str]:
 
 
 async def _erase(file: str, end_user: str) -> int:
-    target = Target.of(f"sqlite:///{quote(file)}", "")
+    target = LedgerDatabase.create(f"sqlite:///{quote(file)}", "")
     try:
         sessions = await target.open(migrate=True)
         return await sessions.run(lambda raw: _delete(target.driver, raw, end_user))

@@ -3,7 +3,7 @@
 from databases import Database
 
 
-def described(error: BaseException, database: Database | None = None) -> str:
+def describe_error(error: BaseException, database: Database | None = None) -> str:
     """Type and first line, without the password and without a statement's values."""
     name = type(error).__name__
     if isinstance(error, TimeoutError) and not str(error):

@@ -6,7 +6,7 @@ from typing import Any
 
 from arbstr_asgi.ledger import values
 from arbstr_asgi.ledger.columns import COLUMNS, Kind
-from arbstr_asgi.ledger.statements import marks, quoted, table_names
+from arbstr_asgi.ledger.statements import placeholders, quoted, table_names
 from arbstr_asgi.stats import Filters
 from arbstr_asgi.stats.histogram import EXACT, HALF, OCTAVES
 
@@ -20,23 +20,23 @@ Weighed = tuple[str, int]
 
 
 @dataclass(slots=True)
-class Asking:
+class SqlParameters:
     """One statement's parameters, in their order."""
 
     dialect: str
     parameters: list[Any] = field(default_factory=list)
 
-    def mark(self, value: Any) -> str:
+    def add(self, value: Any) -> str:
         """The placeholder of one more."""
         self.parameters.append(value)
-        return marks(self.dialect)(len(self.parameters) - 1)
+        return placeholders(self.dialect)(len(self.parameters) - 1)
 
-    def all_of(self, several: Sequence[Any]) -> str:
+    def add_all(self, several: Sequence[Any]) -> str:
         """Their placeholders, in a list."""
-        return ", ".join([self.mark(value) for value in several])
+        return ", ".join([self.add(value) for value in several])
 
 
-class Fragments:
+class SqlDialect:
     """For one dialect and the tables of one prefix."""
 
     def __init__(self, dialect: str, prefix: str) -> None:
@@ -112,17 +112,17 @@ class Fragments:
         sign = f"CASE WHEN {name} < '0' THEN '-' ELSE '' END"
         return [f"CAST({name} AS INTEGER)", f"CAST({sign} || substr({name}, -9) AS INTEGER)"]
 
-    def between(self, asking: Asking, since: Any, until: Any) -> str:
+    def between(self, asking: SqlParameters, since: Any, until: Any) -> str:
         """The condition for when a row arrived; the bounds as the driver takes them."""
         name = self.name("timestamp")
-        return f"{name} >= {asking.mark(since)} AND {name} < {asking.mark(until)}"
+        return f"{name} >= {asking.add(since)} AND {name} < {asking.add(until)}"
 
-    def counting(self, asking: Asking, conditions: Iterable[str], limit: int) -> str:
+    def counting(self, asking: SqlParameters, conditions: Iterable[str], limit: int) -> str:
         """A statement: how many rows fit, counted up to a limit; the conditions' parameters are `asking`'s."""
-        inner = f"SELECT 1 AS one FROM {self.requests} WHERE {' AND '.join(conditions)} LIMIT {asking.mark(limit)}"  # noqa: S608
+        inner = f"SELECT 1 AS one FROM {self.requests} WHERE {' AND '.join(conditions)} LIMIT {asking.add(limit)}"  # noqa: S608
         return f"SELECT count(*) FROM ({inner}) found"  # noqa: S608
 
-    def fits(self, asking: Asking, filters: Filters) -> list[str]:
+    def fits(self, asking: SqlParameters, filters: Filters) -> list[str]:
         """The conditions of filters."""
         found: list[str] = []
         for column, value in filters.given.items():
@@ -132,25 +132,25 @@ class Fragments:
                 found.append(self.equals(asking, column, value))
         return found
 
-    def equals(self, asking: Asking, column: str, value: Any) -> str:
+    def equals(self, asking: SqlParameters, column: str, value: Any) -> str:
         """The condition that a column has this value, exactly."""
         name, kind = self.name(column), _KINDS[column]
-        if kind.kind is Kind.FLAG:
-            return f"{name} = {asking.mark(bool(value))}"
+        if kind.kind is Kind.BOOLEAN:
+            return f"{name} = {asking.add(bool(value))}"
         if kind.kind is Kind.IDENTIFIER:
-            return f"{name} = {asking.mark(values.identifier(value, kind.length))}"
+            return f"{name} = {asking.add(values.identifier(value, kind.length))}"
         value = values.text(value, kind.length)
-        found = f"{name} = {asking.mark(value)}"
+        found = f"{name} = {asking.add(value)}"
         if self.dialect == "mysql":  # 'a' = 'a ' there
-            found += f" AND CAST({name} AS BINARY) = CAST({asking.mark(value)} AS BINARY)"
+            found += f" AND CAST({name} AS BINARY) = CAST({asking.add(value)} AS BINARY)"
         return found
 
-    def _has_status(self, asking: Asking, status: int) -> str:
+    def _has_status(self, asking: SqlParameters, status: int) -> str:
         number = values.integer(status)
         name = self.name("error_status")
-        found = f"{name} = {asking.mark(number)}"
+        found = f"{name} = {asking.add(number)}"
         if number == 200:
-            return f"({found} OR ({name} IS NULL AND {self.name('success')} = {asking.mark(True)}))"
+            return f"({found} OR ({name} IS NULL AND {self.name('success')} = {asking.add(True)}))"
         return found
 
 

@@ -7,14 +7,14 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any
 
-from arbstr_asgi.entry import Call, Entry
+from arbstr_asgi.entry import PendingEntry, LedgerEntry
 from arbstr_asgi.errors import LedgerError
 from arbstr_asgi.ledger import values
-from arbstr_asgi.ledger.backlog import Backlog, Mark, Update
-from arbstr_asgi.ledger.degrading import LEVELS, degraded
-from arbstr_asgi.ledger.driver import IN_ATTEMPTS, Driver, Many
-from arbstr_asgi.ledger.losses import Losses
-from arbstr_asgi.ledger.marks import HourMark, Marker
+from arbstr_asgi.ledger.backlog import WriteQueue, FlushMarker, UsageUpdate
+from arbstr_asgi.ledger.degrading import LEVELS, degraded_record
+from arbstr_asgi.ledger.driver import IN_ATTEMPTS, Driver, BulkStatement
+from arbstr_asgi.ledger.losses import LossCounters
+from arbstr_asgi.ledger.marks import HourMark, DirtyHours
 from arbstr_asgi.ledger.statements import Statements
 from arbstr_asgi.ledger.values import Record
 
@@ -22,11 +22,11 @@ logger = logging.getLogger("arbstr_asgi.ledger")
 
 KEPT = 5000  # operations in memory while their rows are on disk
 
-Operation = Record | Update | Mark
+Operation = Record | UsageUpdate | FlushMarker
 
 
 @dataclass(slots=True, eq=False)
-class Chunk:
+class Batch:
     """What is committed together. `spilled` says that its rows are on disk as well, `level` how degraded they are."""
 
     operations: list[Operation]
@@ -46,25 +46,25 @@ class Chunk:
         """The records among the operations."""
         return [item for item in self.operations if isinstance(item, Record)]
 
-    def settle_spilled(self) -> None:
+    def resolve_spilled(self) -> None:
         """The rows are on disk: tell whoever waits for no more than that."""
         self.spilled = True
         self.waiting = len(self.operations) - len(self.records)
         self.size = 0  # what is kept of them is bounded by their number
         for item in self.operations:
-            if isinstance(item, Mark) and item.spilled:
-                item.settle(0)
+            if isinstance(item, FlushMarker) and item.spilled:
+                item.resolve(0)
 
 
-class Hand:
+class PendingBatches:
     """Chunks in the order in which they are to be committed; one leaves only after its COMMIT."""
 
-    def __init__(self, driver: Driver, statements: Statements, losses: Losses, marker: Marker) -> None:
+    def __init__(self, driver: Driver, statements: Statements, losses: LossCounters, marker: DirtyHours) -> None:
         self._driver = driver
         self._statements = statements
         self._losses = losses
         self._marker = marker
-        self.chunks: deque[Chunk] = deque()
+        self.chunks: deque[Batch] = deque()
         self.stale: list[Record] = []  # committed, and still on disk
 
     def __len__(self) -> int:
@@ -86,44 +86,46 @@ class Hand:
         return self.chunks[0].since if self.chunks else None
 
     @property
-    def unspilled(self) -> list[Chunk]:
+    def unspilled(self) -> list[Batch]:
         """The chunks that are in memory alone and have rows."""
         return [chunk for chunk in self.chunks if not chunk.spilled and chunk.records]
 
     @property
-    def asks_for_order(self) -> bool:
+    def needs_order(self) -> bool:
         """Whether something waits here that must stay behind what was recorded before it."""
         return any(not isinstance(item, Record) for chunk in self.chunks for item in chunk.operations)
 
     @property
     def can_wait(self) -> bool:
         """Whether nothing here would be missed if the process ended now: rows on disk, and nobody waiting."""
-        return not self.unspilled and not any(isinstance(i, Update) for chunk in self.chunks for i in chunk.operations)
+        return not self.unspilled and not any(
+            isinstance(i, UsageUpdate) for chunk in self.chunks for i in chunk.operations
+        )
 
-    def take(self, backlog: Backlog, limit: int) -> None:
+    def take(self, backlog: WriteQueue, limit: int) -> None:
         """Add one chunk of at most `limit` items from the backlog."""
         taken = backlog.take(limit)
         operations: list[Operation] = [
-            *normalised(snapshots(taken.entries, self._losses), self._losses),
+            *normalized_records(pending_entries(taken.entries, self._losses), self._losses),
             *taken.updates,
             *taken.marks,
         ]
         if operations:
-            self.chunks.append(Chunk(operations, taken.since, taken.size))
+            self.chunks.append(Batch(operations, taken.since, taken.size))
 
-    def spilled(self, chunk: Chunk) -> None:
+    def mark_spilled(self, chunk: Batch) -> None:
         """Its rows are on disk, so they need not be kept here, but for a few: those need not be read again."""
-        chunk.settle_spilled()
+        chunk.resolve_spilled()
         if chunk.committed:  # meanwhile
-            self._note_stale(chunk)
+            self._record_stale(chunk)
         elif len(self) > KEPT and any(chunk is other for other in list(self.chunks)[1:]):
-            chunk.operations = [i for i in chunk.operations if not isinstance(i, Record) and not _is_settled(i)]
+            chunk.operations = [i for i in chunk.operations if not isinstance(i, Record) and not _is_resolved(i)]
             chunk.waiting = len(chunk.operations)
             self.chunks = deque(other for other in self.chunks if other.operations)
 
     def put(self, records: Sequence[Record]) -> None:
         """Add one chunk of records that are on disk."""
-        self.chunks.append(Chunk([*records], spilled=True))
+        self.chunks.append(Batch([*records], spilled=True))
 
     async def write(self, raw: Any) -> None:
         """Commit the first chunk; instead of a chunk with a bad row its halves come next, until the row is alone.
@@ -135,20 +137,20 @@ class Hand:
         try:
             counts = await self._commit(raw, chunk.operations)
         except Exception as error:
-            reason = self._driver.row_error(error)
+            reason = self._driver.is_row_error(error)
             if reason is None:
                 raise
             await self._driver.fetch(raw, "SELECT 1")  # if that fails too, the row is not to blame
             self.chunks.popleft()
-            self.chunks.extendleft(reversed(self._without_blame(chunk, reason)))
+            self.chunks.extendleft(reversed(self._isolate_bad_rows(chunk, reason)))
         else:
             self.chunks.popleft()
             chunk.committed = True
             for record in chunk.records if chunk.level else ():
                 self._losses.degrade(record.correlation_id, chunk.reason)
             if chunk.spilled:
-                self._note_stale(chunk)
-            _settle(chunk.operations, counts)
+                self._record_stale(chunk)
+            _resolve(chunk.operations, counts)
 
     def clear(self) -> list[Operation]:
         """Everything that is left and not on disk."""
@@ -157,7 +159,7 @@ class Hand:
         self.chunks.clear()
         return [item for item in left if id(item) not in spilled]
 
-    def _note_stale(self, chunk: Chunk) -> None:
+    def _record_stale(self, chunk: Batch) -> None:
         if len(self.stale) < KEPT:  # the others are brought back once more, which changes nothing
             self.stale += chunk.records
 
@@ -167,11 +169,11 @@ class Hand:
         updates = [
             (item.input_tokens, item.output_tokens, driver.money(item.cost_sats), item.correlation_id)
             for item in operations
-            if isinstance(item, Update)
+            if isinstance(item, UsageUpdate)
         ]
         if not records and not updates:
             return []
-        rows = [*keeping(driver, sql, records), *self._marking(self._marker.of_records(records))]
+        rows = [*upsert_operations(driver, sql, records), *self._mark_hours(self._marker.of_records(records))]
         if not updates:
             await driver.write(raw, rows)
             return []
@@ -179,14 +181,14 @@ class Hand:
             await driver.write(raw, rows)
             counts = [await driver.execute(raw, sql.update_usage, update) for update in updates]
             found = [await driver.fetch(raw, sql.arrival, update[-1:]) for update in updates]
-            moments = [values.read_moment(row[0]) for rows in found for row in rows]
-            await driver.write(raw, self._marking(self._marker.of(moments)))
+            moments = [values.read_timestamp(row[0]) for rows in found for row in rows]
+            await driver.write(raw, self._mark_hours(self._marker.of(moments)))
             return counts
 
-    def _marking(self, marks: list[HourMark]) -> list[Many]:
-        return [Many(self._statements.mark_hour, marks)] if marks else []
+    def _mark_hours(self, marks: list[HourMark]) -> list[BulkStatement]:
+        return [BulkStatement(self._statements.mark_hour, marks)] if marks else []
 
-    def _without_blame(self, chunk: Chunk, reason: str) -> list[Chunk]:
+    def _isolate_bad_rows(self, chunk: Batch, reason: str) -> list[Batch]:
         """What to try instead of a chunk that was refused."""
         half = len(chunk.operations) // 2
         if half:
@@ -194,35 +196,37 @@ class Hand:
             return [replace(chunk, operations=part, size=chunk.size // 2) for part in parts]
         (item,) = chunk.operations
         if not isinstance(item, Record):
-            item.settle(LedgerError(f"refused by the database: {reason}"))
+            item.resolve(LedgerError(f"refused by the database: {reason}"))
             return []
         if chunk.level == LEVELS:
             logger.error("ledger: the row of %s was refused in every form and is lost: %s", item.correlation_id, reason)
             self._losses.add(1, "refused by the database")
             return []
         level = chunk.level + 1
-        return [replace(chunk, operations=[degraded(item, level, reason)], level=level, reason=reason)]
+        return [replace(chunk, operations=[degraded_record(item, level, reason)], level=level, reason=reason)]
 
 
-def keeping(driver: Driver, sql: Statements, records: Sequence[Record]) -> list[Many]:
+def upsert_operations(driver: Driver, sql: Statements, records: Sequence[Record]) -> list[BulkStatement]:
     """What writes records, in one transaction; a newer state that is there stays."""
     rows = [driver.encode(record.row) for record in records]
     attempts = [driver.encode(row, IN_ATTEMPTS) for record in records for row in record.attempts]
-    return [step for step in (Many(sql.upsert, rows), Many(sql.upsert_attempt, attempts)) if step.rows]
+    return [
+        step for step in (BulkStatement(sql.upsert, rows), BulkStatement(sql.upsert_attempt, attempts)) if step.rows
+    ]
 
 
-def snapshots(entries: Sequence[Entry | Call], losses: Losses) -> list[Entry]:
+def pending_entries(entries: Sequence[LedgerEntry | PendingEntry], losses: LossCounters) -> list[LedgerEntry]:
     """Entries, and what the calls among them say of themselves now; one that can't is counted, if no other."""
-    found: list[Entry] = []
+    found: list[LedgerEntry] = []
     for entry in entries:
         try:
-            found.append(entry if isinstance(entry, Entry) else entry.entry())
+            found.append(entry if isinstance(entry, LedgerEntry) else entry.entry())
         except Exception as error:  # noqa: BLE001 - one odd call must not stop the others
             losses.add(1, f"a call that can't be told: {type(error).__name__}")
     return found
 
 
-def normalised(entries: Sequence[Entry], losses: Losses) -> list[Record]:
+def normalized_records(entries: Sequence[LedgerEntry], losses: LossCounters) -> list[Record]:
     """The records of entries; what can't be one loses what is wrong with it, and is counted as degraded."""
     records: list[Record] = []
     for entry in entries:
@@ -230,20 +234,20 @@ def normalised(entries: Sequence[Entry], losses: Losses) -> list[Record]:
             records.append(values.record(entry))
         except Exception as error:  # noqa: BLE001 - one odd entry must not stop the others
             reason = type(error).__name__
-            records.append(degraded(Record(values.salvage(entry, datetime.now(UTC))), 1, reason))
+            records.append(degraded_record(Record(values.salvage(entry, datetime.now(UTC))), 1, reason))
             losses.degrade(records[-1].correlation_id, reason)
     return records
 
 
-def _is_settled(item: Update | Mark) -> bool:
+def _is_resolved(item: UsageUpdate | FlushMarker) -> bool:
     """Whether it asked for no more than the spill."""
-    return isinstance(item, Mark) and item.spilled
+    return isinstance(item, FlushMarker) and item.spilled
 
 
-def _settle(operations: list[Operation], counts: list[int]) -> None:
+def _resolve(operations: list[Operation], counts: list[int]) -> None:
     waiting = iter(counts)
     for item in operations:
-        if isinstance(item, Update):
-            item.settle(next(waiting))
-        elif isinstance(item, Mark):
-            item.settle(0)
+        if isinstance(item, UsageUpdate):
+            item.resolve(next(waiting))
+        elif isinstance(item, FlushMarker):
+            item.resolve(0)

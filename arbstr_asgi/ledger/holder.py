@@ -4,17 +4,17 @@ import asyncio
 import contextvars
 from typing import Any, TypeVar
 
-from arbstr_asgi.ledger.sessions import Sessions, Work
+from arbstr_asgi.ledger.sessions import ConnectionTasks, Work
 
 T = TypeVar("T")
 
 IDLE = 5.0  # seconds without work after which the connection is closed
 
 
-class Holder:
+class HeldConnection:
     """Runs pieces of work one after the other; a connection on which one failed is not used for the next."""
 
-    def __init__(self, sessions: Sessions) -> None:
+    def __init__(self, sessions: ConnectionTasks) -> None:
         self._sessions = sessions
         self._waiting: asyncio.Queue[tuple[Work[Any], asyncio.Future[Any]]] = asyncio.Queue()
         self._task: asyncio.Task[None] | None = None

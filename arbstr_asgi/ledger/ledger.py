@@ -9,20 +9,20 @@ from pathlib import Path
 from databases import Database
 
 from arbstr_asgi.config.settings import LONGEST_RETENTION
-from arbstr_asgi.entry import Call, Entry
+from arbstr_asgi.entry import PendingEntry, LedgerEntry
 from arbstr_asgi.errors import ConfigError, LedgerError, LedgerUnavailable
-from arbstr_asgi.ledger.backlog import Mark, Settle, Update, promise
-from arbstr_asgi.ledger.caretaker import Caretaker
-from arbstr_asgi.ledger.faults import described
-from arbstr_asgi.ledger.fragments import Fragments
-from arbstr_asgi.ledger.losses import Losses
-from arbstr_asgi.ledger.readable import AT_ONCE, Readable
-from arbstr_asgi.ledger.reader import Reader
+from arbstr_asgi.ledger.backlog import FlushMarker, Resolve, UsageUpdate, make_future
+from arbstr_asgi.ledger.caretaker import RollupScheduler
+from arbstr_asgi.ledger.faults import describe_error
+from arbstr_asgi.ledger.fragments import SqlDialect
+from arbstr_asgi.ledger.losses import LossCounters
+from arbstr_asgi.ledger.readable import AT_ONCE, LedgerQueries
+from arbstr_asgi.ledger.reader import QueryRunner
 from arbstr_asgi.ledger.slots import new_worker_id
-from arbstr_asgi.ledger.snapshot import Bounds, Snapshot
-from arbstr_asgi.ledger.spill import shelter
+from arbstr_asgi.ledger.snapshot import QueueLimits, Snapshot
+from arbstr_asgi.ledger.spill import open_spill
 from arbstr_asgi.ledger.statements import statements
-from arbstr_asgi.ledger.target import Target
+from arbstr_asgi.ledger.target import LedgerDatabase
 from arbstr_asgi.ledger.writer import Writer
 
 logger = logging.getLogger("arbstr_asgi.ledger")
@@ -32,7 +32,7 @@ COMMIT_PATIENCE = 2.0  # seconds for which an answer is held for its row
 _CLOSED = "the ledger is not open"
 
 
-class Ledger(Readable):
+class Ledger(LedgerQueries):
     """Records one row for each call; give it a `url`, or a connected `database` of the host's.
 
     The table prefix is "" on a database of our own and "arbstr_" on the host's; `migrate` (at start) is on for our own
@@ -51,27 +51,27 @@ class Ledger(Readable):
         migrate: bool | None = None,
         spill: str | None = None,
         durable: bool = False,
-        bounds: Bounds = Bounds(),  # noqa: B008 - a frozen value
+        bounds: QueueLimits = QueueLimits(),  # noqa: B008 - a frozen value
         retention_days: float | None = None,
     ) -> None:
         place = url if database is None else database
         if place is None or (url is not None and database is not None):
             raise ConfigError("database: give either a url or a connected database")
-        self._target = Target.of(place, table_prefix, durable=durable)
+        self._target = LedgerDatabase.create(place, table_prefix, durable=durable)
         self._spill_below = spill
         self._durable = durable
-        self._bounds = bounds
+        self._limits = bounds
         self._migrate = self._target.own if migrate is None else migrate
         self._statements = statements(self._target.dialect, self._target.prefix)
-        self._fragments = Fragments(self._target.dialect, self._target.prefix)
-        self._losses = Losses()
+        self._fragments = SqlDialect(self._target.dialect, self._target.prefix)
+        self._losses = LossCounters()
         self._writer: Writer | None = None
         self._opening = False
         self._worker_id = ""
         if retention_days is not None and not 0 < retention_days <= LONGEST_RETENTION:
             raise ConfigError(f"retention_days: must be more than 0 and at most {LONGEST_RETENTION}")
         self._retention = None if retention_days is None else timedelta(days=retention_days)
-        self._caretaker: Caretaker | None = None
+        self._caretaker: RollupScheduler | None = None
 
     def __repr__(self) -> str:
         return f"<Ledger {self._target} {'open' if self.is_open else 'closed'}>"
@@ -122,7 +122,7 @@ class Ledger(Readable):
 
     def has_room(self, calls: int = 0) -> bool:
         """Whether the entries of so many more calls could be kept in memory."""
-        return self._writer is not None and self._bounds.admit(self._writer.queued + 2 * calls, self._writer.size)
+        return self._writer is not None and self._limits.has_room(self._writer.queued + 2 * calls, self._writer.size)
 
     async def open(self, patience: float = 5.0) -> None:
         """Start writing: connect, migrate or check the schema.
@@ -136,7 +136,7 @@ class Ledger(Readable):
         self._target.check()
         self._opening = True
         try:
-            found = await shelter(self.spill_folder, durable=self._durable)
+            found = await open_spill(self.spill_folder, durable=self._durable)
             self._worker_id = new_worker_id(found.slots.id if found else "")
             if found is not None:
                 found.spill.slot.sign(self._worker_id)
@@ -148,7 +148,7 @@ class Ledger(Readable):
                 raise
             self._at_once = asyncio.Semaphore(AT_ONCE)
             writer = self._writer
-            self._caretaker = Caretaker(
+            self._caretaker = RollupScheduler(
                 lambda: writer.sessions if writer.accepting else None, self._fragments, self._retention
             )
         finally:
@@ -165,40 +165,40 @@ class Ledger(Readable):
         if self._writer is not None:
             await self._writer.stop(timeout)
 
-    def record(self, entry: Entry) -> None:
+    def record(self, entry: LedgerEntry) -> None:
         """Queue one state of a call; the highest revision stays. Never raises, never waits, from any thread."""
-        if isinstance(entry, Entry):
+        if isinstance(entry, LedgerEntry):
             self._add(entry)
         else:
             self._losses.add(1, "not an entry")
 
-    def follow(self, call: Call) -> None:
+    def record_started(self, call: PendingEntry) -> None:
         """Queue the first state of a call, of which it is asked on the loop's thread when that is to be written.
 
         It isn't, where its entry is recorded before. Never raises, never waits, from any thread.
         """
         self._add(call)
 
-    def _add(self, item: Entry | Call) -> None:
+    def _add(self, item: LedgerEntry | PendingEntry) -> None:
         try:
             writer = self._writer
             if writer is None or not writer.accepting:
                 self._losses.add(1, "the ledger is not open")
-            elif self._bounds.full(writer.queued, writer.size):
+            elif self._limits.is_full(writer.queued, writer.size):
                 self._losses.add(1, f"{writer.queued} wait already")
             else:
                 writer.add(item)
         except Exception as error:  # noqa: BLE001 - accounting must never break the call that it accounts for
             self._losses.add(1, type(error).__name__)
 
-    async def commit(self, entry: Entry) -> None:
+    async def commit(self, entry: LedgerEntry) -> None:
         """Record, and return once that is in the database or in the spill; after two seconds in any case, counted."""
         self.record(entry)
         writer = self._writer
         if writer is None or not writer.accepting:
             return
-        settle, future = promise()
-        writer.add(Mark(settle, spilled=True), urgent=True)
+        settle, future = make_future()
+        writer.add(FlushMarker(settle, spilled=True), urgent=True)
         try:
             async with asyncio.timeout(COMMIT_PATIENCE):
                 await future
@@ -208,8 +208,8 @@ class Ledger(Readable):
     async def flush(self) -> None:
         """Return when everything recorded so far is committed. Raises LedgerError if it is closed before."""
         if self._writer is not None and self._writer.accepting:
-            settle, future = promise()
-            self._writer.add(Mark(settle), urgent=True)
+            settle, future = make_future()
+            self._writer.add(FlushMarker(settle), urgent=True)
             await future
 
     async def update_usage(
@@ -220,8 +220,8 @@ class Ledger(Readable):
         Returns the number of rows matched, after the commit: 1, or 0 for an unknown id. Stays behind what was recorded
         before. Raises LedgerError when the ledger is not open, or is closed before the commit.
         """
-        settle, future = promise()
-        self._update(Update.of(correlation_id, input_tokens, output_tokens, cost_sats, settle), urgent=True)
+        settle, future = make_future()
+        self._update(UsageUpdate.create(correlation_id, input_tokens, output_tokens, cost_sats, settle), urgent=True)
         return await future
 
     def spawn_usage_update(
@@ -233,27 +233,28 @@ class Ledger(Readable):
         """
         try:
             self._update(
-                Update.of(correlation_id, input_tokens, output_tokens, cost_sats, _report(correlation_id)), urgent=False
+                UsageUpdate.create(correlation_id, input_tokens, output_tokens, cost_sats, _report(correlation_id)),
+                urgent=False,
             )
         except Exception as error:  # noqa: BLE001 - fire and forget
-            logger.warning("ledger: usage of %s not updated: %s", correlation_id, described(error))
+            logger.warning("ledger: usage of %s not updated: %s", correlation_id, describe_error(error))
 
-    def _open_reader(self) -> Reader:
+    def _open_reader(self) -> QueryRunner:
         if self._writer is None or not self.is_open:
             raise LedgerError(_CLOSED)
         if self._writer.sessions is None:
             raise LedgerUnavailable("the database can't answer: it has not been reached yet")
-        return Reader(self._writer.sessions, self._statements, self._fragments)
+        return QueryRunner(self._writer.sessions, self._statements, self._fragments)
 
-    def _update(self, update: Update, *, urgent: bool) -> None:
+    def _update(self, update: UsageUpdate, *, urgent: bool) -> None:
         if self._writer is None or not self._writer.accepting:
             raise LedgerError(_CLOSED)
-        if self._bounds.full(self._writer.queued, self._writer.size):
+        if self._limits.is_full(self._writer.queued, self._writer.size):
             raise LedgerError("too much is waiting to be written already")
         self._writer.add(update, urgent=urgent)
 
 
-def _report(correlation_id: str) -> Settle:
+def _report(correlation_id: str) -> Resolve:
     def settle(outcome: int | LedgerError) -> None:
         if isinstance(outcome, LedgerError):
             logger.warning("ledger: usage of %s not updated: %s", correlation_id, outcome)

@@ -33,14 +33,14 @@ _PREFIX = re.compile(r"([A-Za-z_][A-Za-z0-9_]{0,30})?")
 
 
 @dataclass(frozen=True, slots=True)
-class Location:
+class DatabaseUrl:
     """A database of ours: `dialect` is sqlite, postgresql or mysql; `str()` shows no password."""
 
     dialect: str
     url: str = field(repr=False)
 
     @classmethod
-    def parse(cls, url: str) -> "Location":
+    def parse(cls, url: str) -> "DatabaseUrl":
         """Check a URL and bring it into the one spelling that `databases` knows. Raises ConfigError."""
         try:
             parts = urlsplit(url)

@@ -4,7 +4,7 @@ import logging
 import time
 from collections.abc import Callable
 
-from arbstr_asgi.ledger.quiet import Quiet
+from arbstr_asgi.ledger.quiet import Throttle
 
 logger = logging.getLogger("arbstr_asgi.ledger")
 
@@ -12,7 +12,7 @@ _QUIET = 60.0  # seconds
 _REMEMBERED = 10_000  # calls
 
 
-class Losses:
+class LossCounters:
     """Lost entries; each is counted, CRITICAL is logged when the last such line is a minute old, and at the end.
 
     `degraded` counts rows that the database refused and that stand there without what it refused; `late` answers that
@@ -25,13 +25,13 @@ class Losses:
         self.late = 0
         self._degraded: dict[str, None] = {}
         self._said = 0
-        self._quiet = Quiet(_QUIET, now)
-        self._quiet_when_late = Quiet(_QUIET, now)
+        self._quiet = Throttle(_QUIET, now)
+        self._quiet_when_late = Throttle(_QUIET, now)
 
     def add(self, number: int, reason: str) -> None:
         """Count `number` entries as lost."""
         self.count += number
-        if self._quiet.over():
+        if self._quiet.allow():
             self._said = self.count
             logger.critical("ledger: %d entries lost (%s), %d in all", number, reason, self.count)
 
@@ -48,10 +48,10 @@ class Losses:
     def add_late(self) -> None:
         """Count an answer whose row was not durable in time."""
         self.late += 1
-        if self._quiet_when_late.over():
+        if self._quiet_when_late.allow():
             logger.warning("ledger: answers go out before their rows are durable, %d so far", self.late)
 
-    def sum_up(self) -> None:
+    def log_summary(self) -> None:
         """Say the final number, if it has not been said."""
         if self.count != self._said:
             self._said = self.count

@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from datetime import datetime
 
 from arbstr_asgi.ledger.columns import COLUMNS
-from arbstr_asgi.ledger.values import Record, read_moment
+from arbstr_asgi.ledger.values import Record, read_timestamp
 from arbstr_asgi.stats.plan import HOUR
 from arbstr_asgi.stats.zones import number_of
 
@@ -15,7 +15,7 @@ HourMark = tuple[int, int, int]
 """Hour, writer, mark: parameters of `Statements.mark_hour`."""
 
 
-class Marker:
+class DirtyHours:
     """One writer's marks, each different from all before; a name of its own, so that writers don't wait in a row."""
 
     def __init__(self) -> None:
@@ -29,4 +29,4 @@ class Marker:
 
     def of_records(self, records: Iterable[Record]) -> list[HourMark]:
         """New marks for the hours of these records."""
-        return self.of(read_moment(record.row[_ARRIVAL]) for record in records)
+        return self.of(read_timestamp(record.row[_ARRIVAL]) for record in records)

@@ -3,7 +3,7 @@
 from collections import OrderedDict
 from collections.abc import Hashable
 
-from arbstr_asgi.stats.tally import Tally
+from arbstr_asgi.stats.tally import Totals
 
 MOST = 25_000_000  # bytes in memory
 _FOR_A_QUESTION = 2000  # bytes
@@ -15,13 +15,13 @@ Place = tuple[Keys, int]
 """The values that are grouped by, and what stands for a time."""
 
 
-class Remembered:
+class CacheEntry:
     """The answer to one question, as far as somebody wanted it, from one generation of roll-ups."""
 
     def __init__(self, generation: Hashable = None) -> None:
         self.generation = generation
         self.totals: dict[Keys, int] | None = None
-        self.tallies: dict[Place, Tally] = {}
+        self.tallies: dict[Place, Totals] = {}
         self.asked: set[Keys] = set()  # the groups of which there are all tallies
         self.whole = False  # whether the tallies are all that there are
         self.size = 0
@@ -33,21 +33,21 @@ class Remembered:
         return _FOR_A_QUESTION + _FOR_A_KEY * keys + _FOR_A_TALLY * len(self.tallies) + histograms
 
 
-class Memory:
+class RollupCache:
     """Of one database's roll-ups."""
 
     def __init__(self) -> None:
-        self._kept: OrderedDict[Hashable, Remembered] = OrderedDict()
+        self._kept: OrderedDict[Hashable, CacheEntry] = OrderedDict()
 
-    def of(self, generation: Hashable, question: Hashable) -> Remembered:
+    def of(self, generation: Hashable, question: Hashable) -> CacheEntry:
         """What is known of these roll-ups, to be added to; `fit` it afterwards. Another generation's is forgotten."""
         found = self._kept.get(question)
         if found is None or found.generation != generation:
-            found = self._kept[question] = Remembered(generation)
+            found = self._kept[question] = CacheEntry(generation)
         self._kept.move_to_end(question)
         return found
 
-    def fit(self, grown: Remembered) -> None:
+    def evict(self, grown: CacheEntry) -> None:
         """Forget the questions that have not been asked for longest, as far as there is too much of all."""
         grown.size = grown.measured()
         size = sum(found.size for found in self._kept.values())

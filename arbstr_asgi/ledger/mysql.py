@@ -15,9 +15,9 @@ from arbstr_asgi.ledger.driver import (
     OUTAGES,
     READ_TIMEOUT,
     Driver,
-    Many,
-    Special,
-    broken,
+    BulkStatement,
+    SpecialColumns,
+    is_connection_error,
     encoded,
     iso,
 )
@@ -52,7 +52,7 @@ class Mysql:
 
     dialect = "mysql"
     options: Mapping[str, Any] = {"min_size": 1, "max_size": 5, "connect_timeout": 10, "charset": "utf8mb4"}
-    holds = False
+    keeps_connection = False
     batch_timeout = 15.0
 
     async def prepare(self, raw: Any, *, own: bool, durable: bool) -> None:
@@ -89,7 +89,7 @@ class Mysql:
     def in_transaction(self, raw: Any) -> bool:
         return bool(raw.get_transaction_status())
 
-    async def write(self, raw: Any, steps: Sequence[Many]) -> None:
+    async def write(self, raw: Any, steps: Sequence[BulkStatement]) -> None:
         async with self.begin(raw):
             for sql, rows in steps:
                 await self.execute_many(raw, sql, rows)
@@ -120,13 +120,13 @@ class Mysql:
     async def unlock(self, raw: Any, prefix: str) -> None:
         await self.fetch(raw, f"SELECT RELEASE_LOCK({_LOCK_NAME})", (prefix,))
 
-    def encode(self, row: Row, special: Special = IN_REQUESTS) -> Row:
+    def encode(self, row: Row, special: SpecialColumns = IN_REQUESTS) -> Row:
         return encoded(row, special, _text, self.money)
 
     def money(self, value: Decimal | None) -> Decimal | None:
         return value
 
-    def row_error(self, error: BaseException) -> str | None:
+    def is_row_error(self, error: BaseException) -> str | None:
         if isinstance(error, err.MySQLError):
             code = error.args[0] if error.args and isinstance(error.args[0], int) else None
             unsent = isinstance(error, err.ProgrammingError) and code is None
@@ -135,17 +135,17 @@ class Mysql:
             return None
         return type(error).__name__ if isinstance(error, CONVERSION_ERRORS) else None
 
-    def may_pass(self, error: BaseException) -> bool:
+    def is_transient(self, error: BaseException) -> bool:
         if isinstance(error, err.MySQLError):
             return bool(error.args[:1] != (_NO_SUCH_DATABASE,))
         return isinstance(error, OUTAGES)
 
-    def lost(self, error: BaseException) -> bool:
+    def is_connection_lost(self, error: BaseException) -> bool:
         if isinstance(error, err.MySQLError):
             return isinstance(error, err.InterfaceError) or error.args[:1] in _LOST_CODES
-        return broken(error)
+        return is_connection_error(error)
 
-    def moment(self, value: datetime) -> datetime:
+    def read_timestamp(self, value: datetime) -> datetime:
         return _naive(value)
 
     async def spare(self, raw: Any) -> None:

@@ -6,50 +6,50 @@ from typing import Any, NamedTuple
 
 from arbstr_asgi.ledger import values
 from arbstr_asgi.ledger.driver import Driver
-from arbstr_asgi.ledger.fragments import Asking, Fragments
+from arbstr_asgi.ledger.fragments import SqlParameters, SqlDialect
 from arbstr_asgi.stats import Cursor, RequestsQuery
 
 
-class Stratum(NamedTuple):
+class Segment(NamedTuple):
     """A part of all rows, in their order: a condition and what to sort by."""
 
     condition: str
     order: str
 
 
-class Ordering:
+class KeysetOrder:
     """Of one query. `walks`: along the index of the sorted column, not of the time; for SQLite, which can't know."""
 
-    def __init__(self, driver: Driver, fragments: Fragments, query: RequestsQuery, *, walks: bool) -> None:
+    def __init__(self, driver: Driver, fragments: SqlDialect, query: RequestsQuery, *, walks: bool) -> None:
         self._driver = driver
         self._fragments = fragments
         self._query = query
-        self._walks = walks
+        self._use_sort_index = walks
 
-    def strata(self) -> Iterator[tuple[Asking, Stratum]]:
+    def segments(self) -> Iterator[tuple[SqlParameters, Segment]]:
         """One after the other they are the rows that are asked for; each with the parameters that it begins with.
 
         What has no value comes last, so that the other rows are found by an index that has only them.
         """
         columns, after = self._columns(), self._query.after
         known, unknown = f"{self._name} IS NOT NULL", f"{self._name} IS NULL"
-        asking = Asking(self._driver.dialect)
+        asking = SqlParameters(self._driver.dialect)
         if after is not None and after.value is None:
-            yield asking, Stratum(f"{unknown} AND id {self._sign} {asking.mark(after.id)}", self._order([]))
+            yield asking, Segment(f"{unknown} AND id {self._sign} {asking.add(after.id)}", self._order([]))
             return
         behind = known if after is None else f"{known} AND {self._behind(asking, columns, after)}"
-        yield asking, Stratum(behind, self._order(columns))
+        yield asking, Segment(behind, self._order(columns))
         if self._query.sort != "timestamp":
-            yield Asking(self._driver.dialect), Stratum(unknown, self._order([]))
+            yield SqlParameters(self._driver.dialect), Segment(unknown, self._order([]))
 
-    def conditions(self, asking: Asking) -> list[str]:
+    def conditions(self, asking: SqlParameters) -> list[str]:
         """For the time and the filters."""
-        moment, query = self._driver.moment, self._query
+        moment, query = self._driver.read_timestamp, self._query
         found = [
             self._fragments.between(asking, moment(query.since), moment(query.until)),
             *self._fragments.fits(asking, query.filters),
         ]
-        if self._driver.dialect != "sqlite" or not self._walks:
+        if self._driver.dialect != "sqlite" or not self._use_sort_index:
             return found
         indexed = [self._fragments.name(name) for name in ("timestamp", "end_user", "end_reason")]
         return [_aside(condition, indexed) for condition in found]
@@ -64,7 +64,7 @@ class Ordering:
 
     def _columns(self) -> list[str]:
         columns = self._fragments.exact(self._query.sort) if self._query.sort == "cost_sats" else [self._name]
-        if self._driver.dialect == "sqlite" and self._query.sort != "timestamp" and not self._walks:
+        if self._driver.dialect == "sqlite" and self._query.sort != "timestamp" and not self._use_sort_index:
             return [f"+{column}" for column in columns]
         return columns
 
@@ -72,19 +72,19 @@ class Ordering:
         way = "DESC" if self._query.descending else "ASC"
         return ", ".join(f"{column} {way}" for column in [*columns, "id"])
 
-    def _behind(self, asking: Asking, columns: list[str], after: Cursor) -> str:
+    def _behind(self, asking: SqlParameters, columns: list[str], after: Cursor) -> str:
         """Behind a row; said so that each database finds the place in its index by the first column."""
         sign, parts = self._sign, self._parts(after.value)
-        first = f"{columns[0]} {sign}= {asking.mark(parts[0])}"
+        first = f"{columns[0]} {sign}= {asking.add(parts[0])}"
         opened = [
-            f"({column} {sign} {asking.mark(part)} OR ({column} = {asking.mark(part)} AND "
+            f"({column} {sign} {asking.add(part)} OR ({column} = {asking.add(part)} AND "
             for column, part in zip(columns, parts, strict=True)
         ]
-        return f"{first} AND {''.join(opened)}id {sign} {asking.mark(after.id)}{'))' * len(opened)}"
+        return f"{first} AND {''.join(opened)}id {sign} {asking.add(after.id)}{'))' * len(opened)}"
 
     def _parts(self, value: Any) -> list[Any]:
         if self._query.sort == "timestamp":
-            return [self._driver.moment(values.moment(value))]
+            return [self._driver.read_timestamp(values.timestamp(value))]
         if self._query.sort == "latency_ms":
             return [value]
         amount = values.money(value) or Decimal(0)

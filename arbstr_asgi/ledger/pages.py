@@ -6,15 +6,15 @@ from typing import Any
 from msgspec.structs import replace
 
 from arbstr_asgi.ledger import values
-from arbstr_asgi.ledger.asked import Asked
+from arbstr_asgi.ledger.asked import ResolvedQuery
 from arbstr_asgi.ledger.columns import COLUMNS
 from arbstr_asgi.ledger.driver import Driver
-from arbstr_asgi.ledger.fragments import Asking, Fragments
-from arbstr_asgi.ledger.memory import Memory
-from arbstr_asgi.ledger.ordering import Ordering
-from arbstr_asgi.ledger.statistics import Statistics
+from arbstr_asgi.ledger.fragments import SqlParameters, SqlDialect
+from arbstr_asgi.ledger.memory import RollupCache
+from arbstr_asgi.ledger.ordering import KeysetOrder
+from arbstr_asgi.ledger.statistics import StatsReader
 from arbstr_asgi.stats import Cursor, Filters, Page, RequestsQuery, StatsQuery
-from arbstr_asgi.stats.plan import DIMENSIONS, rolled
+from arbstr_asgi.stats.plan import DIMENSIONS, matching_grouping
 from arbstr_asgi.stats.zones import bound
 
 COUNTED = 50_000  # rows at most that are counted one by one
@@ -22,13 +22,13 @@ _AT_ONCE = 500  # rows whose numbers are in one statement
 _LOOKUP = 4  # times as much work as a step along an index
 
 
-class Pages:
+class Pagination:
     """Asks on one connection at a time."""
 
-    def __init__(self, driver: Driver, fragments: Fragments, memory: Memory) -> None:
+    def __init__(self, driver: Driver, fragments: SqlDialect, memory: RollupCache) -> None:
         self._driver = driver
         self._fragments = fragments
-        self._statistics = Statistics(driver, fragments, memory)
+        self._statistics = StatsReader(driver, fragments, memory)
         columns = ", ".join(fragments.name(column.name) for column in COLUMNS)
         self._rows = f"SELECT id, {columns} FROM {fragments.requests} WHERE id IN "  # noqa: S608 - no values
 
@@ -39,7 +39,7 @@ class Pages:
             return Page([], 0, None)
         async with self._driver.reading(raw):
             total = await self._total(raw, query.filters, query) if counted else None
-            numbers = await self._numbers(raw, query, await self._walks(raw, query, total))
+            numbers = await self._numbers(raw, query, await self._use_sort_index(raw, query, total))
             rows = await self._read(raw, numbers[: query.limit])
         more = len(numbers) > query.limit and rows
         return Page(rows, total, Cursor(rows[-1][query.sort], rows[-1]["id"]) if more else None)
@@ -51,13 +51,13 @@ class Pages:
     async def _numbers(self, raw: Any, query: RequestsQuery, walks: bool) -> list[int]:
         """One more than the page has, where there is one."""
         found: list[int] = []
-        ordering = Ordering(self._driver, self._fragments, query, walks=walks)
+        ordering = KeysetOrder(self._driver, self._fragments, query, walks=walks)
         offset = query.offset if query.after is None else 0
-        for asking, stratum in ordering.strata():
+        for asking, stratum in ordering.segments():
             conditions = [stratum.condition, *ordering.conditions(asking)]
             rows = f"FROM {self._fragments.requests} WHERE {' AND '.join(conditions)}"
             given = [*asking.parameters]
-            limit = f"LIMIT {asking.mark(query.limit + 1 - len(found))} OFFSET {asking.mark(offset)}"
+            limit = f"LIMIT {asking.add(query.limit + 1 - len(found))} OFFSET {asking.add(offset)}"
             sql = f"SELECT id {rows} ORDER BY {stratum.order} {limit}"
             some = [int(row[0]) for row in await self._driver.fetch(raw, sql, asking.parameters)]
             found += some
@@ -73,13 +73,13 @@ class Pages:
     async def _read(self, raw: Any, numbers: Sequence[int]) -> list[dict[str, Any]]:
         found: dict[int, dict[str, Any]] = {}
         for place in range(0, len(numbers), _AT_ONCE):
-            asking = Asking(self._driver.dialect)
-            sql = f"{self._rows}({asking.all_of(numbers[place : place + _AT_ONCE])})"
+            asking = SqlParameters(self._driver.dialect)
+            sql = f"{self._rows}({asking.add_all(numbers[place : place + _AT_ONCE])})"
             for number, *row in await self._driver.fetch(raw, sql, asking.parameters):
                 found[number] = {"id": number, **values.read(row)}
         return [found[number] for number in numbers]
 
-    async def _walks(self, raw: Any, query: RequestsQuery, total: int | None) -> bool:
+    async def _use_sort_index(self, raw: Any, query: RequestsQuery, total: int | None) -> bool:
         """Whether it is less work to go along the sorted column until enough rows fit than to sort all that fit."""
         if query.sort == "timestamp" or self._driver.dialect != "sqlite":
             return False
@@ -99,7 +99,7 @@ class Pages:
         since = max(query.since, await self._statistics.kept_since(raw))  # roll-ups know of rows that have been pruned
         if since >= query.until:
             return 0
-        asked = Asked.of(StatsQuery(since=since, until=query.until, filters=known))
+        asked = ResolvedQuery.of(StatsQuery(since=since, until=query.until, filters=known))
         divided = await self._statistics.divided(raw, asked)
         found = sum((await self._statistics.totals(raw, asked, divided)).values())
         for since, until in divided.rows:
@@ -112,8 +112,8 @@ class Pages:
         return await self._counted(raw, filters, query) if found <= COUNTED else None
 
     async def _counted(self, raw: Any, filters: Filters, query: RequestsQuery) -> int | None:
-        asking = Asking(self._driver.dialect)
-        moment = self._driver.moment
+        asking = SqlParameters(self._driver.dialect)
+        moment = self._driver.read_timestamp
         conditions = [
             self._fragments.between(asking, moment(query.since), moment(query.until)),
             *self._fragments.fits(asking, filters),
@@ -126,7 +126,7 @@ class Pages:
 def _rolled_up(filters: Filters) -> Filters:
     """Of these, ones that a roll-up knows: where not all of them, the end user or the first two."""
     given = {name: value for name, value in filters.given.items() if name in DIMENSIONS}
-    if rolled((), Filters(**given)) is not None:
+    if matching_grouping((), Filters(**given)) is not None:
         return Filters(**given)
     if "end_user" in given:
         return Filters(end_user=given["end_user"])

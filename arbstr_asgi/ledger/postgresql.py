@@ -14,9 +14,9 @@ from arbstr_asgi.ledger.driver import (
     OUTAGES,
     READ_TIMEOUT,
     Driver,
-    Many,
-    Special,
-    broken,
+    BulkStatement,
+    SpecialColumns,
+    is_connection_error,
     encoded,
     iso,
     plain,
@@ -44,7 +44,7 @@ class Postgresql:
     dialect = "postgresql"
     # No size to be kept: asyncpg would log a traceback each time that it can't be in an outage.
     options: Mapping[str, Any] = {"min_size": 0, "max_size": 5, "timeout": 10, "connection_class": _Connection}
-    holds = False
+    keeps_connection = False
     batch_timeout = 15.0
 
     async def prepare(self, raw: Any, *, own: bool, durable: bool) -> None:
@@ -81,7 +81,7 @@ class Postgresql:
     def in_transaction(self, raw: Any) -> bool:
         return bool(raw.is_in_transaction())
 
-    async def write(self, raw: Any, steps: Sequence[Many]) -> None:
+    async def write(self, raw: Any, steps: Sequence[BulkStatement]) -> None:
         async with self.begin(raw):
             for sql, rows in steps:
                 await self.execute_many(raw, sql, rows)
@@ -107,29 +107,29 @@ class Postgresql:
     async def unlock(self, raw: Any, prefix: str) -> None:
         pass
 
-    def encode(self, row: Row, special: Special = IN_REQUESTS) -> Row:
+    def encode(self, row: Row, special: SpecialColumns = IN_REQUESTS) -> Row:
         return encoded(row, special, iso, plain)  # as `statements` has them read
 
     def money(self, value: Decimal | None) -> Decimal | None:
         return value
 
-    def row_error(self, error: BaseException) -> str | None:
+    def is_row_error(self, error: BaseException) -> str | None:
         state = getattr(error, "sqlstate", None)
         if isinstance(error, asyncpg.PostgresError) and state is not None:
             return f"{type(error).__name__} {state}" if state[:2] in _ROW_STATES else None
         return type(error).__name__ if isinstance(error, CONVERSION_ERRORS) else None
 
-    def may_pass(self, error: BaseException) -> bool:
+    def is_transient(self, error: BaseException) -> bool:
         if isinstance(error, asyncpg.InvalidCatalogNameError):
             return False
         return isinstance(error, (asyncpg.PostgresError, asyncpg.InterfaceError, *OUTAGES))
 
-    def lost(self, error: BaseException) -> bool:
+    def is_connection_lost(self, error: BaseException) -> bool:
         if isinstance(error, asyncpg.PostgresError):
             return (error.sqlstate or "")[:2] in _LOST_STATES
-        return isinstance(error, asyncpg.InterfaceError | asyncpg.InternalClientError) or broken(error)
+        return isinstance(error, asyncpg.InterfaceError | asyncpg.InternalClientError) or is_connection_error(error)
 
-    def moment(self, value: datetime) -> datetime:
+    def read_timestamp(self, value: datetime) -> datetime:
         return value
 
     async def spare(self, raw: Any) -> None:

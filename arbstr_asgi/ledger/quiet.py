@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable
 
 
-class Quiet:
+class Throttle:
     """`over()` is True the first time, and then again once `seconds` have passed since it was."""
 
     def __init__(self, seconds: float, now: Callable[[], float] = time.monotonic) -> None:
@@ -12,7 +12,7 @@ class Quiet:
         self._now = now
         self._until = float("-inf")
 
-    def over(self) -> bool:
+    def allow(self) -> bool:
         """Whether it may be said now; it then counts as said."""
         if self._now() < self._until:
             return False

@@ -14,11 +14,11 @@ import msgspec
 
 from arbstr_asgi.errors import LedgerError, LedgerUnavailable
 from arbstr_asgi.ledger.driver import READ_TIMEOUT
-from arbstr_asgi.ledger.eraser import erase
-from arbstr_asgi.ledger.faults import described
-from arbstr_asgi.ledger.fragments import Fragments
-from arbstr_asgi.ledger.reader import Reader
-from arbstr_asgi.ledger.upkeep import Progress, Upkeep
+from arbstr_asgi.ledger.eraser import erase_from_spill
+from arbstr_asgi.ledger.faults import describe_error
+from arbstr_asgi.ledger.fragments import SqlDialect
+from arbstr_asgi.ledger.reader import QueryRunner
+from arbstr_asgi.ledger.upkeep import Progress, Maintenance
 from arbstr_asgi.stats import Group, Page, Rebuilt, RequestsQuery, StatsQuery, Summary
 
 T = TypeVar("T")
@@ -28,10 +28,10 @@ _GRACE = 1.0  # seconds from when the database is to give up until nobody waits 
 EXPORTED = 500  # rows in memory
 
 
-class Readable(ABC):
+class LedgerQueries(ABC):
     """What can be asked of an open ledger; it says itself what is open."""
 
-    _fragments: Fragments
+    _fragments: SqlDialect
     _at_once: asyncio.Semaphore
 
     @property
@@ -44,7 +44,7 @@ class Readable(ABC):
         """Return when everything recorded so far is committed. Raises LedgerError if it is closed before."""
 
     @abstractmethod
-    def _open_reader(self) -> Reader:
+    def _open_reader(self) -> QueryRunner:
         """Raises LedgerError where there is none."""
 
     async def rows(self, *, limit: int = 100, correlation_id: str | None = None) -> list[dict[str, Any]]:
@@ -115,20 +115,20 @@ class Readable(ABC):
         upkeep = self._upkeep()
         try:
             await self._flush_soon()
-            spilled = await erase(self.spill_folder, end_user)
+            spilled = await erase_from_spill(self.spill_folder, end_user)
             await self._flush_soon()  # behind it, nothing that was read from the spill before is on its way
         except (OSError, sqlite3.Error) as error:
-            raise LedgerError(f"the spill can't be read: {described(error)}") from error
+            raise LedgerError(f"the spill can't be read: {describe_error(error)}") from error
         return {**await upkeep.forget(end_user), "spilled": spilled}
 
     async def check(self) -> None:
         """Raise LedgerError unless the database answers a cheap query in two seconds."""
         await self._open_reader().check()
 
-    def _upkeep(self) -> Upkeep:
-        return Upkeep(self._open_reader().sessions, self._fragments)
+    def _upkeep(self) -> Maintenance:
+        return Maintenance(self._open_reader().sessions, self._fragments)
 
-    async def _in_turn(self, reader: Reader, ask: Callable[[], Coroutine[Any, Any, T]]) -> T:
+    async def _in_turn(self, reader: QueryRunner, ask: Callable[[], Coroutine[Any, Any, T]]) -> T:
         """One of few questions at once: it is so for as long as the database works on it, whoever has gone."""
         await self._at_once.acquire()
         task = asyncio.create_task(ask(), context=contextvars.Context())

@@ -8,12 +8,12 @@ from arbstr_asgi.errors import LedgerError
 from arbstr_asgi.ledger import values
 from arbstr_asgi.ledger.columns import ATTEMPT_COLUMNS
 from arbstr_asgi.ledger.driver import READ_TIMEOUT
-from arbstr_asgi.ledger.faults import described
-from arbstr_asgi.ledger.fragments import Fragments
-from arbstr_asgi.ledger.pages import Pages
-from arbstr_asgi.ledger.sessions import Sessions
+from arbstr_asgi.ledger.faults import describe_error
+from arbstr_asgi.ledger.fragments import SqlDialect
+from arbstr_asgi.ledger.pages import Pagination
+from arbstr_asgi.ledger.sessions import ConnectionTasks
 from arbstr_asgi.ledger.statements import Statements
-from arbstr_asgi.ledger.statistics import Statistics
+from arbstr_asgi.ledger.statistics import StatsReader
 from arbstr_asgi.stats import Group, Page, RequestsQuery, StatsQuery, Summary
 
 T = TypeVar("T")
@@ -23,10 +23,10 @@ _CHECK_TIMEOUT = 2.0  # seconds
 _ATTEMPTS = 6  # one more than our pool has connections: each may have died unnoticed while it was idle
 
 
-class Reader:
+class QueryRunner:
     """Queries on connections of their own, beside the writer."""
 
-    def __init__(self, sessions: Sessions, statements: Statements, fragments: Fragments) -> None:
+    def __init__(self, sessions: ConnectionTasks, statements: Statements, fragments: SqlDialect) -> None:
         self.sessions = sessions
         self._statements = statements
         self._fragments = fragments
@@ -45,7 +45,7 @@ class Reader:
 
     async def page(self, query: RequestsQuery, *, counted: bool = True) -> Page:
         """One page. Raises LedgerError."""
-        pages = Pages(self.sessions.driver, self._fragments, self.sessions.memory)
+        pages = Pagination(self.sessions.driver, self._fragments, self.sessions.memory)
         return await self._run(pages.page if counted else pages.uncounted, query)
 
     async def rows(self, limit: int, correlation_id: str | None) -> list[dict[str, Any]]:
@@ -68,8 +68,8 @@ class Reader:
         """Raises LedgerError unless the schema's version can be read in two seconds."""
         await self._fetch(self._statements.version, (), _CHECK_TIMEOUT)
 
-    def _statistics(self) -> Statistics:
-        return Statistics(self.sessions.driver, self._fragments, self.sessions.memory)
+    def _statistics(self) -> StatsReader:
+        return StatsReader(self.sessions.driver, self._fragments, self.sessions.memory)
 
     async def _fetch(self, sql: str, parameters: Sequence[Any], timeout: float) -> list[Sequence[Any]]:
         fetch = self.sessions.driver.fetch
@@ -96,9 +96,9 @@ class Reader:
             try:
                 return await sessions.run(ask, timeout=max(left, 0.0))
             except Exception as error:
-                if tries + 1 == _ATTEMPTS or not sessions.driver.lost(error):
+                if tries + 1 == _ATTEMPTS or not sessions.driver.is_connection_lost(error):
                     raise self._failed(error) from error
         raise AssertionError
 
     def _failed(self, error: Exception) -> LedgerError:
-        return LedgerError(f"the database can't answer: {described(error, self.sessions.database)}")
+        return LedgerError(f"the database can't answer: {describe_error(error, self.sessions.database)}")

@@ -7,12 +7,12 @@ from typing import Any
 
 from arbstr_asgi.ledger import values
 from arbstr_asgi.ledger.driver import Driver
-from arbstr_asgi.ledger.faults import described
-from arbstr_asgi.ledger.hand import Hand
-from arbstr_asgi.ledger.losses import Losses
-from arbstr_asgi.ledger.marks import Marker
-from arbstr_asgi.ledger.slots import Slots
-from arbstr_asgi.ledger.spill import Shelter, Spill
+from arbstr_asgi.ledger.faults import describe_error
+from arbstr_asgi.ledger.hand import PendingBatches
+from arbstr_asgi.ledger.losses import LossCounters
+from arbstr_asgi.ledger.marks import DirtyHours
+from arbstr_asgi.ledger.slots import SpillLocks
+from arbstr_asgi.ledger.spill import Spill, SpillStore
 from arbstr_asgi.ledger.statements import Statements
 from arbstr_asgi.ledger.values import Record
 
@@ -26,16 +26,16 @@ _LEAST = 25  # rows, however long it takes
 _PAUSE = 5.0  # seconds without a further attempt when a spill itself fails
 
 
-class Replay:
+class Recovery:
     """What is left to do beside writing what comes; all of it can be done again, since revisions decide."""
 
     def __init__(
         self,
         driver: Driver,
         statements: Statements,
-        losses: Losses,
-        shelter: Shelter | None,
-        marker: Marker,
+        losses: LossCounters,
+        shelter: Spill | None,
+        marker: DirtyHours,
         stale: Collection[Record],
         now: Callable[[], float],
     ) -> None:
@@ -49,7 +49,7 @@ class Replay:
         self._now = now
         self._not_before = float("-inf")
         self._batch_size = BATCH
-        self._orphans: list[Spill] | None = None  # None: not looked for yet
+        self._orphans: list[SpillStore] | None = None  # None: not looked for yet
         self._open_calls = True
 
     @property
@@ -76,7 +76,7 @@ class Replay:
             return None
         return max(self._not_before - self._now(), 0.0)
 
-    async def some(self, raw: Any) -> None:
+    async def replay_batch(self, raw: Any) -> None:
         """One batch or one other step. Raises what the database raises; trouble with a spill only makes a pause."""
         if self._spill is not None and self._spill.rows:
             await self._batch(raw, self._spill)
@@ -100,7 +100,7 @@ class Replay:
             await self._abandon(raw, living, before)
             self._open_calls = False
 
-    async def own(self, raw: Any) -> None:
+    async def replay_own(self, raw: Any) -> None:
         """All of our own spill, for what must come behind it; as far as it can be read."""
         while self._spill is not None and self._spill.rows and self._now() >= self._not_before:
             await self._batch(raw, self._spill)
@@ -110,14 +110,14 @@ class Replay:
         for orphan in self._orphans or ():
             await orphan.close()
 
-    async def _batch(self, raw: Any, spill: Spill) -> None:
+    async def _batch(self, raw: Any, spill: SpillStore) -> None:
         begun = self._now()
         try:
             kept = await spill.read(self._batch_size)
         except Exception as error:  # noqa: BLE001
             self._trouble(error)
             return
-        hand = Hand(self._driver, self._statements, self._losses, self._marker)
+        hand = PendingBatches(self._driver, self._statements, self._losses, self._marker)
         hand.put([record for _, record in kept])
         while hand:
             await hand.write(raw)
@@ -128,16 +128,16 @@ class Replay:
         late = self._now() - begun > _LONG
         self._batch_size = max(self._batch_size // 2, _LEAST) if late else min(self._batch_size * 2, BATCH)
 
-    async def _claim(self, slots: Slots) -> list[Spill]:
+    async def _claim(self, slots: SpillLocks) -> list[SpillStore]:
         """The spills of dead processes; one that can't be read is told and left."""
-        found: list[Spill] = []
+        found: list[SpillStore] = []
         for slot in slots.orphans():
-            spill = Spill(slot)
+            spill = SpillStore(slot)
             try:
                 await spill.open()
             except Exception as error:  # noqa: BLE001
                 await spill.close()
-                logger.warning("ledger: the spill %s can't be read: %s", slot.file, described(error))
+                logger.warning("ledger: the spill %s can't be read: %s", slot.file, describe_error(error))
             else:
                 found.append(spill)
         return found
@@ -146,11 +146,11 @@ class Replay:
         """Close the calls of dead processes: those of this folder that nobody living holds, others after a day."""
         after = 0
         while True:
-            parameters = (self._driver.moment(values.moment(before)), after, BATCH)
+            parameters = (self._driver.read_timestamp(values.timestamp(before)), after, BATCH)
             found = await self._driver.fetch(raw, self._statements.in_flight, parameters)
             dead = {call: at for _, call, worker_id, at in found if self._dead(worker_id, at, living, before)}
             if dead:
-                marks = self._marker.of(map(values.read_moment, dead.values()))
+                marks = self._marker.of(map(values.read_timestamp, dead.values()))
                 async with self._driver.begin(raw):
                     await self._driver.execute_many(raw, self._statements.mark_hour, marks)
                     for call in dead:
@@ -166,8 +166,8 @@ class Replay:
             return False
         if self._slots is not None and f":{self._slots.id}." in (worker_id or ""):
             return True
-        return values.read_moment(arrival) < now - STRANGERS
+        return values.read_timestamp(arrival) < now - STRANGERS
 
     def _trouble(self, error: Exception) -> None:
         self._not_before = self._now() + _PAUSE
-        logger.warning("ledger: the spill can't be replayed, trying again: %s", described(error))
+        logger.warning("ledger: the spill can't be replayed, trying again: %s", describe_error(error))

@@ -7,13 +7,13 @@ from typing import Any
 
 from arbstr_asgi.ledger.aggregates import FEW, Aggregate, Cell
 from arbstr_asgi.ledger.driver import Driver
-from arbstr_asgi.ledger.fragments import Asking, Fragments, key_of
-from arbstr_asgi.ledger.rollups import Rollups, row_of
+from arbstr_asgi.ledger.fragments import SqlParameters, SqlDialect, key_of
+from arbstr_asgi.ledger.rollups import RollupStatements, row_of
 from arbstr_asgi.ledger.statements import mark_hour
-from arbstr_asgi.ledger.turns import in_turns
+from arbstr_asgi.ledger.turns import in_batches
 from arbstr_asgi.ledger.values import Row
 from arbstr_asgi.stats.plan import COARSE, COUNTED, GROUPINGS, HOUR, coarser
-from arbstr_asgi.stats.tally import Tally
+from arbstr_asgi.stats.tally import Totals
 from arbstr_asgi.stats.zones import number_of, start_of
 
 LAG = timedelta(minutes=5)  # from an hour's end to its roll-up: until then what belongs to it may still come
@@ -21,17 +21,17 @@ STEP = 60.0  # seconds at most for one of the works here
 _PLACES = {",".join(grouping): place for place, grouping in enumerate(GROUPINGS)}
 
 
-class Changed(Exception):
+class RowsChanged(Exception):
     """Somebody has written to the hour, or rolled it up, in the meantime."""
 
 
-class Roller:
+class RollupBuilder:
     """Works on a raw connection that is in no transaction."""
 
-    def __init__(self, driver: Driver, fragments: Fragments) -> None:
+    def __init__(self, driver: Driver, fragments: SqlDialect) -> None:
         self._driver = driver
         self._fragments = fragments
-        self.sql = Rollups(fragments)
+        self.sql = RollupStatements(fragments)
         self._mark = mark_hour(fragments.dialect, fragments.tables.dirty_hours)
         self._aggregates = {few: Aggregate(fragments, COUNTED, few=few) for few in (True, False)}
 
@@ -73,9 +73,9 @@ class Roller:
         async with self._driver.begin(raw):
             for writer, mark in marks:
                 if not await self._driver.execute(raw, self.sql.unmark, (hour, writer, mark)):
-                    raise Changed
+                    raise RowsChanged
             if not marks or await self.state(raw, "pruned") > hour:
-                raise Changed
+                raise RowsChanged
             await self._renew(raw, "hour")
             await self._put(raw, "hour", hour, rows)
             for period, hours in COARSE.items():
@@ -96,28 +96,28 @@ class Roller:
 
     async def period(self, raw: Any, period: str, number: int) -> None:
         """Make the roll-ups of a longer period from those of its hours. Raises Changed."""
-        of_hours: dict[Cell, list[Tally]] = {}
+        of_hours: dict[Cell, list[Totals]] = {}
         async with self._driver.reading(raw, STEP):
             known = await self._driver.fetch(raw, self.sql.generations)
             (generation,) = (each for name, each in known if name == "hour")
             span = number * COARSE[period], (number + 1) * COARSE[period]
-            async for some in in_turns(await self._driver.fetch(raw, self.sql.hours, span)):
+            async for some in in_batches(await self._driver.fetch(raw, self.sql.hours, span)):
                 for dimensions, key1, key2, _, *texts in some:
                     grouping = _PLACES[dimensions]
-                    cell, tally = Cell(grouping, (key1, key2)[: len(GROUPINGS[grouping])], 0), Tally.decode(*texts)
+                    cell, tally = Cell(grouping, (key1, key2)[: len(GROUPINGS[grouping])], 0), Totals.decode(*texts)
                     of_hours.setdefault(cell, []).append(tally)
-        found = [(cell, Tally.added(of)) async for some in in_turns([*of_hours.items()]) for cell, of in some]
-        rows = [row_of(period, number, *each) async for some in in_turns(found) for each in some]
+        found = [(cell, Totals.sum(of)) async for some in in_batches([*of_hours.items()]) for cell, of in some]
+        rows = [row_of(period, number, *each) async for some in in_batches(found) for each in some]
         async with self._driver.begin(raw):
             if not await self._driver.execute(raw, self.sql.next_generation, (_generation(), "hour", generation)):
-                raise Changed
+                raise RowsChanged
             await self._renew(raw, period)
             await self._put(raw, period, number, rows)
 
     async def hours_with_rows(self, raw: Any, first: int, end: int) -> list[int]:
         """The hours from `first` to before `end` that have rows, oldest first."""
-        asking = Asking(self._fragments.dialect)
-        bounds = [self._driver.moment(start_of(hour, HOUR)) for hour in (first, end)]
+        asking = SqlParameters(self._fragments.dialect)
+        bounds = [self._driver.read_timestamp(start_of(hour, HOUR)) for hour in (first, end)]
         sql = f"SELECT DISTINCT {self._fragments.period(HOUR)} FROM {self._fragments.requests} "  # noqa: S608 - no values
         sql += f"WHERE {self._fragments.between(asking, *bounds)}"
         return sorted(int(row[0]) for row in await self._driver.fetch(raw, sql, asking.parameters))
@@ -146,25 +146,25 @@ class Roller:
             return await self._driver.execute(raw, self.sql.forget, (key_of(end_user),))
 
     async def _of_rows(self, raw: Any, hour: int) -> list[Row]:
-        asking = Asking(self._fragments.dialect)
-        bounds = [self._driver.moment(start_of(number, HOUR)) for number in (hour, hour + 1)]
+        asking = SqlParameters(self._fragments.dialect)
+        bounds = [self._driver.read_timestamp(start_of(number, HOUR)) for number in (hour, hour + 1)]
         counted = self._fragments.counting(asking, [self._fragments.between(asking, *bounds)], FEW + 1)
         ((count,),) = await self._driver.fetch(raw, counted, asking.parameters)
-        aggregate, asking = self._aggregates[count <= FEW], Asking(self._fragments.dialect)
+        aggregate, asking = self._aggregates[count <= FEW], SqlParameters(self._fragments.dialect)
         sql = aggregate.sql(asking, [self._fragments.between(asking, *bounds)])
-        found: dict[Cell, Tally] = {}
-        async for some in in_turns(await self._driver.fetch(raw, sql, asking.parameters)):
+        found: dict[Cell, Totals] = {}
+        async for some in in_batches(await self._driver.fetch(raw, sql, asking.parameters)):
             aggregate.read(some, found)
         found = {cell._replace(grouping=GROUPINGS.index(COUNTED[cell.grouping])): found[cell] for cell in found}
         for place, finer, keys in coarser():
-            of: dict[Cell, list[Tally]] = {}
+            of: dict[Cell, list[Totals]] = {}
             for cell in found:
                 if cell.grouping == finer:
                     of.setdefault(Cell(place, tuple(cell.keys[key] for key in keys), 0), []).append(found[cell])
-            async for some in in_turns([*of.items()]):
-                found |= {cell: Tally.added(tallies) for cell, tallies in some}
+            async for some in in_batches([*of.items()]):
+                found |= {cell: Totals.sum(tallies) for cell, tallies in some}
         cells = [(cell, tally) for cell, tally in found.items() if tally.total]
-        return [row_of("hour", hour, cell, tally) async for some in in_turns(cells) for cell, tally in some]
+        return [row_of("hour", hour, cell, tally) async for some in in_batches(cells) for cell, tally in some]
 
     async def _stored(self, raw: Any, hour: int) -> list[Row]:
         found = await self._driver.fetch(raw, self.sql.hours, (hour, hour + 1))

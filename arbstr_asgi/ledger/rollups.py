@@ -4,24 +4,24 @@ from collections.abc import Collection, Sequence
 
 from arbstr_asgi.ledger.aggregates import Cell
 from arbstr_asgi.ledger.columns import ROLLUP_COLUMNS
-from arbstr_asgi.ledger.fragments import Asking, Fragments
-from arbstr_asgi.ledger.statements import marks, quoted
+from arbstr_asgi.ledger.fragments import SqlParameters, SqlDialect
+from arbstr_asgi.ledger.statements import placeholders, quoted
 from arbstr_asgi.ledger.values import Row
 from arbstr_asgi.stats.plan import GROUPINGS, Span
-from arbstr_asgi.stats.tally import Tally
+from arbstr_asgi.stats.tally import Totals
 
 _TEXTS = ", ".join(ROLLUP_COLUMNS[-4:])
 MOST_KEYS = 500  # that are asked for by name
 
 
-class Rollups:
+class RollupStatements:
     """Statements for one dialect and one prefix. Periods are those of `plan.PERIODS`, by number."""
 
-    def __init__(self, fragments: Fragments) -> None:
+    def __init__(self, fragments: SqlDialect) -> None:
         self._fragments = fragments
         self._table = fragments.rollups
         self._dirty = quoted(fragments.dialect, fragments.tables.dirty_hours)
-        mark = marks(fragments.dialect)
+        mark = placeholders(fragments.dialect)
         table, dirty = self._table, self._dirty
         state = f"WHERE period = 'state' AND dimensions = {mark(0)}"
         self.state = f"SELECT total FROM {table} {state}"  # noqa: S608
@@ -60,19 +60,19 @@ class Rollups:
         self.hours = f"SELECT dimensions, key1, key2, total, {_TEXTS} FROM {table} {several}"  # noqa: S608
         self.forget = f"DELETE FROM {table} WHERE dimensions = 'end_user' AND key1 = {mark(0)}"  # noqa: S608
 
-    def totals(self, asking: Asking, grouping: Sequence[str], span: Span, keys: dict[str, str]) -> str:
+    def totals(self, asking: SqlParameters, grouping: Sequence[str], span: Span, keys: dict[str, str]) -> str:
         """How many rows each pair of keys has; `keys` are the ones that are given, by their dimension."""
         where = self._where(asking, grouping, span, keys)
         return f"SELECT key1, key2, sum(total) FROM {self._table} WHERE {where} GROUP BY key1, key2"  # noqa: S608
 
-    def sizes(self, asking: Asking, grouping: Sequence[str], span: Span, keys: dict[str, str]) -> str:
+    def sizes(self, asking: SqlParameters, grouping: Sequence[str], span: Span, keys: dict[str, str]) -> str:
         """How many pairs of keys each period has, in the order of time."""
         where = self._where(asking, grouping, span, keys)
         return f"SELECT start, count(*) FROM {self._table} WHERE {where} GROUP BY start ORDER BY start"  # noqa: S608
 
     def rows(
         self,
-        asking: Asking,
+        asking: SqlParameters,
         grouping: Sequence[str],
         span: Span,
         keys: dict[str, str],
@@ -81,24 +81,24 @@ class Rollups:
         """The roll-ups, with `first` keys of the first dimension only where they are few enough."""
         where = self._where(asking, grouping, span, keys)
         if 0 < len(first) <= MOST_KEYS:
-            where += f" AND key1 IN ({asking.all_of(sorted(first))})"
+            where += f" AND key1 IN ({asking.add_all(sorted(first))})"
             if span[2] - span[1] <= MOST_KEYS:  # each is then looked up, instead of all that lies between
-                where += f" AND start IN ({asking.all_of(range(span[1], span[2]))})"
+                where += f" AND start IN ({asking.add_all(range(span[1], span[2]))})"
         return f"SELECT start, key1, key2, {_TEXTS} FROM {self._table} WHERE {where}"  # noqa: S608
 
-    def _where(self, asking: Asking, grouping: Sequence[str], span: Span, keys: dict[str, str]) -> str:
+    def _where(self, asking: SqlParameters, grouping: Sequence[str], span: Span, keys: dict[str, str]) -> str:
         period, first, end = span
         found = [
-            f"period = {asking.mark(period)}",
-            f"dimensions = {asking.mark(','.join(grouping))}",
-            f"start >= {asking.mark(first)}",
-            f"start < {asking.mark(end)}",
-            *(f"key{grouping.index(name) + 1} = {asking.mark(key)}" for name, key in keys.items()),
+            f"period = {asking.add(period)}",
+            f"dimensions = {asking.add(','.join(grouping))}",
+            f"start >= {asking.add(first)}",
+            f"start < {asking.add(end)}",
+            *(f"key{grouping.index(name) + 1} = {asking.add(key)}" for name, key in keys.items()),
         ]
         return " AND ".join(found)
 
 
-def row_of(period: str, start: int, cell: Cell, tally: Tally) -> Row:
+def row_of(period: str, start: int, cell: Cell, tally: Totals) -> Row:
     """A roll-up as it is stored."""
     key1, key2 = (*cell.keys, "", "")[:2]
     return period, ",".join(GROUPINGS[cell.grouping]), start, key1, key2, tally.total, *tally.encode()

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 from arbstr_asgi.errors import LedgerError
 from arbstr_asgi.ledger.columns import ATTEMPT_COLUMNS, FIRST_COLUMNS, ROLLUP_COLUMNS
 from arbstr_asgi.ledger.driver import Driver
-from arbstr_asgi.ledger.sessions import Sessions
+from arbstr_asgi.ledger.sessions import ConnectionTasks
 from arbstr_asgi.ledger.statements import Statements, statements
 
 HEAD = "0003"  # the newest revision in migrations/versions, known without importing Alembic
@@ -13,29 +13,29 @@ HEAD = "0003"  # the newest revision in migrations/versions, known without impor
 _MIGRATION_TIMEOUT = 120.0  # seconds
 
 
-class Found(NamedTuple):
+class SchemaState(NamedTuple):
     """The tables as they are; `version` None: never migrated to the end."""
 
     version: str | None
 
 
-async def ensure(sessions: Sessions, prefix: str, *, migrate: bool) -> str:
+async def ensure(sessions: ConnectionTasks, prefix: str, *, migrate: bool) -> str:
     """Bring the tables up to date, or raise LedgerError when they aren't and may not be changed.
 
     Returns what was done: `0003 (up to date)` or `nothing -> 0003`. A newer schema is fine: within a major version
     it only has more columns.
     """
     sql = statements(sessions.driver.dialect, prefix)
-    found = await sessions.run(lambda raw: look(sessions.driver, raw, sql))
+    found = await sessions.run(lambda raw: inspect_schema(sessions.driver, raw, sql))
     if found.version is not None and found.version >= HEAD:
         return f"{found.version} (up to date)"
     if not migrate:
         what = "is missing" if found.version is None else f"is at revision {found.version}, {HEAD} is needed"
         raise LedgerError(f"the ledger's table {sql.table} {what}: run `arbstr migrate`, or set migrate=True")
 
-    async def upgrade(raw: Any) -> Found | None:
-        async def behind() -> Found | None:  # asked under the lock: another process may have been quicker
-            now = await look(sessions.driver, raw, sql)
+    async def upgrade(raw: Any) -> SchemaState | None:
+        async def behind() -> SchemaState | None:  # asked under the lock: another process may have been quicker
+            now = await inspect_schema(sessions.driver, raw, sql)
             return now if now.version is None or now.version < HEAD else None
 
         from arbstr_asgi.ledger import migrations  # noqa: PLC0415 - Alembic takes 0.2 s, and only a first start needs it
@@ -46,7 +46,7 @@ async def ensure(sessions: Sessions, prefix: str, *, migrate: bool) -> str:
     return f"{HEAD} (up to date)" if before is None else f"{before.version or 'nothing'} -> {HEAD}"
 
 
-async def look(driver: Driver, raw: Any, sql: Statements) -> Found:
+async def inspect_schema(driver: Driver, raw: Any, sql: Statements) -> SchemaState:
     """Raises LedgerError when a table of our names isn't ours, or one of ours has gone."""
     # The tables before their version: another process may be migrating, and both appear at once, the version never
     # later.
@@ -63,7 +63,7 @@ async def look(driver: Driver, raw: Any, sql: Statements) -> Found:
             )
         if made and not found and not await driver.has_table(raw, name):
             raise LedgerError(f"{sql.version_table} says {version}, but the table {name} is missing")
-    return Found(version)
+    return SchemaState(version)
 
 
 def _tables(sql: Statements) -> list[tuple[str, str, set[str]]]:

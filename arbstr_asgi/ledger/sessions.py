@@ -9,13 +9,13 @@ from typing import Any, TypeVar, cast
 from databases import Database
 
 from arbstr_asgi.ledger.driver import Driver
-from arbstr_asgi.ledger.memory import Memory
+from arbstr_asgi.ledger.memory import RollupCache
 
 T = TypeVar("T")
 Work = Callable[[Any], Awaitable[T]]
 
 
-class Sessions:
+class ConnectionTasks:
     """Runs work on a raw connection of its own.
 
     A task for each, because `databases` ties a connection to the task: a client that hangs up can't cancel it half
@@ -25,7 +25,7 @@ class Sessions:
     def __init__(self, database: Database, driver: Driver, *, own: bool, durable: bool = False) -> None:
         self.database = database
         self.driver = driver
-        self.memory = Memory()
+        self.memory = RollupCache()
         self._own = own
         self._durable = durable
         self._tasks: set[asyncio.Task[Any]] = set()

@@ -20,7 +20,7 @@ except ImportError:  # Windows
 MAX_SLOTS = 4096
 
 
-class Slot:
+class SpillLock:
     """One place in the folder, ours while its lock is held."""
 
     def __init__(self, file: Path, lock: int) -> None:
@@ -46,7 +46,7 @@ class Slot:
         os.close(self._lock)
 
 
-class Slots:
+class SpillLocks:
     """All the slots of one ledger on this machine. Raises OSError where the folder can't be used."""
 
     def __init__(self, folder: Path) -> None:
@@ -56,7 +56,7 @@ class Slots:
         self._folder = folder
         self.id = _folder_id(folder)
 
-    def claim(self) -> Slot:
+    def claim(self) -> SpillLock:
         """The first slot that nobody holds, made if need be."""
         for number in range(1, MAX_SLOTS):
             slot = self._try(number)
@@ -65,7 +65,7 @@ class Slots:
                 return slot
         raise OSError(f"more than {MAX_SLOTS} processes use {self._folder}")
 
-    def orphans(self) -> Iterator[Slot]:
+    def orphans(self) -> Iterator[SpillLock]:
         """Slots with a file whose owners are dead, claimed one after the other."""
         for number in self._numbers():
             slot = self._try(number)
@@ -90,7 +90,7 @@ class Slots:
         names = (path.stem for path in self._folder.glob("*.lock"))
         return sorted(int(name) for name in names if name.isdecimal())
 
-    def _try(self, number: int) -> Slot | None:
+    def _try(self, number: int) -> SpillLock | None:
         lock = os.open(self._folder / f"{number}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -100,7 +100,7 @@ class Slots:
         except OSError:
             os.close(lock)
             raise
-        return Slot(self._folder / f"{number}.db", lock)
+        return SpillLock(self._folder / f"{number}.db", lock)
 
 
 def _create(file: Path) -> None:

@@ -23,7 +23,7 @@ class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
     late: int
 
 
-class Bounds(msgspec.Struct, frozen=True):
+class QueueLimits(msgspec.Struct, frozen=True):
     """How much may wait in memory: entries, and about how many bytes.
 
     With `refuse` no more calls are let in when it is reached, so that whatever comes from the running ones is kept.
@@ -33,10 +33,10 @@ class Bounds(msgspec.Struct, frozen=True):
     size: int = 128 * 1024 * 1024
     refuse: bool = False
 
-    def full(self, entries: int, size: int) -> bool:
+    def is_full(self, entries: int, size: int) -> bool:
         """Whether one more entry is one too many."""
-        return not self.refuse and not self.admit(entries + 1, size)
+        return not self.refuse and not self.has_room(entries + 1, size)
 
-    def admit(self, entries: int, size: int) -> bool:
+    def has_room(self, entries: int, size: int) -> bool:
         """Whether so many entries may wait."""
         return entries <= self.entries and size < self.size

@@ -10,14 +10,14 @@ from urllib.parse import quote
 from arbstr_asgi.errors import LedgerError
 from arbstr_asgi.ledger import values
 from arbstr_asgi.ledger.columns import ATTEMPT_COLUMNS, COLUMNS
-from arbstr_asgi.ledger.driver import Driver, Many
-from arbstr_asgi.ledger.faults import described
-from arbstr_asgi.ledger.hand import keeping
-from arbstr_asgi.ledger.holder import Holder
-from arbstr_asgi.ledger.sessions import Sessions
-from arbstr_asgi.ledger.slots import Slot, Slots
+from arbstr_asgi.ledger.driver import Driver, BulkStatement
+from arbstr_asgi.ledger.faults import describe_error
+from arbstr_asgi.ledger.hand import upsert_operations
+from arbstr_asgi.ledger.holder import HeldConnection
+from arbstr_asgi.ledger.sessions import ConnectionTasks
+from arbstr_asgi.ledger.slots import SpillLock, SpillLocks
 from arbstr_asgi.ledger.statements import statements
-from arbstr_asgi.ledger.target import Target
+from arbstr_asgi.ledger.target import LedgerDatabase
 from arbstr_asgi.ledger.values import Record, Row
 
 logger = logging.getLogger("arbstr_asgi.ledger")
@@ -33,36 +33,36 @@ _FEW = 10_000  # rows that are counted in no time
 _WORTH_SHRINKING = 1024 * 1024  # bytes
 
 
-class Shelter(NamedTuple):
+class Spill(NamedTuple):
     """Where rows wait on disk, and under which name we hold it."""
 
-    slots: Slots
-    spill: "Spill"
+    slots: SpillLocks
+    spill: "SpillStore"
 
 
-class Kept(NamedTuple):
+class SpilledRecord(NamedTuple):
     """A record on disk and the number of its row there."""
 
     id: int
     record: Record
 
 
-class Spill:
+class SpillStore:
     """The file of one slot; `rows` and `oldest` (the earliest arrival) say what it holds. Raises what SQLite raises."""
 
-    def __init__(self, slot: Slot, *, durable: bool = False) -> None:
+    def __init__(self, slot: SpillLock, *, durable: bool = False) -> None:
         self.slot = slot
         self.rows = 0
         self.oldest: datetime | None = None
-        self._target = Target.of(f"sqlite:///{quote(str(slot.file.absolute()))}", "", durable=durable)
+        self._target = LedgerDatabase.create(f"sqlite:///{quote(str(slot.file.absolute()))}", "", durable=durable)
         self._last_id = 0  # of the rows that are counted
-        self._sessions: Sessions | None = None
-        self._holder: Holder | None = None  # one at a time, so that the count is that of the last who wrote
+        self._sessions: ConnectionTasks | None = None
+        self._holder: HeldConnection | None = None  # one at a time, so that the count is that of the last who wrote
 
     async def open(self) -> None:
         """Make the tables where they are missing, and count."""
         self._sessions = await self._target.open(migrate=True)
-        self._holder = Holder(self._sessions)
+        self._holder = HeldConnection(self._sessions)
         await self._run(self._count_new)
 
     async def close(self) -> None:
@@ -76,15 +76,15 @@ class Spill:
         """Keep these states, durably, each unless a newer one of its call is there."""
 
         async def write(raw: Any) -> None:
-            await self._driver.write(raw, keeping(self._driver, _SQL, records))
+            await self._driver.write(raw, upsert_operations(self._driver, _SQL, records))
             await self._count_new(raw)
 
         await self._run(write)
 
-    async def read(self, limit: int) -> list[Kept]:
+    async def read(self, limit: int) -> list[SpilledRecord]:
         """The records whose rows came first."""
 
-        async def read(raw: Any) -> list[Kept]:
+        async def read(raw: Any) -> list[SpilledRecord]:
             found = await self._driver.fetch(raw, _SQL.first, (limit,))
             if len(found) < limit:  # that is all there is, also where somebody else has erased some
                 self.rows = len(found)
@@ -93,13 +93,13 @@ class Spill:
             for row in await self._driver.fetch(raw, _SQL.attempts_of(len(calls)), calls) if calls else ():
                 attempts.setdefault(row[0], []).append(values.read_row(row, ATTEMPT_COLUMNS))
             return [
-                Kept(found_id, Record(values.read_row(row), tuple(attempts.get(row[0], ()))))
+                SpilledRecord(found_id, Record(values.read_row(row), tuple(attempts.get(row[0], ()))))
                 for found_id, *row in found
             ]
 
         return await self._run(read)
 
-    async def remove(self, kept: Sequence[Kept]) -> None:
+    async def remove(self, kept: Sequence[SpilledRecord]) -> None:
         """Forget these rows, but for those that have a newer state by now."""
 
         async def remove(raw: Any) -> None:
@@ -134,7 +134,7 @@ class Spill:
         ((self.rows, *bounds),) = await self._driver.fetch(raw, _SQL.up_to, (_ALL,))
         self._note(*bounds)
 
-    async def _count_removed(self, raw: Any, kept: Sequence[Kept]) -> None:
+    async def _count_removed(self, raw: Any, kept: Sequence[SpilledRecord]) -> None:
         """What was read came first, so whatever is left up to its last has stayed."""
         if self.rows <= _FEW:  # some of it may have been forgotten since
             await self._count_all(raw)
@@ -153,22 +153,25 @@ class Spill:
         return await self._holder.run(work)
 
 
-def _removing(records: Sequence[Record]) -> list[Many]:
+def _removing(records: Sequence[Record]) -> list[BulkStatement]:
     states = [(row[_CALL], row[_REVISION], row[_END_REASON]) for row, _ in records]
-    return [Many(_SQL.delete, states), Many(_SQL.delete_attempts, [(row[_CALL],) for row, _ in records])]
+    return [
+        BulkStatement(_SQL.delete, states),
+        BulkStatement(_SQL.delete_attempts, [(row[_CALL],) for row, _ in records]),
+    ]
 
 
-async def shelter(folder: Path, *, durable: bool) -> Shelter | None:
+async def open_spill(folder: Path, *, durable: bool) -> Spill | None:
     """Claim a slot below `folder` and open its spill; None, with a WARNING, where that is impossible."""
     spill = None
     try:
-        slots = Slots(folder)
-        spill = Spill(slots.claim(), durable=durable)
+        slots = SpillLocks(folder)
+        spill = SpillStore(slots.claim(), durable=durable)
         await spill.open()
     except Exception as error:  # noqa: BLE001 - whatever it is, the database itself may work
         if spill is not None:
             await spill.close()
         message = "ledger: no rows can be spilled to %s, set database.spill to a folder that can be written: %s"
-        logger.warning(message, folder, described(error))
+        logger.warning(message, folder, describe_error(error))
         return None
-    return Shelter(slots, spill)
+    return Spill(slots, spill)

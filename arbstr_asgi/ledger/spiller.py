@@ -5,36 +5,36 @@ import contextvars
 from collections.abc import Callable
 from contextlib import suppress
 
-from arbstr_asgi.ledger.backlog import Backlog
-from arbstr_asgi.ledger.hand import Chunk, Hand
-from arbstr_asgi.ledger.spill import Spill
-from arbstr_asgi.ledger.trouble import Trouble
+from arbstr_asgi.ledger.backlog import WriteQueue
+from arbstr_asgi.ledger.hand import Batch, PendingBatches
+from arbstr_asgi.ledger.spill import SpillStore
+from arbstr_asgi.ledger.trouble import RetryLoop
 
 PATIENCE = 0.15  # seconds from an entry's coming to its spilling
 BATCH = 500  # rows
 AT_ONCE = 128  # rows that are taken out of the spill
 
 
-class Spiller:
+class SpillWriter:
     """A task beside the writer's; both work on the same `backlog` and `hand`, and never wait for each other."""
 
-    def __init__(self, spill: Spill, backlog: Backlog, hand: Hand, now: Callable[[], float]) -> None:
+    def __init__(self, spill: SpillStore, backlog: WriteQueue, hand: PendingBatches, now: Callable[[], float]) -> None:
         self._spill = spill
-        self._backlog = backlog
-        self._hand = hand
+        self._queue = backlog
+        self._batches = hand
         self._now = now
-        self._some = asyncio.Event()
-        self._trouble = Trouble(f"ledger's spill {spill.slot.file}", lambda: None)
+        self._event = asyncio.Event()
+        self._retry = RetryLoop(f"ledger's spill {spill.slot.file}", lambda: None)
         self._task = asyncio.create_task(self._run(), name="arbstr-spill", context=contextvars.Context())
 
     @property
     def works(self) -> bool:
         """Whether the last attempt to write succeeded."""
-        return not self._trouble.failures
+        return not self._retry.failures
 
     def wake(self) -> None:
         """Something has come."""
-        self._some.set()
+        self._event.set()
 
     async def stop(self, timeout: float) -> None:
         """End the task, then spill everything that is left, however young, within `timeout` seconds."""
@@ -43,12 +43,12 @@ class Spiller:
         with suppress(Exception):  # what is left is counted by whoever stops us
             async with asyncio.timeout(timeout):
                 await self._spill_all(self._now())
-                await self._forget(len(self._hand.stale))
+                await self._forget(len(self._batches.stale))
 
     async def _run(self) -> None:
         while True:
             await self._until_late()
-            retrying = self._trouble.retrying(asyncio.sleep, lambda: False, self._waiting)
+            retrying = self._retry.retrying(asyncio.sleep, lambda: False, self._waiting)
             await retrying(self._spill_late)
 
     async def _until_late(self) -> None:
@@ -57,20 +57,20 @@ class Spiller:
             left = PATIENCE if since is None else since + PATIENCE - self._now()
             if left <= 0:
                 return
-            if self._hand.stale and left > PATIENCE / 2:
+            if self._batches.stale and left > PATIENCE / 2:
                 await self._forget(AT_ONCE)
             elif since is None:
-                self._some.clear()
-                await self._some.wait()
+                self._event.clear()
+                await self._event.wait()
             else:
                 await asyncio.sleep(left)
 
     async def _forget(self, limit: int) -> None:
         """Take out what has been committed since; where that fails it is replayed, which changes nothing."""
-        some = self._hand.stale[:limit]
+        some = self._batches.stale[:limit]
         with suppress(Exception):
             await self._spill.forget(some)
-        del self._hand.stale[: len(some)]
+        del self._batches.stale[: len(some)]
 
     async def _spill_late(self) -> None:
         await self._spill_all(self._now() - PATIENCE)
@@ -78,26 +78,26 @@ class Spiller:
     async def _spill_all(self, until: float) -> None:
         """Spill, batch by batch, while the oldest came before `until`."""
         while True:
-            since = self._backlog.since
+            since = self._queue.since
             if since is not None and since <= until:
-                self._hand.take(self._backlog, BATCH)
+                self._batches.take(self._queue, BATCH)
             chunk = self._first()
             if chunk is None or chunk.since > until:
                 return
             await self._spill.write(chunk.records)
-            self._hand.spilled(chunk)
-            self._trouble.over()
+            self._batches.mark_spilled(chunk)
+            self._retry.recovered()
 
-    def _first(self) -> Chunk | None:
-        return next(iter(self._hand.unspilled), None)
+    def _first(self) -> Batch | None:
+        return next(iter(self._batches.unspilled), None)
 
     def _since(self) -> float | None:
         """When the oldest came that is in memory alone."""
         first = self._first()
-        waiting = self._backlog.since
+        waiting = self._queue.since
         if first is None or waiting is None:
             return waiting if first is None else first.since
         return min(first.since, waiting)
 
     def _waiting(self) -> int:
-        return len(self._backlog) + len(self._hand)
+        return len(self._queue) + len(self._batches)

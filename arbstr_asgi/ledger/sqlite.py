@@ -20,8 +20,8 @@ from arbstr_asgi.ledger.driver import (
     OUTAGES,
     READ_TIMEOUT,
     Driver,
-    Many,
-    Special,
+    BulkStatement,
+    SpecialColumns,
     encoded,
     iso,
     plain,
@@ -45,7 +45,7 @@ class Sqlite:
 
     dialect = "sqlite"
     options: Mapping[str, Any] = {"timeout": 2.0}
-    holds = True
+    keeps_connection = True
     batch_timeout = None  # a call given up would still get its lock, later, for nobody
 
     async def prepare(self, raw: Any, *, own: bool, durable: bool) -> None:
@@ -91,7 +91,7 @@ class Sqlite:
     def in_transaction(self, raw: Any) -> bool:
         return bool(raw.in_transaction)
 
-    async def write(self, raw: Any, steps: Sequence[Many]) -> None:
+    async def write(self, raw: Any, steps: Sequence[BulkStatement]) -> None:
         if raw not in _writing and not raw.in_transaction:
             # What a statement of many rows may have to undo would go to a file; readers may sort more than fits.
             await raw.execute_fetchall("PRAGMA temp_store = MEMORY")
@@ -120,28 +120,28 @@ class Sqlite:
     async def unlock(self, raw: Any, prefix: str) -> None:
         pass
 
-    def encode(self, row: Row, special: Special = IN_REQUESTS) -> Row:
+    def encode(self, row: Row, special: SpecialColumns = IN_REQUESTS) -> Row:
         return encoded(row, special, iso, plain)
 
     def money(self, value: Decimal | None) -> str | None:
         return plain(value)  # a NUMERIC column would make it a float
 
-    def row_error(self, error: BaseException) -> str | None:
+    def is_row_error(self, error: BaseException) -> str | None:
         row_errors = (sqlite3.IntegrityError, sqlite3.DataError, sqlite3.InterfaceError, *CONVERSION_ERRORS)
         binding = isinstance(error, sqlite3.ProgrammingError) and "binding" in str(error)
         if not binding and not isinstance(error, row_errors):
             return None
         return getattr(error, "sqlite_errorname", None) or type(error).__name__
 
-    def may_pass(self, error: BaseException) -> bool:
+    def is_transient(self, error: BaseException) -> bool:
         if getattr(error, "sqlite_errorname", "").startswith(("SQLITE_NOTADB", "SQLITE_CANTOPEN")):
             return False
         return isinstance(error, (sqlite3.Error, *OUTAGES))
 
-    def lost(self, error: BaseException) -> bool:
+    def is_connection_lost(self, error: BaseException) -> bool:
         return False
 
-    def moment(self, value: datetime) -> str:
+    def read_timestamp(self, value: datetime) -> str:
         return iso(value)
 
     async def spare(self, raw: Any) -> None:
@@ -181,7 +181,7 @@ async def _interrupt(raw: Any, seconds: float) -> None:
         await asyncio.sleep(_SLICE / 1000)
 
 
-def _write(connection: sqlite3.Connection, steps: Sequence[Many]) -> None:
+def _write(connection: sqlite3.Connection, steps: Sequence[BulkStatement]) -> None:
     nested = connection.in_transaction
     connection.execute("SAVEPOINT arbstr" if nested else _BEGIN)
     try:

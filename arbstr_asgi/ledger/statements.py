@@ -4,17 +4,17 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from arbstr_asgi.entry import OPEN
+from arbstr_asgi.entry import IN_FLIGHT
 from arbstr_asgi.ledger.columns import ATTEMPT_COLUMNS, COLUMNS, Columns, Kind
 
-_OPEN = str(OPEN)  # constants of ours
+_OPEN = str(IN_FLIGHT)  # constants of ours
 # What the first state of a call knows already; SQLite would write each of their indexes anew for the second one.
 FIRST_SAYS = ("timestamp", "end_user", "latency_ms")
 
-Marks = Callable[[int], str]
+Placeholders = Callable[[int], str]
 
 
-class Names(NamedTuple):
+class TableNames(NamedTuple):
     """What the tables are called: `version` has the schema's."""
 
     requests: str
@@ -31,7 +31,7 @@ class Statements:
     table: str
     attempts_table: str
     version_table: str
-    names: Names
+    names: TableNames
     upsert: str  # a row
     upsert_attempt: str  # a row
     update_usage: str  # input_tokens, output_tokens, cost_sats, correlation_id
@@ -49,16 +49,18 @@ class Statements:
     arrival: str  # correlation_id
     version: str
     _attempts: str = field(repr=False)
-    _mark: Marks = field(repr=False)
+    _mark: Placeholders = field(repr=False)
 
     def attempts_of(self, calls: int) -> str:
         """The attempts of so many calls, whose correlation ids are the parameters."""
         return self._attempts.format(", ".join(map(self._mark, range(calls))))
 
 
-def table_names(prefix: str) -> Names:
+def table_names(prefix: str) -> TableNames:
     """The tables with this prefix."""
-    return Names(*(f"{prefix}{name}" for name in ("requests", "attempts", "arbstr_version", "rollups", "dirty_hours")))
+    return TableNames(
+        *(f"{prefix}{name}" for name in ("requests", "attempts", "arbstr_version", "rollups", "dirty_hours"))
+    )
 
 
 def quoted(dialect: str, name: str) -> str:
@@ -72,7 +74,7 @@ def statements(dialect: str, prefix: str) -> Statements:
     table, attempts_table, version_table = names[:3]
     name, attempts = quoted(dialect, table), quoted(dialect, attempts_table)
     q = {column.name: quoted(dialect, column.name) for column in (*COLUMNS, *ATTEMPT_COLUMNS)}
-    mark = marks(dialect)
+    mark = placeholders(dialect)
     columns = ", ".join(q[column.name] for column in COLUMNS)
     select = f"SELECT {columns} FROM {name}"  # noqa: S608 - validated identifiers, no values
     order = f"ORDER BY {q['timestamp']} DESC, id DESC LIMIT"
@@ -115,7 +117,7 @@ def statements(dialect: str, prefix: str) -> Statements:
     )
 
 
-def marks(dialect: str) -> Marks:
+def placeholders(dialect: str) -> Placeholders:
     """Writes the placeholder of the parameter at a place, counted from 0."""
     if dialect == "postgresql":
         return lambda place: f"${place + 1}"
@@ -124,7 +126,7 @@ def marks(dialect: str) -> Marks:
 
 def mark_hour(dialect: str, table: str) -> str:
     """An INSERT or a new mark: what has read the old one must not take the hour for clean."""
-    name, mark = quoted(dialect, table), marks(dialect)
+    name, mark = quoted(dialect, table), placeholders(dialect)
     insert = f"INSERT INTO {name} (hour, writer, mark) VALUES ({mark(0)}, {mark(1)}, {mark(2)}) "  # noqa: S608
     if dialect == "mysql":
         return f"{insert}ON DUPLICATE KEY UPDATE mark = VALUES(mark)"
@@ -137,7 +139,7 @@ def _upsert(dialect: str, table: str, columns: Columns, key: Sequence[str], reas
     Newer is a higher revision; with a `reason` also a finished state after one in flight, whose revision
     `update_usage` may have raised, or after one that was given up as abandoned too early.
     """
-    name, mark = quoted(dialect, table), marks(dialect)
+    name, mark = quoted(dialect, table), placeholders(dialect)
     q = {column.name: quoted(dialect, column.name) for column in columns}
     given = [mark(place) + _read_as(dialect, column.kind) for place, column in enumerate(columns)]
     insert = f"INSERT INTO {name} ({', '.join(q.values())}) VALUES ({', '.join(given)}) "  # noqa: S608
@@ -166,4 +168,4 @@ def _read_as(dialect: str, kind: Kind) -> str:
     """PostgreSQL's own driver takes ten times as long to make a number or a moment of it as to send its text."""
     if dialect != "postgresql":
         return ""
-    return {Kind.MONEY: "::text::numeric", Kind.MOMENT: "::text::timestamptz"}.get(kind, "")
+    return {Kind.MONEY: "::text::numeric", Kind.TIMESTAMP: "::text::timestamptz"}.get(kind, "")

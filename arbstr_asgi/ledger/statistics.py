@@ -5,37 +5,37 @@ from typing import Any
 
 import msgspec
 
-from arbstr_asgi.ledger.asked import Asked
-from arbstr_asgi.ledger.closed import Closed
+from arbstr_asgi.ledger.asked import ResolvedQuery
+from arbstr_asgi.ledger.closed import RollupReader
 from arbstr_asgi.ledger.driver import Driver
-from arbstr_asgi.ledger.fragments import Asking, Fragments, value_of
-from arbstr_asgi.ledger.live import Live
-from arbstr_asgi.ledger.memory import Keys, Memory, Place
-from arbstr_asgi.ledger.rollups import Rollups
-from arbstr_asgi.ledger.turns import TALLIES, in_turns
+from arbstr_asgi.ledger.fragments import SqlParameters, SqlDialect, value_of
+from arbstr_asgi.ledger.live import LiveRows
+from arbstr_asgi.ledger.memory import Keys, RollupCache, Place
+from arbstr_asgi.ledger.rollups import RollupStatements
+from arbstr_asgi.ledger.turns import TALLIES, in_batches
 from arbstr_asgi.stats import Group, StatsQuery, Summary
-from arbstr_asgi.stats.plan import COARSE, DAY, HOUR, Known, Parts, cut, only_rows, parts
+from arbstr_asgi.stats.plan import COARSE, DAY, HOUR, RollupState, TimeSplit, clip, only_rows, split_time
 from arbstr_asgi.stats.query import Key
-from arbstr_asgi.stats.tally import Tally
+from arbstr_asgi.stats.tally import Totals
 from arbstr_asgi.stats.zones import called, local, number_of, start_of
 
 _MOST_DAYS = 4000  # for which roll-ups are put together where the zone's days begin within an hour
 _A_MILLISECOND = timedelta(milliseconds=1)
 
 
-class Statistics:
+class StatsReader:
     """Asks on one connection at a time."""
 
-    def __init__(self, driver: Driver, fragments: Fragments, memory: Memory) -> None:
+    def __init__(self, driver: Driver, fragments: SqlDialect, memory: RollupCache) -> None:
         self._driver = driver
         self._memory = memory
         self._fragments = fragments
-        self._rollups = Rollups(fragments)
+        self._rollups = RollupStatements(fragments)
 
     async def groups(self, raw: Any, query: StatsQuery) -> list[Group]:
         """What the query asks for."""
-        asked = Asked.of(query)
-        found: dict[Place, Tally] = {}
+        asked = ResolvedQuery.of(query)
+        found: dict[Place, Totals] = {}
         if asked.since < asked.until:
             async with self._driver.reading(raw):
                 known = await self.known(raw, asked.since, asked.until)
@@ -44,9 +44,9 @@ class Statistics:
 
     async def summary(self, raw: Any, query: StatsQuery) -> Summary:
         """The same, and what all of it comes to."""
-        asked, ungrouped = Asked.of(query), Asked.of(msgspec.structs.replace(query, group_by=()))
-        found: dict[Place, Tally] = {}
-        everything = Tally.empty()
+        asked, ungrouped = ResolvedQuery.of(query), ResolvedQuery.of(msgspec.structs.replace(query, group_by=()))
+        found: dict[Place, Totals] = {}
+        everything = Totals.empty()
         if asked.since < asked.until:
             async with self._driver.reading(raw):
                 known = await self.known(raw, asked.since, asked.until)
@@ -57,7 +57,7 @@ class Statistics:
                     everything = found.get(((), 0), everything)
         return Summary(everything.figures(), await _groups(query, asked, found))
 
-    async def totals(self, raw: Any, asked: Asked, divided: Parts) -> dict[Keys, int]:
+    async def totals(self, raw: Any, asked: ResolvedQuery, divided: TimeSplit) -> dict[Keys, int]:
         """How many rows of each kind roll-ups know of, inside of a transaction."""
         return await self._closed(raw, asked, divided).totals()
 
@@ -74,18 +74,18 @@ class Statistics:
     async def names(self, raw: Any, column: str) -> list[str]:
         """The values that rows have had in a column that is rolled up."""
         always = datetime.min.replace(tzinfo=UTC), datetime.max.replace(tzinfo=UTC)
-        asked = Asked.of(StatsQuery(since=always[0], until=always[1], group_by=(column,)))
+        asked = ResolvedQuery.of(StatsQuery(since=always[0], until=always[1], group_by=(column,)))
         async with self._driver.reading(raw):
             divided = await self.divided(raw, asked)
             found = set(await self.totals(raw, asked, divided))
             for span in divided.rows:
-                asking = Asking(self._fragments.dialect)
-                bounds = self._fragments.between(asking, *map(self._driver.moment, span))
+                asking = SqlParameters(self._fragments.dialect)
+                bounds = self._fragments.between(asking, *map(self._driver.read_timestamp, span))
                 sql = f"SELECT DISTINCT {self._fragments.key(column)} FROM {self._fragments.requests} WHERE {bounds}"  # noqa: S608
                 found |= {(row[0],) for row in await self._driver.fetch(raw, sql, asking.parameters)}
         return sorted(name for (key,) in found if (name := value_of(key)) is not None)
 
-    async def known(self, raw: Any, since: datetime, until: datetime) -> Known:
+    async def known(self, raw: Any, since: datetime, until: datetime) -> RollupState:
         """What the roll-ups know of this time."""
         fetch, sql = self._driver.fetch, self._rollups
         ((sealed,),) = await fetch(raw, sql.state, ("sealed",))
@@ -96,17 +96,19 @@ class Statistics:
             period: frozenset(row[0] for row in await fetch(raw, sql.made, (period, first // hours, end // hours + 1)))
             for period, hours in COARSE.items()
         }
-        return Known(sealed, pruned, frozenset(row[0] for row in dirty), coarse)
+        return RollupState(sealed, pruned, frozenset(row[0] for row in dirty), coarse)
 
-    async def divided(self, raw: Any, asked: Asked) -> Parts:
+    async def divided(self, raw: Any, asked: ResolvedQuery) -> TimeSplit:
         """From where the answer is to be taken."""
         return _divided(asked, await self.known(raw, asked.since, asked.until))
 
-    async def _gather(self, raw: Any, asked: Asked, known: Known, limit: int, found: dict[Place, Tally]) -> Live:
+    async def _gather(
+        self, raw: Any, asked: ResolvedQuery, known: RollupState, limit: int, found: dict[Place, Totals]
+    ) -> LiveRows:
         divided = _divided(asked, known)
         if "hour" in asked.units and asked.names:
             full = await self._closed(raw, asked, divided).full(limit)
-            divided = divided if full is None else cut(divided, full + 1)
+            divided = divided if full is None else clip(divided, full + 1)
         live, closed, chosen = await self._live(raw, asked, divided), self._closed(raw, asked, divided), None
         if asked.names and not asked.units:
             totals = await closed.totals()
@@ -115,36 +117,36 @@ class Statistics:
             chosen = set(sorted(totals, key=lambda keys: (-totals[keys], keys))[:limit])
         found |= await closed.tallies(chosen)
         for place, tallies in (await live.tallies(chosen)).items():
-            found[place] = Tally.added([*tallies, found[place]] if place in found else tallies)
+            found[place] = Totals.sum([*tallies, found[place]] if place in found else tallies)
         return live
 
-    async def _all(self, raw: Any, asked: Asked, known: Known, live: Live) -> Tally:
+    async def _all(self, raw: Any, asked: ResolvedQuery, known: RollupState, live: LiveRows) -> Totals:
         """What all rows come to; with the `live` ones of a question that has the same filters, and any groups."""
         divided = _divided(asked, known)
         if live.spans != divided.rows:
             live = await self._live(raw, asked, divided)
         closed = await self._closed(raw, asked, divided).tallies(None)
-        return Tally.added([Tally.empty(), *await live.everything(), *closed.values()])
+        return Totals.sum([Totals.empty(), *await live.everything(), *closed.values()])
 
-    async def _live(self, raw: Any, asked: Asked, divided: Parts) -> Live:
-        return await Live.ask(self._driver, self._fragments, raw, asked, divided.rows)
+    async def _live(self, raw: Any, asked: ResolvedQuery, divided: TimeSplit) -> LiveRows:
+        return await LiveRows.ask(self._driver, self._fragments, raw, asked, divided.rows)
 
-    def _closed(self, raw: Any, asked: Asked, divided: Parts) -> Closed:
-        return Closed(self._driver, self._rollups, self._memory, raw, asked, divided)
+    def _closed(self, raw: Any, asked: ResolvedQuery, divided: TimeSplit) -> RollupReader:
+        return RollupReader(self._driver, self._rollups, self._memory, raw, asked, divided)
 
 
-async def _groups(query: StatsQuery, asked: Asked, found: dict[Place, Tally]) -> list[Group]:
+async def _groups(query: StatsQuery, asked: ResolvedQuery, found: dict[Place, Totals]) -> list[Group]:
     if not query.group_by:
-        return [Group((), next(iter(found.values()), Tally.empty()).figures())]
+        return [Group((), next(iter(found.values()), Totals.empty()).figures())]
     places = sorted(found, key=lambda place: (place[1], -found[place].total, place[0]))[: query.limit]
     return [
         Group(_keys(query, asked, *place), found[place].figures())
-        async for some in in_turns(places, TALLIES)
+        async for some in in_batches(places, TALLIES)
         for place in some
     ]
 
 
-def _keys(query: StatsQuery, asked: Asked, keys: Keys, time: int) -> tuple[Key, ...]:
+def _keys(query: StatsQuery, asked: ResolvedQuery, keys: Keys, time: int) -> tuple[Key, ...]:
     values: dict[str, Key] = {name: value_of(key) for name, key in zip(asked.names, keys, strict=True)}
     if "hour" in asked.units:
         moment = start_of(time, 1)
@@ -154,17 +156,17 @@ def _keys(query: StatsQuery, asked: Asked, keys: Keys, time: int) -> tuple[Key, 
     return tuple(values[name] for name in query.group_by)
 
 
-def _divided(asked: Asked, known: Known) -> Parts:
+def _divided(asked: ResolvedQuery, known: RollupState) -> TimeSplit:
     if asked.grouping is None:
         return only_rows(asked.since, asked.until, known)
     if asked.seconds % HOUR:  # days that begin within an hour
         if asked.until - asked.since > timedelta(days=_MOST_DAYS):
             return only_rows(asked.since, asked.until, known)
         known = known._replace(dirty=known.dirty | _split_hours(asked, known))
-    return parts(asked.since, asked.until, known, coarse=not asked.units or asked.seconds == DAY)
+    return split_time(asked.since, asked.until, known, coarse=not asked.units or asked.seconds == DAY)
 
 
-def _split_hours(asked: Asked, known: Known) -> frozenset[int]:
+def _split_hours(asked: ResolvedQuery, known: RollupState) -> frozenset[int]:
     """The hours in which a day of the zone ends and another begins."""
     first, end = number_of(asked.since, HOUR), min(number_of(asked.until, HOUR), known.sealed)
     found = []

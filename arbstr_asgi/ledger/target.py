@@ -9,19 +9,19 @@ from databases import Database, DatabaseURL
 from arbstr_asgi.errors import LedgerError, LedgerUnavailable
 from arbstr_asgi.ledger import schema
 from arbstr_asgi.ledger.driver import Driver, load
-from arbstr_asgi.ledger.faults import described
-from arbstr_asgi.ledger.location import Location, check_prefix, dialect_of, spill_folder
-from arbstr_asgi.ledger.sessions import Sessions
+from arbstr_asgi.ledger.faults import describe_error
+from arbstr_asgi.ledger.location import DatabaseUrl, check_prefix, dialect_of, spill_folder
+from arbstr_asgi.ledger.sessions import ConnectionTasks
 
 logger = logging.getLogger("arbstr_asgi.ledger")
 
 _DISCONNECT_TIMEOUT = 2.0  # seconds
 
 
-class Target:
+class LedgerDatabase:
     """Opens and closes; knows the dialect and the prefix before anything is open."""
 
-    def __init__(self, place: Location | Database, dialect: str, prefix: str, *, durable: bool) -> None:
+    def __init__(self, place: DatabaseUrl | Database, dialect: str, prefix: str, *, durable: bool) -> None:
         self.dialect = dialect
         self.prefix = prefix
         self.schema = ""  # what `open` found or did: `0003 (up to date)`, `nothing -> 0003`
@@ -31,20 +31,20 @@ class Target:
         self._database: Database | None = None
 
     @classmethod
-    def of(cls, place: str | Database, prefix: str | None, *, durable: bool = False) -> "Target":
+    def create(cls, place: str | Database, prefix: str | None, *, durable: bool = False) -> "LedgerDatabase":
         """Check a URL, or a database of the host's; `durable` commits survive a power cut. Raises ConfigError."""
         if isinstance(place, Database):
             prefix = check_prefix("arbstr_" if prefix is None else prefix)
             return cls(place, dialect_of(place), prefix, durable=durable)
-        location = Location.parse(place)
+        location = DatabaseUrl.parse(place)
         return cls(location, location.dialect, check_prefix(prefix or ""), durable=durable)
 
     def __str__(self) -> str:
-        return str(self._place) if isinstance(self._place, Location) else str(self._place.url.obscure_password)
+        return str(self._place) if isinstance(self._place, DatabaseUrl) else str(self._place.url.obscure_password)
 
     def spill_folder(self, base: str | None) -> Path:
         """Where rows wait on disk while this database can't take them."""
-        url = DatabaseURL(self._place.url) if isinstance(self._place, Location) else self._place.url
+        url = DatabaseURL(self._place.url) if isinstance(self._place, DatabaseUrl) else self._place.url
         return spill_folder(url, self.dialect, self.prefix, base)
 
     @property
@@ -55,7 +55,7 @@ class Target:
     @property
     def own(self) -> bool:
         """Whether it is ours to connect, to set up and to disconnect."""
-        return isinstance(self._place, Location)
+        return isinstance(self._place, DatabaseUrl)
 
     def check(self, *, there: bool = False) -> None:
         """Raises LedgerError for a place that can't be one: a missing folder, an unconnected or too small database.
@@ -69,22 +69,24 @@ class Target:
         if problem is not None:
             raise LedgerError(f"can't open the ledger at {self}: {problem}")
 
-    async def open(self, *, migrate: bool, visit: bool = False) -> Sessions:
+    async def open(self, *, migrate: bool, visit: bool = False) -> ConnectionTasks:
         """Connect ours or check the host's, then see to the schema. Leaves nothing open when it fails.
 
         On a `visit` nothing lasting is set on a database, as if it were the host's.
         Raises LedgerUnavailable where trying again may help, another LedgerError where somebody must do something.
         """
         try:
-            sessions = Sessions(await self._connect(), self.driver, own=self.own and not visit, durable=self._durable)
+            sessions = ConnectionTasks(
+                await self._connect(), self.driver, own=self.own and not visit, durable=self._durable
+            )
             self.schema = await schema.ensure(sessions, self.prefix, migrate=migrate)
         except LedgerError:
             await self.close()
             raise
         except Exception as error:
             await self.close()
-            kind = LedgerUnavailable if self.driver.may_pass(_cause(error)) else LedgerError
-            raise kind(f"can't open the ledger at {self}: {described(error, self._database)}") from error
+            kind = LedgerUnavailable if self.driver.is_transient(_cause(error)) else LedgerError
+            raise kind(f"can't open the ledger at {self}: {describe_error(error, self._database)}") from error
         except asyncio.CancelledError:
             await self.close()
             raise
@@ -98,7 +100,7 @@ class Target:
             async with asyncio.timeout(_DISCONNECT_TIMEOUT):
                 await self._database.disconnect()
         except Exception as error:  # noqa: BLE001 - there is nothing more to be done about it
-            logger.warning("ledger: disconnecting failed: %s", described(error, self._database))
+            logger.warning("ledger: disconnecting failed: %s", describe_error(error, self._database))
 
     async def _connect(self) -> Database:
         self.check()

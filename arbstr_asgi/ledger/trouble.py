@@ -7,8 +7,8 @@ from databases import Database
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, wait_exponential, wait_random
 
 from arbstr_asgi.errors import LedgerError, LedgerUnavailable
-from arbstr_asgi.ledger.faults import described
-from arbstr_asgi.ledger.quiet import Quiet
+from arbstr_asgi.ledger.faults import describe_error
+from arbstr_asgi.ledger.quiet import Throttle
 
 logger = logging.getLogger("arbstr_asgi.ledger")
 
@@ -17,13 +17,13 @@ _LONGEST_PAUSE = 5.0
 _QUIET = 30.0
 
 
-class Trouble:
+class RetryLoop:
     """Failures in a row of one place; WARNING at the first and then every half minute, INFO when it is over."""
 
     def __init__(self, place: str, database: Callable[[], Database | None]) -> None:
         self._place = place
         self._database = database
-        self._quiet = Quiet(_QUIET)
+        self._quiet = Throttle(_QUIET)
         self.failures = 0
 
     def retrying(
@@ -51,14 +51,14 @@ class Trouble:
 
     def note(self, error: Exception, waiting: int) -> None:
         """Another failure."""
-        if self._quiet.over() or not self.failures:
+        if self._quiet.allow() or not self.failures:
             wrong = isinstance(error, LedgerError)
             level = logging.ERROR if wrong and not isinstance(error, LedgerUnavailable) else logging.WARNING
-            what = str(error) if wrong else described(error, self._database())
+            what = str(error) if wrong else describe_error(error, self._database())
             logger.log(level, "%s: can't write, %d waiting, trying again: %s", self._place, waiting, what)
         self.failures += 1
 
-    def over(self) -> None:
+    def recovered(self) -> None:
         """It works."""
         if self.failures:
             logger.info("%s: writing again after %d failures", self._place, self.failures)

@@ -7,11 +7,11 @@ from datetime import UTC, datetime
 from typing import TypeVar
 
 from arbstr_asgi.errors import LedgerError
-from arbstr_asgi.ledger.faults import described
-from arbstr_asgi.ledger.fragments import Fragments
-from arbstr_asgi.ledger.removal import Removal
-from arbstr_asgi.ledger.roller import STEP, Changed, Roller
-from arbstr_asgi.ledger.sessions import Sessions, Work
+from arbstr_asgi.ledger.faults import describe_error
+from arbstr_asgi.ledger.fragments import SqlDialect
+from arbstr_asgi.ledger.removal import Retention
+from arbstr_asgi.ledger.roller import STEP, RowsChanged, RollupBuilder
+from arbstr_asgi.ledger.sessions import ConnectionTasks, Work
 from arbstr_asgi.stats import Rebuilt
 from arbstr_asgi.stats.plan import HOUR
 from arbstr_asgi.stats.zones import bound, number_of, start_of
@@ -24,15 +24,15 @@ _TRIES = 50  # for one hour that somebody keeps writing to
 _SHORTEST_PAUSE = 0.01  # seconds
 
 
-class Upkeep:
+class Maintenance:
     """Each step on a connection of its own, with a pause behind it that is as long as the step was times `rest`."""
 
-    def __init__(self, sessions: Sessions, fragments: Fragments, *, rest: float = 0.0) -> None:
+    def __init__(self, sessions: ConnectionTasks, fragments: SqlDialect, *, rest: float = 0.0) -> None:
         self._sessions = sessions
         self._rest = rest
         self._looked_for_coarse = False
-        self._roller = Roller(sessions.driver, fragments)
-        self._removal = Removal(sessions.driver, fragments)
+        self._roller = RollupBuilder(sessions.driver, fragments)
+        self._removal = Retention(sessions.driver, fragments)
 
     async def roll_up(self, proceed: Callable[[], Awaitable[bool]] | None = None) -> None:
         """Make all roll-ups that can be made, the newest first, as long as `proceed` agrees. Raises LedgerError."""
@@ -99,7 +99,7 @@ class Upkeep:
                 if again:
                     await self._step(lambda raw: self._roller.mark(raw, [hour]))
                 return await self._step(lambda raw: self._roller.hour(raw, hour, compare=again))
-            except Changed:
+            except RowsChanged:
                 await asyncio.sleep(_SHORTEST_PAUSE)
         return False
 
@@ -107,16 +107,18 @@ class Upkeep:
         for each in await self._step(self._roller.coarse):
             try:
                 await self._step(lambda raw, each=each: self._roller.period(raw, *each))  # type: ignore[misc]
-            except Changed:
+            except RowsChanged:
                 continue
 
     async def _step(self, work: Work[T]) -> T:
         begun = time.monotonic()
         try:
             found = await self._sessions.run(work, timeout=STEP)
-        except (Changed, LedgerError):
+        except (RowsChanged, LedgerError):
             raise
         except Exception as error:
-            raise LedgerError(f"the database can't be tidied: {described(error, self._sessions.database)}") from error
+            raise LedgerError(
+                f"the database can't be tidied: {describe_error(error, self._sessions.database)}"
+            ) from error
         await asyncio.sleep((time.monotonic() - begun) * self._rest)
         return found

@@ -11,7 +11,7 @@ from decimal import ROUND_HALF_EVEN, Context, Decimal, InvalidOperation
 from operator import attrgetter
 from typing import Any, NamedTuple
 
-from arbstr_asgi.entry import Attempt, Entry
+from arbstr_asgi.entry import AttemptEntry, LedgerEntry
 from arbstr_asgi.ledger.columns import ATTEMPT_COLUMNS, COLUMNS, Column, Columns, Kind
 
 Row = tuple[Any, ...]
@@ -90,7 +90,7 @@ def money(value: Any) -> Decimal | None:
         return None
 
 
-def moment(value: datetime) -> datetime:
+def timestamp(value: datetime) -> datetime:
     """Aware UTC, cut to milliseconds (one driver would round up, into the next day); naive means UTC."""
     try:
         utc = value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
@@ -136,8 +136,8 @@ def _converter(column: Column) -> Callable[[Any], Any]:
             return _fits_text(column, document)
         case Kind.INTEGER:
             return _fits_integer(column)
-    others: dict[Kind, Callable[[Any], Any]] = {Kind.REAL: real, Kind.MONEY: money, Kind.FLAG: bool}
-    return others.get(column.kind, moment)
+    others: dict[Kind, Callable[[Any], Any]] = {Kind.REAL: real, Kind.MONEY: money, Kind.BOOLEAN: bool}
+    return others.get(column.kind, timestamp)
 
 
 _CONVERTERS = tuple(_converter(column) for column in COLUMNS)
@@ -146,26 +146,26 @@ _facts = attrgetter(*(column.name for column in COLUMNS))
 _facts_of_attempt = attrgetter(*(column.name for column in ATTEMPT_COLUMNS[1:]))
 
 
-def normalise(entry: Entry) -> Row:
+def normalise(entry: LedgerEntry) -> Row:
     """The row of an entry, in the order of `COLUMNS`, in Python values that fit every database."""
     return tuple([convert(value) for convert, value in zip(_CONVERTERS, _facts(entry), strict=True)])
 
 
-def normalise_attempt(correlation_id: str, attempt: Attempt) -> Row:
+def normalise_attempt(correlation_id: str, attempt: AttemptEntry) -> Row:
     """The row of an attempt, in the order of `ATTEMPT_COLUMNS`."""
     converted = [convert(value) for convert, value in zip(_OF_ATTEMPTS, _facts_of_attempt(attempt), strict=True)]
     return (correlation_id, *converted)
 
 
-def record(entry: Entry) -> Record:
+def record(entry: LedgerEntry) -> Record:
     """The row of an entry and those of its attempts."""
     row = normalise(entry)
     return Record(row, tuple([normalise_attempt(row[0], attempt) for attempt in entry.tries]))
 
 
-def salvage(entry: Entry, now: datetime) -> Row:
+def salvage(entry: LedgerEntry, now: datetime) -> Row:
     """The row of an entry that can't be normalised: what of it can be, with `now` for an arrival that is none."""
-    substitutes: dict[Kind, Any] = {Kind.MOMENT: moment(now), Kind.FLAG: False, Kind.INTEGER: 0}
+    substitutes: dict[Kind, Any] = {Kind.TIMESTAMP: timestamp(now), Kind.BOOLEAN: False, Kind.INTEGER: 0}
     row: list[Any] = []
     for column, convert in zip(COLUMNS, _CONVERTERS, strict=True):
         try:
@@ -175,7 +175,7 @@ def salvage(entry: Entry, now: datetime) -> Row:
     return tuple(row)
 
 
-def read_moment(value: Any) -> datetime:
+def read_timestamp(value: Any) -> datetime:
     """A stored moment as aware UTC."""
     found = datetime.fromisoformat(value) if isinstance(value, str) else value
     return found.replace(tzinfo=UTC) if found.tzinfo is None else found.astimezone(UTC)
@@ -185,7 +185,11 @@ def _read_money(value: Any) -> Decimal:
     return (value if isinstance(value, Decimal) else Decimal(str(value))).quantize(_NANO, context=_MONEY)
 
 
-_READERS: dict[Kind, Callable[[Any], Any]] = {Kind.MOMENT: read_moment, Kind.MONEY: _read_money, Kind.FLAG: bool}
+_READERS: dict[Kind, Callable[[Any], Any]] = {
+    Kind.TIMESTAMP: read_timestamp,
+    Kind.MONEY: _read_money,
+    Kind.BOOLEAN: bool,
+}
 
 
 def read_row(row: Sequence[Any], columns: Columns = COLUMNS) -> Row:

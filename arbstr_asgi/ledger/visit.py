@@ -5,22 +5,22 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
-from arbstr_asgi.ledger.fragments import Fragments
-from arbstr_asgi.ledger.readable import AT_ONCE, Readable
-from arbstr_asgi.ledger.reader import Reader
-from arbstr_asgi.ledger.sessions import Sessions
+from arbstr_asgi.ledger.fragments import SqlDialect
+from arbstr_asgi.ledger.readable import AT_ONCE, LedgerQueries
+from arbstr_asgi.ledger.reader import QueryRunner
+from arbstr_asgi.ledger.sessions import ConnectionTasks
 from arbstr_asgi.ledger.statements import statements
-from arbstr_asgi.ledger.target import Target
+from arbstr_asgi.ledger.target import LedgerDatabase
 
 
-class Visit(Readable):
+class LedgerReader(LedgerQueries):
     """Answers as a `Ledger` does, and records nothing: no row waits here, and no spill is claimed."""
 
-    def __init__(self, target: Target, sessions: Sessions, spill: str | None) -> None:
+    def __init__(self, target: LedgerDatabase, sessions: ConnectionTasks, spill: str | None) -> None:
         self._target = target
         self._sessions = sessions
         self._spill_below = spill
-        self._fragments = Fragments(target.dialect, target.prefix)
+        self._fragments = SqlDialect(target.dialect, target.prefix)
         self._at_once = asyncio.Semaphore(AT_ONCE)
 
     @property
@@ -31,22 +31,24 @@ class Visit(Readable):
     async def flush(self) -> None:
         """Nothing is recorded here."""
 
-    def _open_reader(self) -> Reader:
-        return Reader(self._sessions, statements(self._target.dialect, self._target.prefix), self._fragments)
+    def _open_reader(self) -> QueryRunner:
+        return QueryRunner(self._sessions, statements(self._target.dialect, self._target.prefix), self._fragments)
 
 
 @asynccontextmanager
-async def visiting(url: str, *, table_prefix: str | None = None, spill: str | None = None) -> AsyncIterator[Visit]:
+async def open_reader(
+    url: str, *, table_prefix: str | None = None, spill: str | None = None
+) -> AsyncIterator[LedgerReader]:
     """Open the tables at `url` for the length of a block; `spill` is the writers'.
 
     Nothing is made, migrated or replayed, and no call is closed as abandoned. Raises ConfigError, and LedgerError where
     there is no ledger of this version.
     """
-    target = Target.of(url, table_prefix)
+    target = LedgerDatabase.create(url, table_prefix)
     target.check(there=True)
     sessions = await target.open(migrate=False, visit=True)
     try:
-        yield Visit(target, sessions, spill)
+        yield LedgerReader(target, sessions, spill)
     finally:
         await sessions.end(1.0)
         await target.close()

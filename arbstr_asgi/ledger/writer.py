@@ -9,17 +9,17 @@ from time import monotonic
 from typing import Any
 
 from arbstr_asgi.errors import LedgerError, LedgerUnavailable
-from arbstr_asgi.ledger.backlog import Backlog, Item, Mark, Update
-from arbstr_asgi.ledger.hand import Hand
-from arbstr_asgi.ledger.losses import Losses
-from arbstr_asgi.ledger.marks import Marker
-from arbstr_asgi.ledger.replay import Replay
-from arbstr_asgi.ledger.sessions import Sessions
-from arbstr_asgi.ledger.spill import Shelter
-from arbstr_asgi.ledger.spiller import Spiller
+from arbstr_asgi.ledger.backlog import WriteQueue, Item, FlushMarker, UsageUpdate
+from arbstr_asgi.ledger.hand import PendingBatches
+from arbstr_asgi.ledger.losses import LossCounters
+from arbstr_asgi.ledger.marks import DirtyHours
+from arbstr_asgi.ledger.replay import Recovery
+from arbstr_asgi.ledger.sessions import ConnectionTasks
+from arbstr_asgi.ledger.spill import Spill
+from arbstr_asgi.ledger.spiller import SpillWriter
 from arbstr_asgi.ledger.statements import Statements
-from arbstr_asgi.ledger.target import Target
-from arbstr_asgi.ledger.trouble import Trouble
+from arbstr_asgi.ledger.target import LedgerDatabase
+from arbstr_asgi.ledger.trouble import RetryLoop
 
 logger = logging.getLogger("arbstr_asgi.ledger")
 
@@ -36,51 +36,51 @@ class Writer:
 
     def __init__(
         self,
-        target: Target,
+        target: LedgerDatabase,
         statements: Statements,
-        losses: Losses,
-        shelter: Shelter | None,
+        losses: LossCounters,
+        shelter: Spill | None,
         *,
         migrate: bool,
     ) -> None:
         self._target = target
         self._migrate = migrate
         self._losses = losses
-        self._backlog = Backlog()
-        marker = Marker()
-        self._hand = Hand(target.driver, statements, losses, marker)
+        self._queue = WriteQueue()
+        marker = DirtyHours()
+        self._batches = PendingBatches(target.driver, statements, losses, marker)
         self.spill = None if shelter is None else shelter.spill
-        self._replay = Replay(target.driver, statements, losses, shelter, marker, self._hand.stale, monotonic)
+        self._recovery = Recovery(target.driver, statements, losses, shelter, marker, self._batches.stale, monotonic)
         self._some = asyncio.Event()
-        self._hurry = asyncio.Event()
+        self._urgent = asyncio.Event()
         self._ending = asyncio.Event()
         self._stopped = False  # out of time
         self._wrong: LedgerError | None = None  # why it can't be opened at all
         self.accepting = True
-        self.sessions: Sessions | None = None
-        self._trouble = Trouble("ledger", lambda: target.database)
+        self.sessions: ConnectionTasks | None = None
+        self._retry = RetryLoop("ledger", lambda: target.database)
         self._grace = GRACE
         self._loop = asyncio.get_running_loop()
         self._thread = threading.get_ident()
         self._opened: asyncio.Future[None] = self._loop.create_future()
         # An empty context: a ledger opened by the first request must not carry that request's trace for ever.
         self._task = self._loop.create_task(self._run(), name="arbstr-ledger", context=contextvars.Context())
-        self._spiller = None if self.spill is None else Spiller(self.spill, self._backlog, self._hand, monotonic)
+        self._spiller = None if self.spill is None else SpillWriter(self.spill, self._queue, self._batches, monotonic)
 
     @property
     def queued(self) -> int:
         """What is in memory and not committed."""
-        return len(self._backlog) + self._hand.waiting
+        return len(self._queue) + self._batches.waiting
 
     @property
     def size(self) -> int:
         """About how many bytes that is."""
-        return self._backlog.size + self._hand.size
+        return self._queue.size + self._batches.size
 
     @property
     def oldest(self) -> float | None:
         """Seconds for which the oldest of it has waited."""
-        since = [at for at in (self._hand.since, self._backlog.since) if at is not None]
+        since = [at for at in (self._batches.since, self._queue.since) if at is not None]
         return monotonic() - min(since) if since else None
 
     @property
@@ -101,7 +101,7 @@ class Writer:
 
     def add(self, item: Item, *, urgent: bool = False) -> None:
         """Queue; `urgent` is written without waiting for company. From any thread."""
-        waiting = self._backlog.add(item, monotonic())
+        waiting = self._queue.add(item, monotonic())
         hurry = urgent or waiting >= BATCH
         if waiting > 1 and not hurry:  # whoever came first has woken everybody
             return
@@ -130,14 +130,14 @@ class Writer:
             await asyncio.wait({self._task}, timeout=self._grace * 2)
 
     def _safe(self) -> bool:
-        return not self._backlog and self._hand.can_wait
+        return not self._queue and self._batches.can_wait
 
     def _wake(self, *, hurry: bool) -> None:
         self._some.set()
         if self._spiller is not None:
             self._spiller.wake()
         if hurry:
-            self._hurry.set()
+            self._urgent.set()
 
     async def _run(self) -> None:
         try:
@@ -158,14 +158,14 @@ class Writer:
         if self._spiller is not None:
             await self._spiller.stop(self._grace)
         self._give_up()
-        await self._replay.close()
+        await self._recovery.close()
         if self.spill is not None:
             await self.spill.close()
         await self._target.close()
 
     async def _last_flush(self) -> None:
         self._ending.set()
-        self._hurry.set()
+        self._urgent.set()
         if self.sessions is not None:
             await self.sessions.end(self._grace)
         with suppress(Exception):
@@ -173,8 +173,8 @@ class Writer:
                 await self._write_until_told()
 
     async def _write_until_told(self) -> None:
-        while await self._something():
-            retrying = self._trouble.retrying(self._pause, self._gives_up, lambda: self.queued)
+        while await self._has_work():
+            retrying = self._retry.retrying(self._pause, self._gives_up, lambda: self.queued)
             try:
                 await retrying(self._attempt)
             except Exception:
@@ -202,52 +202,52 @@ class Writer:
         if not self._opened.done():
             self._opened.set_result(None)
 
-    async def _something(self) -> bool:
+    async def _has_work(self) -> bool:
         """Wait for work and a little company for it; False when told to end and all is written."""
-        while not self._hand and not self._backlog and not self._may_replay():
+        while not self._batches and not self._queue and not self._may_replay():
             if self._ending.is_set():
                 return False
             self._some.clear()
-            self._hurry.clear()
+            self._urgent.clear()
             with suppress(TimeoutError):
-                async with asyncio.timeout(self._replay.seconds_to_wait):
+                async with asyncio.timeout(self._recovery.seconds_to_wait):
                     await self._some.wait()
-        since = self._backlog.since
-        if since is None or self._hand or len(self._backlog) >= BATCH or self._ending.is_set() or self._may_replay():
+        since = self._queue.since
+        if since is None or self._batches or len(self._queue) >= BATCH or self._ending.is_set() or self._may_replay():
             return True
         with suppress(TimeoutError):
             async with asyncio.timeout(since + GATHER - monotonic()):
-                await self._hurry.wait()
+                await self._urgent.wait()
         return True
 
     def _may_replay(self) -> bool:
         """At the end, only our own spill is still brought back."""
-        return self._replay.waiting and (self._replay.own_waiting or not self._ending.is_set())
+        return self._recovery.waiting and (self._recovery.own_waiting or not self._ending.is_set())
 
     async def _serve(self, raw: Any) -> None:
         """With a connection: write what is there, then what is on disk; on SQLite also what comes later."""
-        recovering = self._trouble.failures > 0
+        recovering = self._retry.failures > 0
         if recovering:
             await self._target.driver.spare(raw)
         while True:
             await self._write(raw)
             if self._may_replay():
-                await self._replay.some(raw)
-                self._trouble.over()
-            elif recovering or not self._target.driver.holds or not await self._something():
+                await self._recovery.replay_batch(raw)
+                self._retry.recovered()
+            elif recovering or not self._target.driver.keeps_connection or not await self._has_work():
                 return
 
     async def _write(self, raw: Any) -> None:
-        if not self._hand:
-            self._hand.take(self._backlog, BATCH)
-        if not self._backlog:
-            self._hurry.clear()
-        while self._hand:
-            if self._hand.asks_for_order and self._replay.own_rows:
-                await self._replay.own(raw)
-            await self._hand.write(raw)
-            self._trouble.over()
-            if self._spiller is not None and self._hand.stale:
+        if not self._batches:
+            self._batches.take(self._queue, BATCH)
+        if not self._queue:
+            self._urgent.clear()
+        while self._batches:
+            if self._batches.needs_order and self._recovery.own_rows:
+                await self._recovery.replay_own(raw)
+            await self._batches.write(raw)
+            self._retry.recovered()
+            if self._spiller is not None and self._batches.stale:
                 self._spiller.wake()
 
     async def _pause(self, seconds: float) -> None:
@@ -260,13 +260,13 @@ class Writer:
 
     def _give_up(self) -> None:
         """Count and report everything that is neither committed nor spilled."""
-        left = [*self._hand.clear(), *self._backlog.clear()]
-        lost = sum(not isinstance(item, Update | Mark) for item in left)
+        left = [*self._batches.clear(), *self._queue.clear()]
+        lost = sum(not isinstance(item, UsageUpdate | FlushMarker) for item in left)
         if lost:
             self._losses.add(lost, "the ledger was closed before they could be written")
-        self._losses.sum_up()
+        self._losses.log_summary()
         if self.spill is not None and self.spill.rows:
             logger.warning("ledger: %d rows wait in %s for the next start", self.spill.rows, self.spill.slot.file)
         for item in left:
-            if isinstance(item, Update | Mark):
-                item.settle(LedgerError("the ledger was closed before this could be written"))
+            if isinstance(item, UsageUpdate | FlushMarker):
+                item.resolve(LedgerError("the ledger was closed before this could be written"))

@@ -6,6 +6,6 @@ remove: events that hold nothing but usage, and top-level `"usage": null` member
 
 from arbstr_asgi.metering.meter import BeforeDone, Meter
 from arbstr_asgi.metering.opening import open_meter
-from arbstr_asgi.metering.reading import Reading
+from arbstr_asgi.metering.reading import ReplySummary
 
-__all__ = ["BeforeDone", "Meter", "Reading", "open_meter"]
+__all__ = ["BeforeDone", "Meter", "ReplySummary", "open_meter"]

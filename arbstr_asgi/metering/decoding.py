@@ -22,7 +22,7 @@ class DecodingMeter:
     edits = False
 
     def __init__(self, inner: Meter, *, known: bool) -> None:
-        self.reading = inner.reading
+        self.summary = inner.summary
         self._inner = inner
         self._known = known
         self._decoder: Any = None
@@ -61,7 +61,7 @@ class DecodingMeter:
     def finish(self) -> bytes:
         """Read the decoded body's end."""
         self._inner.finish()
-        self.reading.complete = self.reading.complete or not self._known  # as far as can be told
+        self.summary.finished = self.summary.finished or not self._known  # as far as can be told
         return b""
 
     def abandon(self) -> bool:

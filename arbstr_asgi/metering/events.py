@@ -2,12 +2,12 @@
 
 import msgspec
 
-from arbstr_asgi.metering.lean import Lean
+from arbstr_asgi.metering.lean import FastPath
 from arbstr_asgi.metering.meter import BeforeDone, report_failure
-from arbstr_asgi.metering.reading import Chunk, Reading, decode
+from arbstr_asgi.metering.reading import Chunk, ReplySummary, decode
 from arbstr_asgi.metering.sse import BLANK_LINES, BLOCK_END, COMMENTS, LINE_END, parse_block, without_data
 from arbstr_asgi.metering.stripping import without_null_usage
-from arbstr_asgi.metering.template import Template
+from arbstr_asgi.metering.template import EventTemplate
 from arbstr_asgi.spans import BOM
 
 MAX_EVENT_BYTES = 1024 * 1024  # held or read; a larger event passes untouched
@@ -22,17 +22,17 @@ class EventMeter:
     `_tail` is what has come and is not done with; its first `_passed` bytes are out already.
     """
 
-    def __init__(self, reading: Reading, *, strip: bool = False, before_done: BeforeDone | None = None) -> None:
-        self.reading = reading
+    def __init__(self, reading: ReplySummary, *, strip: bool = False, before_done: BeforeDone | None = None) -> None:
+        self.summary = reading
         self._strip = strip
         self._before_done = before_done
         self.edits = strip or before_done is not None
         self._tail = bytearray()
         self._passed = 0
         self._searched = 0
-        self._lean = Lean(reading, strip=strip)
+        self._lean = FastPath(reading, strip=strip)
         self._is_lean = False  # what is to be learned of every stream is known
-        self._usual: Template | None = None  # the lean events', while nothing is held
+        self._usual: EventTemplate | None = None  # the lean events', while nothing is held
         self._has_cr = False
         self._beginning = True
         self._commented = False  # comments of the block at hand are out
@@ -44,9 +44,9 @@ class EventMeter:
         """What the client gets for `chunk`."""
         try:
             if self._usual is not None:
-                usual = self._usual.fill(chunk)
+                usual = self._usual.match(chunk)
                 if usual is not None:
-                    self.reading.events += 1
+                    self.summary.events += 1
                     return usual
             if self._failed:
                 return chunk
@@ -84,7 +84,7 @@ class EventMeter:
                 report_failure(error)
                 out = bytes(self._tail[self._passed :])
             self._tail.clear()
-        self.reading.end()
+        self.summary.end()
         return out if self.edits else b""
 
     def abandon(self) -> bool:
@@ -180,7 +180,7 @@ class EventMeter:
 
     def _started(self) -> None:
         """What is too large to be read is an image or the like: content."""
-        self.reading.started = self.reading.started or not self.reading.done
+        self.summary.started = self.summary.started or not self.summary.seen_done
 
     def _last(self) -> bytes:
         tail = bytes(self._tail)
@@ -192,14 +192,14 @@ class EventMeter:
     def _event(self, block: bytes) -> bytes | None:
         """Read one event; give back its bytes without what we caused, or None if that is all of it."""
         found = parse_block(block)
-        if found.bare_error is not None and not self.reading.done:
-            self.reading.error = "error"
+        if found.bare_error is not None and not self.summary.seen_done:
+            self.summary.error = "error"
         if found.data is None:
             return block
         if found.data.strip().startswith(b"[DONE]"):
             return self._done(block)
         chunk = decode(found.data)
-        if not self.reading.done:
+        if not self.summary.seen_done:
             self._learn(chunk, found.event)
         if chunk is None or not self._strip:
             return block
@@ -210,11 +210,11 @@ class EventMeter:
         return block[: found.start] + without_null_usage(found.data) + block[found.end :]
 
     def _learn(self, chunk: Chunk | None, event: bytes) -> None:
-        reading = self.reading
+        reading = self.summary
         reading.events += 1
         if chunk is not None:
             tier = reading.service_tier
-            reading.learn(chunk, event)
+            reading.update(chunk, event)
             if reading.service_tier != tier:  # an event that says the former one says something new now
                 self._lean.template = None
             self._is_lean = reading.started and reading.model is not None and reading.id is not None
@@ -222,15 +222,15 @@ class EventMeter:
             reading.error = reading.error or "error"
 
     def _done(self, block: bytes) -> bytes:
-        first = not self.reading.done
+        first = not self.summary.seen_done
         if first:
-            self.reading.events += 1
-            self.reading.done = True
-            self.reading.end()
+            self.summary.events += 1
+            self.summary.seen_done = True
+            self.summary.end()
             self._is_lean = False
             self._lean.template = None
         if first and self._before_done is not None:
-            return self._before_done(self.reading) + block
+            return self._before_done(self.summary) + block
         return block
 
 

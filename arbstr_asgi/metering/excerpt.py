@@ -48,7 +48,7 @@ def name_of(kind: Kind, key: bytes) -> bytes | None:
     return key if key in names else None
 
 
-class Excerpt:
+class FieldExtractor:
     """Is told of each value of ours as it begins and ends. Of values of one name the last counts."""
 
     def __init__(self) -> None:

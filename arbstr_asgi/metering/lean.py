@@ -2,9 +2,9 @@
 
 import msgspec
 
-from arbstr_asgi.metering.reading import Reading
+from arbstr_asgi.metering.reading import ReplySummary
 from arbstr_asgi.metering.stripping import without_null_usage
-from arbstr_asgi.metering.template import Template
+from arbstr_asgi.metering.template import EventTemplate
 
 MAX_LESSONS = 4  # templates of one stream, whose events may differ in more than their text
 END = b"\n\n"
@@ -29,19 +29,19 @@ class _Event(msgspec.Struct, gc=False):
 _decoder = msgspec.json.Decoder(_Event)
 
 
-class Lean:
+class FastPath:
     """Reads lean events: `reading` counts them, and they lose their null usage if `strip`."""
 
-    def __init__(self, reading: Reading, *, strip: bool) -> None:
+    def __init__(self, reading: ReplySummary, *, strip: bool) -> None:
         self._reading = reading
         self._strip = strip
         self._lessons = MAX_LESSONS
-        self.template: Template | None = None
+        self.template: EventTemplate | None = None
         """What the last ones looked like."""
 
     def event(self, block: bytes) -> bytes | None:
         """What the client gets of a block that is one lean event; None for any other."""
-        usual = None if self.template is None else self.template.fill(block)
+        usual = None if self.template is None else self.template.match(block)
         if usual is not None:
             self._reading.events += 1
             return usual
@@ -54,7 +54,7 @@ class Lean:
         strip = event.usage is None and self._strip
         if self._lessons:
             self._lessons -= 1
-            self.template = Template.of(block, strip=strip) or self.template
+            self.template = EventTemplate.create(block, strip=strip) or self.template
         return b"data: " + without_null_usage(block[6:-2]) + END if strip else block
 
     def events(self, chunk: bytes) -> bytes | None:
@@ -64,7 +64,7 @@ class Lean:
             return None
         found: list[bytes] = []
         for block in blocks:
-            usual = self.template.fill(block + END)
+            usual = self.template.match(block + END)
             if usual is None:
                 return None
             found.append(usual)

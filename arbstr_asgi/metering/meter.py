@@ -4,17 +4,17 @@ import logging
 from collections.abc import Callable
 from typing import Protocol
 
-from arbstr_asgi.metering.reading import Reading
+from arbstr_asgi.metering.reading import ReplySummary
 
 logger = logging.getLogger("arbstr_asgi")
 
-BeforeDone = Callable[[Reading], bytes]
+BeforeDone = Callable[[ReplySummary], bytes]
 
 
 class Meter(Protocol):
     """What a reply's bytes go through."""
 
-    reading: Reading
+    summary: ReplySummary
     edits: bool
     """Whether the client's bytes may differ from the provider's."""
 

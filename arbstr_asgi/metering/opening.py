@@ -4,7 +4,7 @@ from arbstr_asgi.metering.decoding import DecodingMeter
 from arbstr_asgi.metering.events import EventMeter
 from arbstr_asgi.metering.meter import BeforeDone, Meter
 from arbstr_asgi.metering.plain import PlainMeter
-from arbstr_asgi.metering.reading import Reading
+from arbstr_asgi.metering.reading import ReplySummary
 from arbstr_asgi.metering.sniffing import SniffingMeter
 
 
@@ -24,10 +24,10 @@ def open_meter(
     is_sse = (content_type or "").partition(";")[0].strip().lower() == "text/event-stream"
     encoding = (content_encoding or "identity").strip().lower()
     if encoding != "identity":
-        inner: Meter = EventMeter(Reading()) if is_sse else PlainMeter(Reading())
+        inner: Meter = EventMeter(ReplySummary()) if is_sse else PlainMeter(ReplySummary())
         return DecodingMeter(inner, known=encoding in ("gzip", "x-gzip", "deflate"))
     if is_sse:
-        return EventMeter(Reading(), strip=strip, before_done=before_done)
+        return EventMeter(ReplySummary(), strip=strip, before_done=before_done)
     if streaming:
         return SniffingMeter(strip=strip, before_done=before_done)
-    return PlainMeter(Reading())
+    return PlainMeter(ReplySummary())

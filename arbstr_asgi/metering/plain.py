@@ -1,8 +1,8 @@
 """Meters a body that is one JSON document."""
 
 from arbstr_asgi.metering.meter import report_failure
-from arbstr_asgi.metering.pruning import Pruner
-from arbstr_asgi.metering.reading import Reading, decode
+from arbstr_asgi.metering.pruning import IncrementalReader
+from arbstr_asgi.metering.reading import ReplySummary, decode
 from arbstr_asgi.spans import BOM
 
 MAX_PLAIN_BYTES = 32 * 1024 * 1024  # of a body that is held back to be sent behind what it cost
@@ -15,10 +15,10 @@ class PlainMeter:
 
     edits = False
 
-    def __init__(self, reading: Reading) -> None:
-        self.reading = reading
+    def __init__(self, reading: ReplySummary) -> None:
+        self.summary = reading
         self._copy = bytearray()
-        self._pruner: Pruner | None = None
+        self._pruner: IncrementalReader | None = None
         self._failed = False
 
     def feed(self, chunk: bytes) -> bytes:
@@ -38,7 +38,7 @@ class PlainMeter:
 
     def _prune(self, chunk: bytes) -> None:
         """The body has become too large to be kept."""
-        self._pruner = Pruner()
+        self._pruner = IncrementalReader()
         start = bytes(self._copy) + chunk[: len(BOM)]
         self._copy.clear()
         self._pruner.feed(start.removeprefix(BOM))
@@ -48,11 +48,11 @@ class PlainMeter:
     def finish(self) -> bytes:
         """Read the body."""
         try:
-            self.reading.complete = self._failed or (self._pruner is not None and self._pruner.gave_up)  # who knows
+            self.summary.finished = self._failed or (self._pruner is not None and self._pruner.gave_up)  # who knows
             document = bytes(self._copy).removeprefix(BOM) if self._pruner is None else self._pruner.finish()
             body = None if document is None else decode(document)
             if body is not None:
-                self.reading.learn_body(body)
+                self.summary.update_body(body)
         except Exception as error:  # noqa: BLE001
             self._fail(error)
         self._copy.clear()

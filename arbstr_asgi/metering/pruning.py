@@ -7,7 +7,7 @@ being JSON and forgotten.
 from enum import IntEnum
 
 from arbstr_asgi.metering import grammar
-from arbstr_asgi.metering.excerpt import NAMES, Excerpt, Kind, TooMuch, name_of
+from arbstr_asgi.metering.excerpt import NAMES, FieldExtractor, Kind, TooMuch, name_of
 
 MAX_PART = 4096  # bytes of a number that may come in pieces
 MAX_KEY = 256  # bytes of a key that comes in pieces; no name of ours is so long
@@ -36,7 +36,7 @@ class _NotJson(Exception):
     pass
 
 
-class Pruner:
+class IncrementalReader:
     """Takes in a JSON object piece by piece. Never raises; the time a piece takes is bounded by its size.
 
     `gave_up` says that there is too much of what would have to be kept, or too little in too many tokens.
@@ -44,7 +44,7 @@ class Pruner:
 
     def __init__(self) -> None:
         self.gave_up = False
-        self._excerpt: Excerpt | None = Excerpt()  # None: nothing that comes can change what is found
+        self._excerpt: FieldExtractor | None = FieldExtractor()  # None: nothing that comes can change what is found
         self._stack: list[Kind] = []
         self._next = _Next.VALUE
         self._steps = SPARE_STEPS
@@ -72,7 +72,7 @@ class Pruner:
         excerpt, self._excerpt = self._excerpt, None
         return excerpt.json() if excerpt is not None and self._next == _Next.NOTHING else None
 
-    def _read(self, excerpt: Excerpt, data: bytes) -> int:
+    def _read(self, excerpt: FieldExtractor, data: bytes) -> int:
         """Go through `data`; returns where it stopped: at its end, or at part of a token."""
         at, end = 0, len(data)
         while at < end:
@@ -91,7 +91,7 @@ class Pruner:
             raise TooMuch
         return at
 
-    def _step(self, excerpt: Excerpt, data: bytes, at: int) -> int:
+    def _step(self, excerpt: FieldExtractor, data: bytes, at: int) -> int:
         """Read on from `at`; returns how far, which is `at` where a token goes on in the next piece."""
         if self._inside:
             return self._string(excerpt, data, at)
@@ -110,7 +110,7 @@ class Pruner:
             raise _NotJson
         return at + 1
 
-    def _value(self, excerpt: Excerpt, data: bytes, at: int) -> int:
+    def _value(self, excerpt: FieldExtractor, data: bytes, at: int) -> int:
         top = self._stack[-1] if self._stack else None
         if top == Kind.ARRAY or (top == Kind.CHOICES and excerpt.full):
             run = grammar.ELEMENTS.match(data, at)
@@ -142,7 +142,7 @@ class Pruner:
         self._next = _Next.COMMA_OR_END if data[at : at + 1] in (b"]", b"}") else after_comma
         return at
 
-    def _begin(self, excerpt: Excerpt, byte: bytes, at: int) -> Kind | None:
+    def _begin(self, excerpt: FieldExtractor, byte: bytes, at: int) -> Kind | None:
         """A value begins at `at` with `byte`; how to read it, if it is to be looked into."""
         name, self._name = self._name, None
         if not self._stack:
@@ -159,19 +159,19 @@ class Pruner:
         self._stack.append(kind)
         self._next = _Next.VALUE_OR_END if kind in _ARRAYS else _Next.KEY_OR_END
 
-    def _close(self, excerpt: Excerpt, data: bytes, at: int) -> None:
+    def _close(self, excerpt: FieldExtractor, data: bytes, at: int) -> None:
         kind = self._stack.pop()
         if data[at : at + 1] != (b"]" if kind in _ARRAYS else b"}"):
             raise _NotJson
         excerpt.closed(kind)
         self._ended(excerpt, data, at + 1)
 
-    def _ended(self, excerpt: Excerpt, data: bytes, at: int) -> None:
+    def _ended(self, excerpt: FieldExtractor, data: bytes, at: int) -> None:
         """A value has ended at `at`."""
         self._next = _Next.COMMA_OR_END if self._stack else _Next.NOTHING
         excerpt.ended(data, at, len(self._stack))
 
-    def _member(self, excerpt: Excerpt, data: bytes, at: int) -> int:
+    def _member(self, excerpt: FieldExtractor, data: bytes, at: int) -> int:
         run = _MEMBERS.get(self._stack[-1], grammar.MEMBERS).match(data, at)
         if run is not None:
             return self._behind(data, run.end(), _Next.KEY)
@@ -194,7 +194,7 @@ class Pruner:
         self._next = _Next.COLON
         self._name = name_of(self._stack[-1], key)
 
-    def _string(self, excerpt: Excerpt, data: bytes, at: int) -> int:
+    def _string(self, excerpt: FieldExtractor, data: bytes, at: int) -> int:
         """Read on inside a string."""
         found = grammar.INSIDE.match(data, at)
         assert found is not None

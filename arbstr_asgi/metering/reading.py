@@ -80,7 +80,7 @@ def _int(digits: str) -> int | None:
     return int(digits) if len(digits) <= MAX_DIGITS else None
 
 
-class Reading:
+class ReplySummary:
     """What has been learned of a reply so far.
 
     The last usage wins and is never summed; `usage_is_final` says that it can't be an interim value of a cumulative
@@ -90,8 +90,8 @@ class Reading:
     """
 
     __slots__ = (
-        "complete",
-        "done",
+        "finished",
+        "seen_done",
         "error",
         "events",
         "finish_reason",
@@ -111,12 +111,12 @@ class Reading:
         self.id: str | None = None
         self.service_tier: str | None = None
         self.error: str | None = None
-        self.done = False
+        self.seen_done = False
         self.started = False
-        self.complete = False
+        self.finished = False
         self.events = 0
 
-    def learn(self, chunk: Chunk, event: bytes = b"") -> None:
+    def update(self, chunk: Chunk, event: bytes = b"") -> None:
         """Take in one event of a stream."""
         choices = chunk.choices if isinstance(chunk.choices, list) else []
         for position, choice in enumerate(choices):
@@ -132,15 +132,15 @@ class Reading:
             self.usage = usage
             self.usage_is_final = self.finish_reason is not None or not choices
 
-    def learn_body(self, chunk: Chunk) -> None:
+    def update_body(self, chunk: Chunk) -> None:
         """Take in a reply that is one JSON object."""
-        self.learn(chunk)
-        self.started = self.complete = self.usage_is_final = True
+        self.update(chunk)
+        self.started = self.finished = self.usage_is_final = True
 
     def end(self) -> None:
         """A stream has ended by itself."""
-        self.complete = self.done or self.finish_reason is not None
-        self.usage_is_final = self.usage_is_final or self.complete
+        self.finished = self.seen_done or self.finish_reason is not None
+        self.usage_is_final = self.usage_is_final or self.finished
 
     def _choose(self, choice: dict[str, Any], position: int) -> None:
         reason = choice.get("finish_reason")

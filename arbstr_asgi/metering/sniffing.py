@@ -3,7 +3,7 @@
 from arbstr_asgi.metering.events import MAX_EVENT_BYTES, EventMeter
 from arbstr_asgi.metering.meter import BeforeDone, Meter
 from arbstr_asgi.metering.plain import PlainMeter
-from arbstr_asgi.metering.reading import Reading
+from arbstr_asgi.metering.reading import ReplySummary
 from arbstr_asgi.spans import BOM
 
 
@@ -11,7 +11,7 @@ class SniffingMeter:
     """For a reply to a streaming request that isn't called an event stream: its first bytes decide."""
 
     def __init__(self, *, strip: bool, before_done: BeforeDone | None) -> None:
-        self.reading = Reading()
+        self.summary = ReplySummary()
         self.edits = strip or before_done is not None
         self._strip = strip
         self._before_done = before_done
@@ -35,7 +35,7 @@ class SniffingMeter:
     def finish(self) -> bytes:
         """The rest."""
         if self._inner is None:
-            self._inner = PlainMeter(self.reading)
+            self._inner = PlainMeter(self.summary)
             held = self._inner.feed(self._held)
             return (held if self.edits else b"") + self._inner.finish()
         return self._inner.finish()
@@ -46,10 +46,10 @@ class SniffingMeter:
 
     def _decide(self, start: bytes) -> Meter | None:
         if len(start) > MAX_EVENT_BYTES:
-            return PlainMeter(self.reading)
+            return PlainMeter(self.summary)
         begin = start.lstrip(b"\r\n").removeprefix(BOM).lstrip(b"\r\n")
         fields = (b"data:", b"event:", b":")
         if begin.startswith(fields):
-            return EventMeter(self.reading, strip=self._strip, before_done=self._before_done)
+            return EventMeter(self.summary, strip=self._strip, before_done=self._before_done)
         undecided = any(field.startswith(begin) for field in fields) or BOM.startswith(begin)
-        return None if undecided else PlainMeter(self.reading)
+        return None if undecided else PlainMeter(self.summary)

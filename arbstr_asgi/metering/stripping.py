@@ -1,6 +1,6 @@
 """Removes `"usage": null` from an event's JSON, byte for byte."""
 
-from arbstr_asgi.spans import Member, members
+from arbstr_asgi.spans import JsonMember, scan_members
 
 _MEMBER = b',"usage":null'
 _KEY = b'"usage"'
@@ -21,13 +21,13 @@ def without_null_usage(payload: bytes) -> bytes:
         if at >= 0 and payload[at + len(_MEMBER) : at + len(_MEMBER) + 1] in (b",", b"}"):
             return payload[:at] + payload[at + len(_MEMBER) :]
     try:
-        found = members(payload)
+        found = scan_members(payload)
     except ValueError:
         return payload
     return _without(payload, found)
 
 
-def _without(payload: bytes, found: list[Member]) -> bytes:
+def _without(payload: bytes, found: list[JsonMember]) -> bytes:
     """Cut the null members out, from the back so that the offsets hold."""
     goes = [member.key == "usage" and payload[member.value_start : member.value_end] == b"null" for member in found]
     for index in reversed(range(len(found))):

@@ -19,12 +19,12 @@ class _Delta(msgspec.Struct, gc=False):
     reasoning: _RawText = msgspec.UNSET
 
 
-class _Choice(msgspec.Struct, gc=False):
+class _TextChoice(msgspec.Struct, gc=False):
     delta: _Delta
 
 
 class _Texts(msgspec.Struct, gc=False):
-    choices: list[_Choice]
+    choices: list[_TextChoice]
     obfuscation: _RawText = msgspec.UNSET
 
 
@@ -32,7 +32,7 @@ _texts = msgspec.json.Decoder(_Texts)
 _inside = INSIDE.match
 
 
-class Template:
+class EventTemplate:
     """The bytes of an event around its text, and around its padding (OpenAI's `obfuscation`) if it has some.
 
     Whatever stands between them, as long as it is the inside of a JSON string, leaves the event's other members what
@@ -51,7 +51,7 @@ class Template:
         self._length = len(self._head)
 
     @classmethod
-    def of(cls, block: bytes, *, strip: bool) -> Self | None:
+    def create(cls, block: bytes, *, strip: bool) -> Self | None:
         """Made of an event, without its null `usage` if `strip`; None where its text can't be told from the rest."""
         try:
             texts = _texts.decode(block[len(_START) :])
@@ -73,7 +73,7 @@ class Template:
         out = stripped.split(_MARK)
         return cls(literals, out) if len(out) == len(literals) else None
 
-    def fill(self, block: bytes) -> bytes | None:
+    def match(self, block: bytes) -> bytes | None:
         """What the client gets of a block that differs in its text alone; None for any other."""
         if not block.startswith(self._head):
             return None

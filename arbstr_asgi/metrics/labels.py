@@ -1,7 +1,7 @@
 """The values that labels of metrics may have: none of them is text of a client's, so that their number is bounded."""
 
 from arbstr_asgi.config.config import Config
-from arbstr_asgi.entry import Attempt, Entry
+from arbstr_asgi.entry import AttemptEntry, LedgerEntry
 
 OTHER = "other"
 NONE = "none"
@@ -31,14 +31,14 @@ class Labels:
         return asked if asked in self._models else OTHER
 
 
-def status_of(entry: Entry) -> str:
+def status_of(entry: LedgerEntry) -> str:
     """The class of the status that the client got, `none` where it left before there was one."""
     if entry.error_status is not None:
         return f"{entry.error_status // 100}xx"
     return NONE if entry.latency_ms is None else "2xx"
 
 
-def outcome_of(attempt: Attempt) -> str:
+def outcome_of(attempt: AttemptEntry) -> str:
     """What came of an attempt: `ok`, `broken` (2xx, and an error behind it), another class of status, `no_answer`."""
     if attempt.status is None:
         return "no_answer"

@@ -7,9 +7,9 @@ from typing import Any
 from prometheus_client import CollectorRegistry, Counter, Histogram
 
 from arbstr_asgi.config.config import Config
-from arbstr_asgi.entry import Entry
+from arbstr_asgi.entry import LedgerEntry
 from arbstr_asgi.ledger import Snapshot
-from arbstr_asgi.ledger.quiet import Quiet
+from arbstr_asgi.ledger.quiet import Throttle
 from arbstr_asgi.metrics.exposition import exposed, shared
 from arbstr_asgi.metrics.gauges import Gauges
 from arbstr_asgi.metrics.labels import NONE, Labels, outcome_of, refusal_of, status_of
@@ -29,7 +29,7 @@ class Metrics:
         self._providers = tuple(provider.name for provider in config.providers)
         self._labels = Labels(config)
         self._gauges: Gauges | None = None
-        self._quiet = Quiet(SECONDS_BETWEEN_COMPLAINTS)
+        self._quiet = Throttle(SECONDS_BETWEEN_COMPLAINTS)
         call = ("provider", "model", "policy", "streaming", "end_reason", "status", "usage_source")
         self._requests = Counter(
             "arbstr_requests_total",
@@ -72,14 +72,14 @@ class Metrics:
         """Whether several processes keep their metrics in one folder, so that gauges must be set before others read."""
         return shared()
 
-    def finished(self, entry: Entry, seconds: float) -> None:
+    def finished(self, entry: LedgerEntry, seconds: float) -> None:
         """A call has ended, `seconds` after it came."""
         try:
             self._finished(entry, seconds)
         except Exception as error:  # noqa: BLE001 - counting must never break the call that it counts
             self._failed(error)
 
-    def estimated(self, entry: Entry) -> None:
+    def estimated(self, entry: LedgerEntry) -> None:
         """The usage of a call that has been counted without any has been estimated."""
         try:
             self._used(entry)
@@ -108,7 +108,7 @@ class Metrics:
         """All metrics in Prometheus' text format, and its media type. Takes milliseconds. Raises ServerError."""
         return exposed(self._registry)
 
-    def _finished(self, entry: Entry, seconds: float) -> None:
+    def _finished(self, entry: LedgerEntry, seconds: float) -> None:
         facts = (entry.provider, self._labels.model(entry.model), entry.policy, entry.streaming, entry.end_reason)
         key = (*facts, status_of(entry), entry.usage_source)
         children = self._calls.get(key)
@@ -123,7 +123,7 @@ class Metrics:
             self._child(self._attempts, attempt.provider, outcome_of(attempt)).inc()
         self._used(entry)
 
-    def _of_call(self, entry: Entry) -> _Children:
+    def _of_call(self, entry: LedgerEntry) -> _Children:
         provider, model, streaming = entry.provider or NONE, self._labels.model(entry.model), _flag(entry.streaming)
         facts = (provider, model, entry.policy or NONE, streaming, entry.end_reason, status_of(entry))
         return (
@@ -132,7 +132,7 @@ class Metrics:
             self._first_byte.labels(provider, streaming).observe,
         )
 
-    def _used(self, entry: Entry) -> None:
+    def _used(self, entry: LedgerEntry) -> None:
         of_usage = (entry.provider or NONE, self._labels.model(entry.model), entry.usage_source)
         if entry.input_tokens is not None:
             self._child(self._tokens, *of_usage, "input").inc(entry.input_tokens)
@@ -149,7 +149,7 @@ class Metrics:
         return child
 
     def _failed(self, error: Exception) -> None:
-        if self._quiet.over():
+        if self._quiet.allow():
             logger.error("metrics failed with %s", type(error).__name__)
 
 

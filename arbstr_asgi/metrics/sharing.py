@@ -10,13 +10,13 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
-from arbstr_asgi.extras import installed
+from arbstr_asgi.extras import is_installed
 
 FOLDER = "PROMETHEUS_MULTIPROC_DIR"  # prometheus-client's own name for it
 PLACE = "ARBSTR_WORKER_PLACE"
 
 
-class Sharing:
+class MultiprocessMetrics:
     """The supervisor's side."""
 
     def __init__(self, folder: Path | None) -> None:
@@ -36,19 +36,19 @@ class Sharing:
 
 
 @contextmanager
-def sharing() -> Iterator[Sharing]:
+def multiprocess_metrics() -> Iterator[MultiprocessMetrics]:
     """A temporary folder for the block, where there is something to be kept in it."""
-    if not installed("prometheus_client"):
-        yield Sharing(None)
+    if not is_installed("prometheus_client"):
+        yield MultiprocessMetrics(None)
         return
     with tempfile.TemporaryDirectory(prefix="arbstr-metrics-", ignore_cleanup_errors=True) as folder:
-        yield Sharing(Path(folder))
+        yield MultiprocessMetrics(Path(folder))
 
 
-def take_place() -> None:
+def use_worker_number() -> None:
     """In a worker, before any metric is made: keep them under the name of its place."""
     place = os.environ.get(PLACE)
-    if place is not None and installed("prometheus_client"):
+    if place is not None and is_installed("prometheus_client"):
         from prometheus_client import values
 
         values.ValueClass = values.MultiProcessValue(lambda: place)  # type: ignore[no-untyped-call]

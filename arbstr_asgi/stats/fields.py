@@ -10,7 +10,7 @@ Pairs = Iterable[tuple[str, str]]
 _LONGEST_NUMBER = 18  # digits, so that each fits 64 bits
 
 
-class Fields:
+class QueryParams:
     """Names and values; a `RequestError` (400) names the parameter and never quotes its value."""
 
     def __init__(self, pairs: Pairs, known: Collection[str]) -> None:
@@ -18,9 +18,9 @@ class Fields:
         for name, value in pairs:
             if name not in known:
                 valid = f"valid are {', '.join(sorted(known))}" if known else "there are none here"
-                refuse(quotable(name), f"There is no such parameter; {valid}.")
+                invalid(quotable(name), f"There is no such parameter; {valid}.")
             if name in self._given:
-                refuse(name, f"{name} may be given once.")
+                invalid(name, f"{name} may be given once.")
             self._given[name] = value
 
     def __contains__(self, name: str) -> bool:
@@ -34,14 +34,14 @@ class Fields:
         """A value that a column of so many characters can hold."""
         value = self._given.get(name)
         if value is not None and (len(value) > longest or "\0" in value):
-            refuse(name, f"{name} must have at most {longest} characters, and no NUL.")
+            invalid(name, f"{name} must have at most {longest} characters, and no NUL.")
         return value
 
     def choice(self, name: str, valid: Collection[str]) -> str | None:
         """One of these words."""
         value = self._given.get(name)
         if value is not None and value not in valid:
-            refuse(name, f"{name} must be one of {', '.join(valid)}.")
+            invalid(name, f"{name} must be one of {', '.join(valid)}.")
         return value
 
     def flag(self, name: str) -> bool | None:
@@ -56,10 +56,12 @@ class Fields:
             return None
         number = int(value) if value.isascii() and value.isdigit() and len(value) <= _LONGEST_NUMBER else -1
         if number < lowest or (highest is not None and number > highest):
-            refuse(name, f"{name} must be a whole number from {lowest} {'on' if highest is None else f'to {highest}'}.")
+            invalid(
+                name, f"{name} must be a whole number from {lowest} {'on' if highest is None else f'to {highest}'}."
+            )
         return number
 
 
-def refuse(name: str, message: str) -> NoReturn:
+def invalid(name: str, message: str) -> NoReturn:
     """Raises the RequestError that says what is wrong with a parameter."""
     raise RequestError(400, message, param=name, code="invalid_parameter")

@@ -54,7 +54,7 @@ class Histogram:
         return self.packed.bit_length() * 2 // 15
 
 
-def added(histograms: Iterable[Histogram]) -> Histogram:
+def add_all(histograms: Iterable[Histogram]) -> Histogram:
     """What all of them have counted."""
     return Histogram(sum([each.packed for each in histograms]))
 

@@ -15,7 +15,7 @@ _SPECIAL = frozenset(',"\r\n')
 _json = msgspec.json.Encoder(decimal_format="number")
 
 
-class Lines(NamedTuple):
+class RowFormat(NamedTuple):
     """A way to write rows down: what stands above them, and each of them."""
 
     media_type: str
@@ -24,12 +24,14 @@ class Lines(NamedTuple):
     line: Callable[[Mapping[str, Any]], bytes]
 
 
-def lines(kind: str, columns: Iterable[str]) -> Lines:
+def row_format(kind: str, columns: Iterable[str]) -> RowFormat:
     """`csv` or `jsonl` with these columns, in their order."""
     names = tuple(columns)
     if kind == "csv":
-        return Lines("text/csv; charset=utf-8", "csv", csv_line(names), lambda row: csv_line([row[n] for n in names]))
-    return Lines("application/x-ndjson", "jsonl", b"", lambda row: _json.encode(record(row)) + b"\n")
+        return RowFormat(
+            "text/csv; charset=utf-8", "csv", csv_line(names), lambda row: csv_line([row[n] for n in names])
+        )
+    return RowFormat("application/x-ndjson", "jsonl", b"", lambda row: _json.encode(record(row)) + b"\n")
 
 
 def csv_line(values: Iterable[Any]) -> bytes:

@@ -15,7 +15,7 @@ DEFAULT_RANGE = "last_7d"
 _FORM = re.compile(r"(\d{4}-\d\d-\d\d)[Tt](\d\d:\d\d:\d\d)(?:\.(\d{1,9}))?(?:[Zz]|([+ -])(\d\d:\d\d))", re.ASCII)
 
 
-def moment_of(text: str) -> datetime:
+def parse_timestamp(text: str) -> datetime:
     """The moment, in UTC, that RFC 3339 text with `Z` or an offset names; microseconds at most. Raises ValueError."""
     found = _FORM.fullmatch(text)
     if found is None:
@@ -33,6 +33,6 @@ def end_of_second(now: datetime) -> datetime:
     return now.replace(microsecond=0) + timedelta(seconds=1)
 
 
-def written(moment: datetime) -> str:
+def format_timestamp(moment: datetime) -> str:
     """As RFC 3339 in its own zone, to the millisecond or as exact as it is."""
     return moment.isoformat(timespec="microseconds" if moment.microsecond % 1000 else "milliseconds")

@@ -5,9 +5,9 @@ from typing import NamedTuple, get_args
 
 from arbstr_asgi.entry import EndReason
 from arbstr_asgi.stats.cursor import Cursor
-from arbstr_asgi.stats.fields import Fields, Pairs, refuse
+from arbstr_asgi.stats.fields import QueryParams, Pairs, invalid
 from arbstr_asgi.stats.query import GROUPS, SORTS, Filters, RequestsQuery, StatsQuery
-from arbstr_asgi.stats.span import SPAN, span_of
+from arbstr_asgi.stats.span import SPAN, time_range
 from arbstr_asgi.stats.zones import zone_of
 
 FILTERS = (*Filters.__struct_fields__,)
@@ -23,7 +23,7 @@ _TEXTS = ("model", "provider", "end_user", "tenant", "policy")
 _ID_LENGTH = 36
 
 
-class Listing(NamedTuple):
+class ListQuery(NamedTuple):
     """Which rows, and how they are told: `page` is None behind a cursor and for whatever is no page."""
 
     query: RequestsQuery
@@ -33,8 +33,8 @@ class Listing(NamedTuple):
 
 def stats_query(pairs: Pairs, now: datetime) -> StatsQuery:
     """The query of GET /v1/stats at a moment, in UTC."""
-    fields = Fields(pairs, FOR_STATS)
-    since, until = span_of(fields, now)
+    fields = QueryParams(pairs, FOR_STATS)
+    since, until = time_range(fields, now)
     return StatsQuery(
         since=since,
         until=until,
@@ -45,10 +45,10 @@ def stats_query(pairs: Pairs, now: datetime) -> StatsQuery:
     )
 
 
-def listing(pairs: Pairs, now: datetime) -> Listing:
+def list_query(pairs: Pairs, now: datetime) -> ListQuery:
     """The query of GET /v1/requests at a moment, in UTC; an export's has no limit."""
-    fields = Fields(pairs, FOR_REQUESTS)
-    since, until = span_of(fields, now)
+    fields = QueryParams(pairs, FOR_REQUESTS)
+    since, until = time_range(fields, now)
     sort = fields.choice("sort", SORTS) or "timestamp"
     kind = fields.choice("format", FORMATS) or "json"
     cursor = _cursor(fields, sort)
@@ -63,7 +63,7 @@ def listing(pairs: Pairs, now: datetime) -> Listing:
         offset=(page - 1) * per_page,
         after=cursor,
     )
-    return Listing(query, kind, None if cursor is not None or kind != "json" else page)
+    return ListQuery(query, kind, None if cursor is not None or kind != "json" else page)
 
 
 def is_id(text: str) -> bool:
@@ -71,10 +71,10 @@ def is_id(text: str) -> bool:
     return text.isascii() and text.isprintable() and 0 < len(text) <= _ID_LENGTH and text == text.strip()
 
 
-def _filters(fields: Fields) -> Filters:
+def _filters(fields: QueryParams) -> Filters:
     call = fields.raw("correlation_id")
     if call is not None and not is_id(call):
-        refuse("correlation_id", f"correlation_id must be of 1 to {_ID_LENGTH} printable ASCII characters.")
+        invalid("correlation_id", f"correlation_id must be of 1 to {_ID_LENGTH} printable ASCII characters.")
     return Filters(
         correlation_id=call,
         end_reason=fields.choice("end_reason", END_REASONS),
@@ -85,55 +85,55 @@ def _filters(fields: Fields) -> Filters:
     )
 
 
-def _groups(fields: Fields) -> tuple[str, ...]:
+def _groups(fields: QueryParams) -> tuple[str, ...]:
     value = fields.raw("group_by")
     if value is None:
         return ()
     names = tuple(value.split(","))
     if len(names) > 2 or len(set(names)) < len(names) or not set(names) <= set(GROUPS):
-        refuse("group_by", f"group_by must be one or two (with a comma between them) of {', '.join(GROUPS)}.")
+        invalid("group_by", f"group_by must be one or two (with a comma between them) of {', '.join(GROUPS)}.")
     return names
 
 
-def _zone(fields: Fields) -> str:
+def _zone(fields: QueryParams) -> str:
     name = fields.raw("tz")
     try:
         zone_of(name := "UTC" if name is None else name)
     except ValueError:
-        refuse("tz", "tz must be the IANA name of a time zone, as UTC or Europe/Zurich.")
+        invalid("tz", "tz must be the IANA name of a time zone, as UTC or Europe/Zurich.")
     return name
 
 
-def _descending(fields: Fields) -> bool:
+def _descending(fields: QueryParams) -> bool:
     order = fields.raw("order")
     if order is None:
         return True
     if order.lower() not in ("asc", "desc"):
-        refuse("order", "order must be asc or desc.")
+        invalid("order", "order must be asc or desc.")
     return order.lower() == "desc"
 
 
-def _cursor(fields: Fields, sort: str) -> Cursor | None:
+def _cursor(fields: QueryParams, sort: str) -> Cursor | None:
     value = fields.raw("cursor")
     if value is None:
         return None
     if "page" in fields:
-        refuse("cursor", "page and cursor can't be given both.")
+        invalid("cursor", "page and cursor can't be given both.")
     try:
         found = Cursor.decode(value)
     except ValueError:
         found = None
     if found is None or not found.fits(sort):
-        refuse("cursor", "cursor must be the next_cursor of a page with the same sort.")
+        invalid("cursor", "cursor must be the next_cursor of a page with the same sort.")
     return found
 
 
-def _page(fields: Fields, kind: str) -> tuple[int, int]:
+def _page(fields: QueryParams, kind: str) -> tuple[int, int]:
     for name in ("page", "per_page"):
         if kind != "json" and name in fields:
-            refuse(name, f"{name} means nothing for an export, which has no pages.")
+            invalid(name, f"{name} means nothing for an export, which has no pages.")
     per_page = fields.number("per_page", 1, MOST_PER_PAGE) or 20
     page = fields.number("page", 1) or 1
     if page * per_page > DEEPEST:
-        refuse("page", f"Pages reach {DEEPEST:,} rows deep. For more, give next_cursor as cursor, or use a format.")
+        invalid("page", f"Pages reach {DEEPEST:,} rows deep. For more, give next_cursor as cursor, or use a format.")
     return page, per_page

@@ -24,7 +24,7 @@ Span = tuple[str, int, int]
 """Which periods, the number of the first and of the one behind the last."""
 
 
-def rolled(group_by: Collection[str], filters: Filters) -> tuple[str, ...] | None:
+def matching_grouping(group_by: Collection[str], filters: Filters) -> tuple[str, ...] | None:
     """The grouping whose roll-ups know all that a query asks for; None where there is none."""
     asked = {*group_by, *filters.given} - set(TIMES)
     grouping = tuple(name for name in DIMENSIONS if name in asked)
@@ -40,7 +40,7 @@ def coarser() -> Iterator[tuple[int, int, tuple[int, ...]]]:
             yield place, GROUPINGS.index(finer), tuple(finer.index(name) for name in grouping)
 
 
-class Known(NamedTuple):
+class RollupState(NamedTuple):
     """What the roll-ups know. Hours and other periods by number.
 
     Of the hours before `sealed` each is rolled up, empty or `dirty`; those before `pruned` have no rows any more.
@@ -53,20 +53,20 @@ class Known(NamedTuple):
     coarse: Mapping[str, frozenset[int]]
 
 
-class Parts(NamedTuple):
+class TimeSplit(NamedTuple):
     """A time, taken apart: what is to be read from roll-ups, and the rest from rows."""
 
     rolled: list[Span]
     rows: list[tuple[datetime, datetime]]
 
 
-def only_rows(since: datetime, until: datetime, known: Known) -> Parts:
+def only_rows(since: datetime, until: datetime, known: RollupState) -> TimeSplit:
     """All of it from rows, as far as there are any."""
     since = max(since, start_of(known.pruned, HOUR))
-    return Parts([], [(since, until)] if since < until else [])
+    return TimeSplit([], [(since, until)] if since < until else [])
 
 
-def parts(since: datetime, until: datetime, known: Known, *, coarse: bool) -> Parts:
+def split_time(since: datetime, until: datetime, known: RollupState, *, coarse: bool) -> TimeSplit:
     """As much from roll-ups as they know, from periods of more than an hour only if `coarse`."""
     first, end = _first_hour(since), min(number_of(until, HOUR), known.sealed)
     if first >= end:
@@ -80,14 +80,14 @@ def parts(since: datetime, until: datetime, known: Known, *, coarse: bool) -> Pa
     ]
     edge = start_of(known.pruned, HOUR)
     rows = [(max(a, edge), b) for a, b in spans if max(a, edge) < b]
-    return Parts(rolled, rows)
+    return TimeSplit(rolled, rows)
 
 
-def cut(found: Parts, hour: int) -> Parts:
+def clip(found: TimeSplit, hour: int) -> TimeSplit:
     """Only what is before an hour, of parts that are not `coarse`."""
     end = start_of(hour, HOUR)
     rolled = [(period, a, min(b, hour)) for period, a, b in found.rolled if a < hour]
-    return Parts(rolled, [(a, min(b, end)) for a, b in found.rows if a < end])
+    return TimeSplit(rolled, [(a, min(b, end)) for a, b in found.rows if a < end])
 
 
 def _first_hour(since: datetime) -> int:
@@ -96,7 +96,7 @@ def _first_hour(since: datetime) -> int:
     return number if start_of(number, HOUR) == since else number + 1
 
 
-def _rolled(first: int, end: int, known: Known, dirty: Collection[int]) -> list[Span]:
+def _rolled(first: int, end: int, known: RollupState, dirty: Collection[int]) -> list[Span]:
     """The hours from `first` to before `end` that are not dirty, in periods as long as there are."""
     found: list[Span] = []
     taken = [(hour, hour + 1) for hour in dirty]

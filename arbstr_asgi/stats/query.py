@@ -63,7 +63,7 @@ class StatsQuery(msgspec.Struct, frozen=True, kw_only=True):
         zone_of(self.zone)
 
 
-class Spread(msgspec.Struct, frozen=True):
+class Percentiles(msgspec.Struct, frozen=True):
     """How long something took, in milliseconds, over the rows that know; None where none does.
 
     The average is exact; percentiles are off by at most 1.6 %, and exact below 64 ms.
@@ -75,7 +75,7 @@ class Spread(msgspec.Struct, frozen=True):
     p99: float | None = None
 
 
-class Figures(msgspec.Struct, frozen=True, kw_only=True):
+class Stats(msgspec.Struct, frozen=True, kw_only=True):
     """Sums over rows, exact.
 
     What is in flight is neither a success nor an error. `tokens` has input and output of each usage source, `priced`
@@ -93,9 +93,9 @@ class Figures(msgspec.Struct, frozen=True, kw_only=True):
     cost_sats: Decimal
     priced: int
     savings_sats: Decimal
-    latency_ms: Spread
-    ttft_ms: Spread
-    stream_duration_ms: Spread
+    latency_ms: Percentiles
+    ttft_ms: Percentiles
+    stream_duration_ms: Percentiles
 
 
 Key = str | datetime | date | None
@@ -108,13 +108,13 @@ class Group(msgspec.Struct, frozen=True):
     """
 
     keys: tuple[Key, ...]
-    figures: Figures
+    figures: Stats
 
 
 class Summary(msgspec.Struct, frozen=True):
     """The figures of all rows, and those of the groups."""
 
-    whole: Figures
+    whole: Stats
     groups: list[Group]
 
 

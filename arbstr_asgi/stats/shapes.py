@@ -5,15 +5,15 @@ from datetime import date, datetime
 from decimal import Decimal
 from typing import Any
 
-from arbstr_asgi.stats.moments import written
-from arbstr_asgi.stats.params import Listing
-from arbstr_asgi.stats.query import SOURCES, Figures, Group, Key, Page, Spread, StatsQuery
-from arbstr_asgi.stats.telling import plain, record, told
+from arbstr_asgi.stats.moments import format_timestamp
+from arbstr_asgi.stats.params import ListQuery
+from arbstr_asgi.stats.query import SOURCES, Stats, Group, Key, Page, Percentiles, StatsQuery
+from arbstr_asgi.stats.telling import plain, record, to_json_value
 
 Json = dict[str, Any]
 
 NOTHING = "No requests found in the specified time range"
-NO_FIGURES = Figures(
+NO_FIGURES = Stats(
     total=0,
     success=0,
     error=0,
@@ -24,19 +24,19 @@ NO_FIGURES = Figures(
     cost_sats=Decimal(0),
     priced=0,
     savings_sats=Decimal(0),
-    latency_ms=Spread(),
-    ttft_ms=Spread(),
-    stream_duration_ms=Spread(),
+    latency_ms=Percentiles(),
+    ttft_ms=Percentiles(),
+    stream_duration_ms=Percentiles(),
 )
 
 
-def stats(query: StatsQuery, whole: Figures, groups: Sequence[Group] = (), models: Iterable[str] = ()) -> Json:
+def stats(query: StatsQuery, whole: Stats, groups: Sequence[Group] = (), models: Iterable[str] = ()) -> Json:
     """The figures of all rows and, where the query groups, of each group.
 
     By model alone they are `models` with a member for each, those of `models` too that have no rows, otherwise a
     list, `groups`. `truncated` says that there are more than the query's limit.
     """
-    found: Json = {"since": written(query.since), "until": written(query.until)}
+    found: Json = {"since": format_timestamp(query.since), "until": format_timestamp(query.until)}
     if not whole.total:
         found |= {"empty": True, "message": NOTHING}
     found |= figures(whole)
@@ -56,7 +56,7 @@ def stats(query: StatsQuery, whole: Figures, groups: Sequence[Group] = (), model
     return found
 
 
-def figures(found: Figures) -> Json:
+def figures(found: Stats) -> Json:
     """Counts, sums and durations; `unpriced` requests have no known cost and are in no sum of sats."""
     return {
         "counts": {
@@ -81,7 +81,7 @@ def figures(found: Figures) -> Json:
     }
 
 
-def requests(asked: Listing, page: Page) -> Json:
+def requests(asked: ListQuery, page: Page) -> Json:
     """One page; `total` and `total_pages` are null where counting would take long, `page` behind a cursor."""
     query = asked.query
     return {
@@ -91,8 +91,8 @@ def requests(asked: Listing, page: Page) -> Json:
         "total": page.total,
         "total_pages": None if page.total is None else -(-page.total // query.limit),
         "next_cursor": None if page.next is None else page.next.encode(),
-        "since": written(query.since),
-        "until": written(query.until),
+        "since": format_timestamp(query.since),
+        "until": format_timestamp(query.until),
     }
 
 
@@ -104,7 +104,7 @@ def request(row: Mapping[str, Any]) -> Json:
     found: Json = {
         "id": row["id"],
         "correlation_id": row["correlation_id"],
-        "timestamp": told(row["timestamp"]),
+        "timestamp": to_json_value(row["timestamp"]),
         "model": row["model"],
         **({} if row["provider"] is None else {"provider": row["provider"]}),
         **{name: row[name] for name in ("policy", "end_user", "tenant", "streaming", "success")},
@@ -115,7 +115,7 @@ def request(row: Mapping[str, Any]) -> Json:
             "cached": row["cached_tokens"],
             "reasoning": row["reasoning_tokens"],
         },
-        "cost": {"sats": told(row["cost_sats"])},
+        "cost": {"sats": to_json_value(row["cost_sats"])},
         "timing": timing,
     }
     if not row["success"] and (row["error_status"] is not None or row["error_message"] is not None):
@@ -128,7 +128,7 @@ def detail(row: Mapping[str, Any], attempts: Iterable[Mapping[str, Any]]) -> Jso
     return {**record(row), "tries": [record(attempt) for attempt in attempts]}
 
 
-def _spread(spread: Spread) -> Json:
+def _spread(spread: Percentiles) -> Json:
     return {"p50": spread.p50, "p95": spread.p95, "p99": spread.p99}
 
 

@@ -2,13 +2,13 @@
 
 from datetime import datetime
 
-from arbstr_asgi.stats.fields import Fields, refuse
-from arbstr_asgi.stats.moments import DEFAULT_RANGE, RANGES, end_of_second, moment_of
+from arbstr_asgi.stats.fields import QueryParams, invalid
+from arbstr_asgi.stats.moments import DEFAULT_RANGE, RANGES, end_of_second, parse_timestamp
 
 SPAN = ("range", "since", "until")
 
 
-def span_of(fields: Fields, now: datetime) -> tuple[datetime, datetime]:
+def time_range(fields: QueryParams, now: datetime) -> tuple[datetime, datetime]:
     """From when on and before when; raises RequestError (400).
 
     `since` goes before `range`, which counts back from `until`. Without that it ends with the current second, so that
@@ -22,17 +22,17 @@ def span_of(fields: Fields, now: datetime) -> tuple[datetime, datetime]:
         try:
             since = (now if until is None else until) - length
         except OverflowError:
-            refuse("until", "until is too early for the range.")
+            invalid("until", "until is too early for the range.")
     if since > end:
-        refuse("since", "since must not be after until (which is now, if not given).")
+        invalid("since", "since must not be after until (which is now, if not given).")
     return since, end
 
 
-def _moment(fields: Fields, name: str) -> datetime | None:
+def _moment(fields: QueryParams, name: str) -> datetime | None:
     value = fields.raw(name)
     if value is None:
         return None
     try:
-        return moment_of(value)
+        return parse_timestamp(value)
     except ValueError:
-        refuse(name, f"{name} must be a moment as in 2026-11-22T10:00:00Z or 2026-11-22T10:00:00.5+01:00 (RFC 3339).")
+        invalid(name, f"{name} must be a moment as in 2026-11-22T10:00:00Z or 2026-11-22T10:00:00.5+01:00 (RFC 3339).")

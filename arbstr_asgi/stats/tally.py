@@ -8,7 +8,7 @@ import msgspec
 
 from arbstr_asgi.stats import histogram
 from arbstr_asgi.stats.histogram import Histogram
-from arbstr_asgi.stats.query import SOURCES, Figures, Spread
+from arbstr_asgi.stats.query import SOURCES, Stats, Percentiles
 
 DURATIONS = ("latency_ms", "ttft_ms", "stream_duration_ms")
 COUNTS = ("total", "success", "error", "streaming", "priced")
@@ -26,25 +26,27 @@ _EXACT = Context(prec=200)
 _SUMS = msgspec.json.Decoder(tuple[int, ...])
 
 
-class Tally(NamedTuple):
+class Totals(NamedTuple):
     """The sums, in the order of `NAMES`, and a histogram for each of `DURATIONS`."""
 
     sums: tuple[int, ...]
     histograms: tuple[Histogram, ...]
 
     @classmethod
-    def empty(cls) -> "Tally":
+    def empty(cls) -> "Totals":
         """Of no rows."""
         return cls((0,) * len(NAMES), (Histogram(),) * len(DURATIONS))
 
     @classmethod
-    def added(cls, tallies: Iterable["Tally"]) -> "Tally":
+    def sum(cls, tallies: Iterable["Totals"]) -> "Totals":
         """Of the rows of all of these, which are no rows twice."""
         sums, histograms = zip(*tallies, strict=True)
-        return cls(tuple(map(sum, zip(*sums, strict=True))), tuple(map(histogram.added, zip(*histograms, strict=True))))
+        return cls(
+            tuple(map(sum, zip(*sums, strict=True))), tuple(map(histogram.add_all, zip(*histograms, strict=True)))
+        )
 
     @classmethod
-    def decode(cls, sums: str, *histograms: str) -> "Tally":
+    def decode(cls, sums: str, *histograms: str) -> "Totals":
         """What `encode` wrote."""
         return cls(_SUMS.decode(sums), tuple(map(histogram.decode, histograms)))
 
@@ -57,11 +59,11 @@ class Tally(NamedTuple):
         """How many rows."""
         return self.sums[0]
 
-    def figures(self) -> Figures:
+    def figures(self) -> Stats:
         """What they come to."""
         found = dict(zip(NAMES, self.sums, strict=True))
         spreads = [_spread(found[name], one) for name, one in zip(DURATIONS, self.histograms, strict=True)]
-        return Figures(
+        return Stats(
             total=found["total"],
             success=found["success"],
             error=found["error"],
@@ -82,6 +84,6 @@ def _sats(nanos: int) -> Decimal:
     return Decimal(nanos).scaleb(-9, context=_EXACT)
 
 
-def _spread(total: int, counted: Histogram) -> Spread:
+def _spread(total: int, counted: Histogram) -> Percentiles:
     count, percentiles = histogram.percentiles(counted, 50, 95, 99)
-    return Spread(total / count, *percentiles) if count else Spread()
+    return Percentiles(total / count, *percentiles) if count else Percentiles()

@@ -10,10 +10,10 @@ _EXACT = Context(prec=200)
 
 def record(row: Mapping[str, Any]) -> dict[str, Any]:
     """A row with all its columns as they are called in the table."""
-    return {name: told(value) for name, value in row.items()}
+    return {name: to_json_value(value) for name, value in row.items()}
 
 
-def told(value: Any) -> Any:
+def to_json_value(value: Any) -> Any:
     """One value; what JSON has itself stays as it is."""
     if isinstance(value, datetime):
         return value.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")

@@ -11,10 +11,10 @@ from time import monotonic
 import click
 
 from arbstr_asgi.config.config import Config
-from arbstr_asgi.ledger import visiting
-from arbstr_asgi.ledger.visit import Visit
+from arbstr_asgi.ledger import open_reader
+from arbstr_asgi.ledger.visit import LedgerReader
 from arbstr_asgi.terminal.options import config_option
-from arbstr_asgi.terminal.shown import shown
+from arbstr_asgi.terminal.shown import escape_terminal
 
 _AGE = re.compile(r"([1-9]\d{0,4})([hdw])", re.ASCII)
 _HOURS = {"h": 1, "d": 24, "w": 24 * 7}
@@ -51,7 +51,7 @@ def forget(path: Path, end_user: str, *, yes: bool) -> None:
     when the person's last calls have ended.
     """
     if not yes:
-        click.confirm(f"Delete all of {shown(end_user)}? This can't be undone.", abort=True, err=True)
+        click.confirm(f"Delete all of {escape_terminal(end_user)}? This can't be undone.", abort=True, err=True)
 
     async def main() -> None:
         async with _opened(path) as ledger:
@@ -98,9 +98,9 @@ class Progress:
                 click.echo("\r", err=True, nl=False)
 
 
-def _opened(path: Path) -> AbstractAsyncContextManager[Visit]:
+def _opened(path: Path) -> AbstractAsyncContextManager[LedgerReader]:
     settings = Config.load(path).database
-    return visiting(settings.resolved_url, table_prefix=settings.table_prefix, spill=settings.spill)
+    return open_reader(settings.resolved_url, table_prefix=settings.table_prefix, spill=settings.spill)
 
 
 def _length(age: str) -> timedelta:

@@ -13,9 +13,9 @@ from arbstr_asgi.listing import to_json
 from arbstr_asgi.terminal.options import Pairs, as_pairs, filter_options, server_options, stats_options
 from arbstr_asgi.terminal.overview import overview
 from arbstr_asgi.terminal.screen import request_line
-from arbstr_asgi.terminal.shown import shown_json
-from arbstr_asgi.terminal.source import STATS, source
-from arbstr_asgi.terminal.watch import Watch
+from arbstr_asgi.terminal.shown import escape_terminal_json
+from arbstr_asgi.terminal.source import STATS, open_source
+from arbstr_asgi.terminal.watch import TailPoller
 
 _POLL = 1.0  # seconds between looks
 _FIRST_SHOWN = 10  # requests that have finished before
@@ -51,25 +51,25 @@ def tail(path: Path, url: str | None, token_file: Path | None, **given: str | No
 
 
 async def _stats(path: Path, url: str | None, token_file: Path | None, pairs: Pairs, *, as_json: bool) -> None:
-    async with source(path, url, token_file) as asked:
+    async with open_source(path, url, token_file) as asked:
         with _understood():
             if as_json:
-                click.echo(shown_json(to_json(await asked.get(STATS, pairs)).decode()))
+                click.echo(escape_terminal_json(to_json(await asked.get(STATS, pairs)).decode()))
             else:
                 click.echo(await overview(asked, pairs))
 
 
 async def _tail(path: Path, url: str | None, token_file: Path | None, pairs: Pairs) -> None:
-    async with source(path, url, token_file) as asked:
-        watch = Watch(asked, pairs)
+    async with open_source(path, url, token_file) as asked:
+        watch = TailPoller(asked, pairs)
         with _understood():
-            _show((await watch.look())[-_FIRST_SHOWN:])
+            _show((await watch.poll())[-_FIRST_SHOWN:])
         trouble = False
         while True:
             await asyncio.sleep(_POLL)
             try:
                 with _understood():
-                    _show(await watch.look())
+                    _show(await watch.poll())
                 trouble = False
             except LedgerError as error:
                 if not trouble:

@@ -4,7 +4,7 @@ from datetime import datetime, timedelta
 
 from arbstr_asgi.stats.params import MOST_GROUPS
 from arbstr_asgi.terminal.screen import Json, groups_of, stats_text
-from arbstr_asgi.terminal.series import Steps
+from arbstr_asgi.terminal.series import TimeBuckets
 from arbstr_asgi.terminal.source import STATS, Pairs, Source
 
 _LONGEST = timedelta(days=10_000)  # for which days are counted
@@ -17,12 +17,14 @@ async def overview(source: Source, pairs: Pairs) -> str:
     since, until = (datetime.fromisoformat(answer[name]) for name in ("since", "until"))
     if answer.get("empty") or until - since > _LONGEST:
         return stats_text(answer)
-    steps = Steps.of(since, until, answer.get("tz") or dict(pairs).get("tz", "UTC"))
+    steps = TimeBuckets.create(since, until, answer.get("tz") or dict(pairs).get("tz", "UTC"))
     over_time = await _over_time(source, pairs, answer, names, steps)
     return stats_text(answer) if over_time is None else stats_text(answer, steps, over_time)
 
 
-async def _over_time(source: Source, pairs: Pairs, answer: Json, names: list[str], steps: Steps) -> list[Json] | None:
+async def _over_time(
+    source: Source, pairs: Pairs, answer: Json, names: list[str], steps: TimeBuckets
+) -> list[Json] | None:
     """The same groups for each step; None where that can't be asked, or is too much."""
     kept = [name for name in names if name != steps.unit]
     if len(kept) > 1 or {"hour", "day"} & {*kept}:

@@ -9,7 +9,7 @@ import httpx
 import msgspec
 
 from arbstr_asgi.errors import ConfigError, LedgerError
-from arbstr_asgi.terminal.shown import shown
+from arbstr_asgi.terminal.shown import escape_terminal
 
 Pairs = Sequence[tuple[str, str]]
 
@@ -17,7 +17,7 @@ _LONGEST_ANSWER = 64 * 1024 * 1024  # bytes
 _TIMEOUT = httpx.Timeout(60.0, connect=10.0)
 
 
-class Remote:
+class RemoteSource:
     """One server, as an async context. Raises ConfigError for a URL that can't be one."""
 
     def __init__(self, url: str, token: str | None, *, transport: httpx.AsyncBaseTransport | None = None) -> None:
@@ -34,7 +34,7 @@ class Remote:
         headers = {} if token is None else {"authorization": f"Bearer {token}"}
         self._client = httpx.AsyncClient(headers=headers, timeout=_TIMEOUT, transport=transport, trust_env=False)
 
-    async def __aenter__(self) -> "Remote":
+    async def __aenter__(self) -> "RemoteSource":
         return self
 
     async def __aexit__(self, *exc: object) -> None:
@@ -55,7 +55,7 @@ class Remote:
     def _refusal(self, status: int, found: Any) -> str:
         error = found.get("error") if isinstance(found, dict) else None
         message = error.get("message") if isinstance(error, dict) else None
-        said = shown(message)[:500] if isinstance(message, str) else None
+        said = escape_terminal(message)[:500] if isinstance(message, str) else None
         if status == 401:
             return f"{self._base} does not let us in (401): give its bearer token in ARBSTR_TOKEN or with --token-file"
         if status == 404 and (said is None or said == "Not Found."):
@@ -76,9 +76,9 @@ async def _bounded(reply: httpx.Response) -> bytes:
 
 def _decoded(body: bytes) -> Any:
     try:
-        return _decoder.decode(body)
+        return _reply_decoder.decode(body)
     except (msgspec.DecodeError, RecursionError, ValueError, ArithmeticError):
         return None
 
 
-_decoder = msgspec.json.Decoder(float_hook=Decimal)
+_reply_decoder = msgspec.json.Decoder(float_hook=Decimal)

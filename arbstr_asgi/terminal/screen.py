@@ -4,8 +4,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from decimal import Decimal
 from typing import Any
 
-from arbstr_asgi.terminal.series import Steps
-from arbstr_asgi.terminal.shown import shown
+from arbstr_asgi.terminal.series import TimeBuckets
+from arbstr_asgi.terminal.shown import escape_terminal
 from arbstr_asgi.terminal.sparkline import sparkline
 from arbstr_asgi.terminal.table import table
 
@@ -18,12 +18,12 @@ _OF_ALL = ("requests", "errors", "in flight", *_MONEY, "average (ms)", *_TIMES, 
 _LINES = ("requests over time", "sats over time")
 
 
-def stats_text(answer: Json, steps: Steps | None = None, over_time: Sequence[Json] = ()) -> str:
+def stats_text(answer: Json, steps: TimeBuckets | None = None, over_time: Sequence[Json] = ()) -> str:
     """The figures as tables; `over_time` are the same groups by `steps`, for the sparklines."""
     names = tuple(answer.get("group_by", ()))
-    said = f"{shown(answer['since'])} to {shown(answer['until'])}, {shown(answer.get('tz', 'UTC'))}"
+    said = f"{escape_terminal(answer['since'])} to {escape_terminal(answer['until'])}, {escape_terminal(answer.get('tz', 'UTC'))}"
     if answer.get("empty"):
-        return f"{said}\n\n{shown(answer['message'])}"
+        return f"{said}\n\n{escape_terminal(answer['message'])}"
     parts = [said, table([_figures(answer)], _OF_ALL, _OF_ALL), _sources(answer)]
     if steps is not None and not set(names) - {steps.unit}:
         (line,) = steps.put(over_time, ()).values() or [[]]
@@ -36,7 +36,7 @@ def stats_text(answer: Json, steps: Steps | None = None, over_time: Sequence[Jso
     return "\n\n".join(parts)
 
 
-def _grouped(answer: Json, names: Sequence[str], steps: Steps | None, over_time: Sequence[Json]) -> str:
+def _grouped(answer: Json, names: Sequence[str], steps: TimeBuckets | None, over_time: Sequence[Json]) -> str:
     rows = [{**{name: group[name] for name in names}, **_figures(group)} for group in groups_of(answer)]
     columns = [*names, *_COLUMNS]
     if steps is not None and steps.unit not in names:
@@ -68,13 +68,13 @@ def request_line(request: Json) -> str:
         (request.get("provider"), 12),
         (request["model"], 24),
         (request.get("end_user"), 12),
-        (f"{_told(tokens['input'])} in", 9),
-        (f"{_told(tokens['output'])} out", 9),
-        (f"{_told(request['cost']['sats'])} sats", 16),
-        (f"{_told(timing['latency_ms'])} ms", 9),
+        (f"{_display(tokens['input'])} in", 9),
+        (f"{_display(tokens['output'])} out", 9),
+        (f"{_display(request['cost']['sats'])} sats", 16),
+        (f"{_display(timing['latency_ms'])} ms", 9),
     ]
-    line = "  ".join(_told(value).ljust(width) for value, width in cells)
-    return f"{line}  {shown(error['message'])}" if error.get("message") else line.rstrip()
+    line = "  ".join(_display(value).ljust(width) for value, width in cells)
+    return f"{line}  {escape_terminal(error['message'])}" if error.get("message") else line.rstrip()
 
 
 def _figures(found: Json) -> dict[str, Any]:
@@ -115,7 +115,7 @@ def _rounded(milliseconds: Any) -> Any:
     return None if milliseconds is None else round(milliseconds)
 
 
-def _told(value: object) -> str:
+def _display(value: object) -> str:
     if isinstance(value, Decimal):
         return f"{value:f}"
-    return "-" if value is None else shown(value)
+    return "-" if value is None else escape_terminal(value)

@@ -12,7 +12,7 @@ _HOURLY = timedelta(days=3)  # longer times are shown by days
 Keys = tuple[Any, ...]
 
 
-class Steps(NamedTuple):
+class TimeBuckets(NamedTuple):
     """The hours or days of a time, so many of them put together in one step."""
 
     unit: str
@@ -20,7 +20,7 @@ class Steps(NamedTuple):
     together: int
 
     @classmethod
-    def of(cls, since: datetime, until: datetime, zone: str) -> "Steps":
+    def create(cls, since: datetime, until: datetime, zone: str) -> "TimeBuckets":
         """Those that fit on a line."""
         unit = unit_of(since, until)
         starts = list(_hours(since, until, zone) if unit == "hour" else _days(since, until, zone))

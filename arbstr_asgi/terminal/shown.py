@@ -3,7 +3,7 @@
 import json
 
 
-def shown(value: object) -> str:
+def escape_terminal(value: object) -> str:
     """On one line, with what could move the cursor, change colours or turn the line around written as an escape."""
     text = value if isinstance(value, str) else str(value)
     if text.isprintable():
@@ -11,6 +11,6 @@ def shown(value: object) -> str:
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
-def shown_json(text: str) -> str:
+def escape_terminal_json(text: str) -> str:
     """JSON that means the same, with everything of that kind escaped."""
     return "".join(c if c.isprintable() or c == "\n" else json.dumps(c)[1:-1] for c in text)

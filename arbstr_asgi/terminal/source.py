@@ -10,13 +10,13 @@ from typing import Any, Protocol
 
 import msgspec
 
-from arbstr_asgi.answers import Answers
+from arbstr_asgi.answers import StatsService
 from arbstr_asgi.config.config import Config
 from arbstr_asgi.errors import ConfigError
-from arbstr_asgi.ledger import visiting
+from arbstr_asgi.ledger import open_reader
 from arbstr_asgi.listing import to_json
-from arbstr_asgi.stats.params import listing
-from arbstr_asgi.terminal.remote import Remote
+from arbstr_asgi.stats.params import list_query
+from arbstr_asgi.terminal.remote import RemoteSource
 
 Pairs = Sequence[tuple[str, str]]
 STATS, REQUESTS = "/v1/stats", "/v1/requests"
@@ -33,21 +33,21 @@ class Source(Protocol):
 
 
 @asynccontextmanager
-async def source(path: Path, url: str | None, token_file: Path | None) -> AsyncIterator[Source]:
+async def open_source(path: Path, url: str | None, token_file: Path | None) -> AsyncIterator[Source]:
     """The server at `url`, else the database of the config at `path`. Raises ConfigError or LedgerError."""
     if url is not None:
-        async with Remote(url, _token(token_file)) as remote:
+        async with RemoteSource(url, _token(token_file)) as remote:
             yield remote
         return
     config = Config.load(path)
-    async with visiting(config.database.resolved_url, table_prefix=config.database.table_prefix) as book:
-        yield Local(Answers(book, config.providers))
+    async with open_reader(config.database.resolved_url, table_prefix=config.database.table_prefix) as book:
+        yield LocalSource(StatsService(book, config.providers))
 
 
-class Local:
+class LocalSource:
     """The answers of a ledger, as if they had come from a server."""
 
-    def __init__(self, answers: Answers) -> None:
+    def __init__(self, answers: StatsService) -> None:
         self._answers = answers
 
     async def get(self, path: str, pairs: Pairs) -> dict[str, Any]:
@@ -56,7 +56,7 @@ class Local:
         if path == STATS:
             found = await self._answers.stats(pairs, now)
         else:
-            found = await self._answers.requests(listing(pairs, now))
+            found = await self._answers.requests(list_query(pairs, now))
         return _decoder.decode(to_json(found))
 
 

@@ -12,7 +12,7 @@ import httpx
 import pytest
 from prometheus_client import values
 
-from arbstr_asgi.metrics.sharing import FOLDER, PLACE, Sharing, take_place
+from arbstr_asgi.metrics.sharing import FOLDER, PLACE, MultiprocessMetrics, use_worker_number
 from tests.integration.telemetry.test_prometheus import Scraped, scrape
 from tests.support.asgi_client import PLAIN_REQUEST, Provided, call, configured, running
 from tests.support.fake_provider import provider
@@ -111,7 +111,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     monkeypatch.setenv(FOLDER, str(folder))
     monkeypatch.setenv(PLACE, "0")
     monkeypatch.setattr(values, "ValueClass", values.ValueClass)
-    take_place()
+    use_worker_number()
     yield folder
     values._multi_process_cleanups.pop()()
 
@@ -129,7 +129,7 @@ def test_files_are_of_places(place: Path, tmp_path: Path) -> None:
     assert asyncio.run(main()).sum("arbstr_requests_total") == 1
     kinds = {"counter", "histogram", "gauge_livesum", "gauge_livemax"}
     assert {path.name for path in place.glob("*_0.db")} == {f"{kind}_0.db" for kind in kinds}
-    sharing = Sharing(place)
+    sharing = MultiprocessMetrics(place)
     assert sharing.environ(3)[PLACE] == "3"
     sharing.ended(0)
     assert {path.name for path in place.iterdir()} == {
@@ -186,9 +186,9 @@ def test_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sharing, "installed", lambda package: False)
     monkeypatch.setenv(PLACE, "0")
     before = values.ValueClass
-    take_place()
+    use_worker_number()
     assert values.ValueClass is before
-    with sharing.sharing() as shared:
+    with sharing.multiprocess_metrics() as shared:
         assert shared.environ(7)[PLACE] == "0"
         shared.ended(0)
         assert temporary() == []

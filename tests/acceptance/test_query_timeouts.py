@@ -9,7 +9,7 @@ import pytest
 
 from arbstr_asgi.errors import LedgerError
 from arbstr_asgi.ledger import readable
-from arbstr_asgi.ledger.reader import Reader
+from arbstr_asgi.ledger.reader import QueryRunner
 from arbstr_asgi.stats import Group, StatsQuery
 from tests.integration.stats.test_rollups_maintenance import ALL
 from tests.support.databases import dialect_of
@@ -58,13 +58,13 @@ def test_a_turn_ends_with_the_work(bench: Bench, monkeypatch: pytest.MonkeyPatch
         done = asyncio.Event()
         running = 0
 
-        async def groups(self: Reader, query: StatsQuery) -> list[Group]:
+        async def groups(self: QueryRunner, query: StatsQuery) -> list[Group]:
             nonlocal running
             running += 1
             await done.wait()
             return []
 
-        monkeypatch.setattr(Reader, "groups", groups)
+        monkeypatch.setattr(QueryRunner, "groups", groups)
         for _ in range(readable.AT_ONCE):
             asking = asyncio.create_task(bench.ledger.stats(ALL))
             await asyncio.sleep(0.01)

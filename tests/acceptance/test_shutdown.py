@@ -19,7 +19,7 @@ import pytest
 
 from arbstr_asgi import Arbstr, Config, supervisor, worker
 from arbstr_asgi.serve import _command, overridden
-from arbstr_asgi.supervisor import Place, Supervisor
+from arbstr_asgi.supervisor import WorkerSlot, Supervisor
 from tests.support.fake_provider import provider
 from tests.support.raw_http_client import Wire, ask, eventually
 from tests.support.servers import (
@@ -486,7 +486,7 @@ def test_supervisor_that_fails(supervise: Supervise, monkeypatch: pytest.MonkeyP
 def test_pause_has_an_end(caplog: pytest.LogCaptureFixture) -> None:
     """A worker that has failed for months is still tried twice a minute."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
-        place = Place()
+        place = WorkerSlot()
         place.failures = 100_000
         place.since = time.monotonic()
         Supervisor([], listener, 1, 1.0)._failed(place, "it failed")

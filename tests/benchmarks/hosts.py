@@ -15,7 +15,7 @@ from granian.server.embed import Server as Granian
 from arbstr_asgi import ArbstrMiddleware, Config, DatabaseConfig, Provider, Server
 from arbstr_asgi.body import BodyChunks
 from arbstr_asgi.serve import serving
-from arbstr_asgi.transports import Transports
+from arbstr_asgi.transports import TransportPool
 
 CHAT = "/v1/chat/completions"
 CPU = "/cpu"
@@ -32,7 +32,7 @@ class BareRelay:
 
     def __init__(self, upstream: str) -> None:
         self._url = httpx.URL(f"{upstream}/chat/completions")
-        self._transport = Transports().to(Provider(name="p", url=upstream))
+        self._transport = TransportPool().get(Provider(name="p", url=upstream))
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass one call on and its answer back."""

@@ -26,7 +26,7 @@ import uvloop
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from arbstr_asgi.entry import Attempt, Entry
+from arbstr_asgi.entry import AttemptEntry, LedgerEntry
 from arbstr_asgi.ledger import Ledger, caretaker
 from arbstr_asgi.ledger.columns import ATTEMPT_COLUMNS, COLUMNS, Column, Kind
 from tests.support.databases import dialect_of, run_sql
@@ -42,7 +42,7 @@ def fact(column: Column, number: int) -> Any:
     match column.kind:
         case Kind.IDENTIFIER:
             return str(uuid4())
-        case Kind.MOMENT:
+        case Kind.TIMESTAMP:
             return BEGUN + timedelta(milliseconds=number)
         case Kind.MONEY:
             return Decimal(number % 1000) + Decimal("0.123456789")
@@ -55,12 +55,12 @@ def fact(column: Column, number: int) -> Any:
     return number % 5000 if column.kind is Kind.INTEGER else True
 
 
-def entry_of(number: int) -> Entry:
+def entry_of(number: int) -> LedgerEntry:
     """A finished call of which everything is known."""
     known = {column.name: fact(column, number) for column in COLUMNS}
     one = {column.name: fact(column, number) for column in ATTEMPT_COLUMNS[1:]}
     known.update(end_reason="completed", usage_source="provider", attempts=1, revision=1)
-    return Entry(**known, tries=(Attempt(**{**one, "number": 1, "revision": 1}),))
+    return LedgerEntry(**known, tries=(AttemptEntry(**{**one, "number": 1, "revision": 1}),))
 
 
 async def in_batches(ledger: Ledger, rows: int) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from urllib.parse import SplitResult, unquote, urlsplit
 
 import pytest
 
-from arbstr_asgi.entry import Entry
+from arbstr_asgi.entry import LedgerEntry
 
 DIALECTS = ("sqlite", "postgresql", "mysql")
 _SERVERS = {
@@ -121,10 +121,10 @@ def sqlite_file(url: str) -> str:
     return unquote(urlsplit(url).path[1:])
 
 
-def an_entry(correlation_id: str | None = None, **fields: Any) -> Entry:
+def an_entry(correlation_id: str | None = None, **fields: Any) -> LedgerEntry:
     """A plain entry with a call of its own."""
     fields = {"timestamp": datetime.now(UTC), "model": "gpt-4o", "streaming": True, **fields}
-    return Entry(correlation_id=correlation_id or str(uuid.uuid4()), **fields)
+    return LedgerEntry(correlation_id=correlation_id or str(uuid.uuid4()), **fields)
 
 
 async def _administer(at: SplitResult, statements: tuple[str, ...], database: str | None) -> list[tuple[Any, ...]]:

@@ -8,9 +8,9 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from arbstr_asgi.entry import Entry
+from arbstr_asgi.entry import LedgerEntry
 from arbstr_asgi.ledger import Ledger, caretaker
-from arbstr_asgi.ledger.upkeep import Upkeep
+from arbstr_asgi.ledger.upkeep import Maintenance
 from tests.support.databases import DIALECTS, fresh_database
 
 
@@ -22,7 +22,7 @@ class Bench(NamedTuple):
     url: str
 
     @property
-    def upkeep(self) -> Upkeep:
+    def upkeep(self) -> Maintenance:
         """Rolls up when it is told to."""
         return self.ledger._upkeep()
 
@@ -37,7 +37,7 @@ class Bench(NamedTuple):
             await self.sql(f"DELETE FROM {table}" + (" WHERE period <> 'state'" if table == "rollups" else ""))
         await self.sql("UPDATE rollups SET total = 0")
 
-    async def record(self, *entries: Entry) -> None:
+    async def record(self, *entries: LedgerEntry) -> None:
         """And commit."""
         for entry in entries:
             self.ledger.record(entry)

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import arbstr_asgi
-from arbstr_asgi.entry import Entry
+from arbstr_asgi.entry import LedgerEntry
 
 ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "arbstr_asgi"
@@ -251,8 +251,8 @@ def test_readme_names_every_column() -> None:
     table = (ROOT / "README.md").read_text().partition("## A row")[2].partition("\n## ")[0]
     cells = [line.split("|")[1] for line in table.splitlines() if line.startswith("|")]
     named = {name.strip("` ") for cell in cells for name in cell.split(",")}
-    assert {"id", *Entry.__struct_fields__} - {"tries"} <= named
-    assert named - {"id", *Entry.__struct_fields__} <= {"column", "---"}
+    assert {"id", *LedgerEntry.__struct_fields__} - {"tries"} <= named
+    assert named - {"id", *LedgerEntry.__struct_fields__} <= {"column", "---"}
 
 
 def test_every_module_is_importable_alone() -> None:

@@ -17,7 +17,7 @@ import pytest
 from msgspec.structs import replace
 
 from arbstr_asgi import Arbstr, DatabaseConfig, Server, Token
-from arbstr_asgi.entry import Attempt, Entry
+from arbstr_asgi.entry import AttemptEntry, LedgerEntry
 from arbstr_asgi.errors import LedgerError
 from arbstr_asgi.serve import serving
 from arbstr_asgi.stats import RequestsQuery
@@ -55,13 +55,13 @@ def served(folder: Path, main: Main, **facts: Any) -> None:
     asyncio.run(run())
 
 
-def entries() -> list[Entry]:
+def entries() -> list[LedgerEntry]:
     """Calls of two hours and two days: good ones, a failed one, one in flight."""
     good = {"model": "m", "provider": "p", "success": True, "end_reason": "completed", "usage_source": "provider"}
     good |= {"revision": 1, "attempts": 1, "policy": "cheap", "tenant": "acme", "latency_ms": 40, "ttft_ms": 45}
     tokens = {"input_tokens": 7, "output_tokens": 17}
-    try_1 = Attempt(number=1, provider="q", timestamp=HOUR, model="m", status=503, maybe_billed=True)
-    try_2 = Attempt(number=2, provider="p", timestamp=HOUR, model="m", status=200, cost_sats=Decimal("1.58"))
+    try_1 = AttemptEntry(number=1, provider="q", timestamp=HOUR, model="m", status=503, maybe_billed=True)
+    try_2 = AttemptEntry(number=2, provider="p", timestamp=HOUR, model="m", status=200, cost_sats=Decimal("1.58"))
     return [
         an_entry("c-1", timestamp=HOUR, end_user="alice", cost_sats=Decimal("1.58"), **tokens, **good),
         an_entry(

@@ -13,8 +13,8 @@ import pytest
 
 from arbstr_asgi import Arbstr, mock, mocks
 from arbstr_asgi.mock import MockProvider
-from arbstr_asgi.mocks import Mocks, mocked
-from arbstr_asgi.orders import MEANINGS, WORDS, UnknownOrder, orders, status
+from arbstr_asgi.mocks import MockProviders, run_mock_providers
+from arbstr_asgi.orders import MEANINGS, WORDS, UnknownDirective, directives, status
 from arbstr_asgi.serve import serving
 from tests.support.raw_http_client import Wire, ask, eventually
 from tests.support.servers import Gateway, Row, no_task_left
@@ -30,9 +30,9 @@ def said(text: Any, **facts: Any) -> dict[str, Any]:
 
 
 @asynccontextmanager
-async def running(folder: Path) -> AsyncIterator[tuple[Gateway, Mocks]]:
+async def running(folder: Path) -> AsyncIterator[tuple[Gateway, MockProviders]]:
     """What `arbstr serve --mock` runs, in this process."""
-    async with mocked(folder / "mock.db") as there:
+    async with run_mock_providers(folder / "mock.db") as there:
         arbstr = Arbstr(there.config)
         async with serving(arbstr) as url:
             yield Gateway(arbstr, url), there
@@ -65,18 +65,18 @@ def test_orders(text: Any, cheap: set[str] | None, dear: set[str] | None) -> Non
     """The words in brackets are for the one that is named or for both; what is not understood is refused by both."""
     for name, expected in ((CHEAP, cheap), (DEAR, dear)):
         if expected is None:
-            with pytest.raises(UnknownOrder) as caught:
-                orders(said(text)["messages"], name)
+            with pytest.raises(UnknownDirective) as caught:
+                directives(said(text)["messages"], name)
             assert all(word in str(caught.value) for word in (*MEANINGS, CHEAP, DEAR))
         else:
-            assert orders(said(text)["messages"], name) == expected
+            assert directives(said(text)["messages"], name) == expected
 
 
 def test_orders_are_in_the_last_user_message() -> None:
     """A conversation goes on: what an earlier message has said is done."""
     messages = [*said("[mock: 503]")["messages"], {"role": "user", "content": "and now?"}, {"role": "assistant"}, 1]
-    assert orders(messages, CHEAP) == set()
-    assert all(orders(odd, CHEAP) == set() for odd in (None, 1, {}, "[mock: 503]"))
+    assert directives(messages, CHEAP) == set()
+    assert all(directives(odd, CHEAP) == set() for odd in (None, 1, {}, "[mock: 503]"))
 
 
 def test_status() -> None:
@@ -284,7 +284,7 @@ def test_only_on_loopback(tmp_path: Path) -> None:
     """The providers listen where nobody else reaches them."""
 
     async def main() -> None:
-        async with mocked(tmp_path / "mock.db") as there:
+        async with run_mock_providers(tmp_path / "mock.db") as there:
             for provider in there.config.providers:
                 assert provider.url.startswith("http://127.0.0.1:")
 

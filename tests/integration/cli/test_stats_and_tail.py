@@ -19,13 +19,13 @@ import pytest
 from click.testing import CliRunner, Result
 
 from arbstr_asgi.cli import main
-from arbstr_asgi.entry import Attempt, Entry
+from arbstr_asgi.entry import AttemptEntry, LedgerEntry
 from arbstr_asgi.errors import ConfigError, LedgerError
 from arbstr_asgi.ledger import Ledger
 from arbstr_asgi.mock import MockProvider
 from arbstr_asgi.serve import serving
-from arbstr_asgi.terminal.remote import Remote
-from arbstr_asgi.terminal.watch import WINDOW, Watch
+from arbstr_asgi.terminal.remote import RemoteSource
+from arbstr_asgi.terminal.watch import WINDOW, TailPoller
 from tests.support.databases import an_entry, run_sql
 from tests.support.servers import spawned
 
@@ -48,16 +48,16 @@ def written(folder: Path, url: str) -> str:
     return str(path)
 
 
-def entry(name: str, age: timedelta, **facts: Any) -> Entry:
+def entry(name: str, age: timedelta, **facts: Any) -> LedgerEntry:
     """A call that has finished, so long ago."""
     good = {"model": "gpt", "provider": "p", "success": True, "end_reason": "completed", "revision": 1, "attempts": 1}
     good |= {"input_tokens": 7, "output_tokens": 17, "usage_source": "provider", "cost_sats": Decimal("1.58")}
-    tries = (Attempt(number=1, provider="p", timestamp=datetime.now(UTC), model="gpt", status=200, revision=1),)
+    tries = (AttemptEntry(number=1, provider="p", timestamp=datetime.now(UTC), model="gpt", status=200, revision=1),)
     good |= {"latency_ms": 40, "end_user": "alice", "tries": tries}
     return an_entry(name, timestamp=datetime.now(UTC) - age, **{**good, **facts})
 
 
-def fill(url: str, *entries: Entry) -> None:
+def fill(url: str, *entries: LedgerEntry) -> None:
     """Make the ledger, and write these to it."""
 
     async def run() -> None:
@@ -279,7 +279,7 @@ def asked(answer: Any, *, url: str = "http://h:1/base/", token: str | None = Non
     server = Server(answer)
 
     async def run() -> Any:
-        async with Remote(url, token, transport=httpx.MockTransport(server)) as remote:
+        async with RemoteSource(url, token, transport=httpx.MockTransport(server)) as remote:
             return await remote.get("/v1/stats", [("model", "a&b"), ("since", "+")])
 
     return asyncio.run(run()), server
@@ -347,7 +347,7 @@ def test_remote_refusals(answer: Any, said: str) -> None:
 def test_no_server(url: str) -> None:
     """A URL that can't be a server's is refused before anything is sent, without quoting a password."""
     with pytest.raises(ConfigError) as caught:
-        Remote(url, None)
+        RemoteSource(url, None)
     assert "u:p" not in caught.value.message
 
 
@@ -369,10 +369,10 @@ def test_tokens(tmp_path: Path) -> None:
 def test_answers_of_others(answer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """An answer in any other shape is a line, and no traceback."""
 
-    async def get(self: Remote, path: str, pairs: Any) -> Any:
+    async def get(self: RemoteSource, path: str, pairs: Any) -> Any:
         return answer
 
-    monkeypatch.setattr(Remote, "get", get)
+    monkeypatch.setattr(RemoteSource, "get", get)
     for command in ("stats", "tail"):
         result = arbstr(command, "--url", "http://127.0.0.1:1")
         assert (result.exit_code, result.stdout) == (1, "")
@@ -406,19 +406,19 @@ def test_watch() -> None:
 
     async def run() -> None:
         pages = Pages()
-        watch = Watch(pages, [("model", "m")], lambda: NOW)
+        watch = TailPoller(pages, [("model", "m")], lambda: NOW)
         slow = pages.add("slow", "in_flight")
         for number in range(30):
             pages.add(f"old-{number}")
-        assert len(await watch.look()) == 30
+        assert len(await watch.poll()) == 30
         assert len(pages.asked) == 4
         assert ("model", "m") in pages.asked[0]
         assert ("since", (NOW - WINDOW).isoformat(timespec="milliseconds")) in pages.asked[0]
         pages.add("new-1")
         pages.add("new-2", "in_flight")
-        assert [row["correlation_id"] for row in await watch.look()] == ["new-1"]
+        assert [row["correlation_id"] for row in await watch.poll()] == ["new-1"]
         slow["end_reason"] = pages.rows[-1]["end_reason"] = "timeout"
-        seen = [row["correlation_id"] for _ in range(5) for row in await watch.look()]
+        seen = [row["correlation_id"] for _ in range(5) for row in await watch.poll()]
         assert sorted(seen) == ["new-2", "slow"]
         assert len(pages.asked) < 20
 
@@ -432,7 +432,7 @@ def test_watch_of_too_many() -> None:
         pages = Pages()
         for number in range(500):
             pages.add(f"r-{number}")
-        assert len(await Watch(pages, [], lambda: NOW).look()) == 100
+        assert len(await TailPoller(pages, [], lambda: NOW).poll()) == 100
 
     asyncio.run(run())
 
@@ -441,7 +441,7 @@ def test_tail_goes_on(config: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """A server that does not answer for a while is one line on stderr; what is wrong at once ends it."""
     looks: Iterator[Any] = iter([[], LedgerError("down"), LedgerError("down"), [], LedgerError("again"), "stop"])
 
-    async def look(self: Watch) -> list[Any]:
+    async def look(self: TailPoller) -> list[Any]:
         found = next(looks)
         if found == "stop":
             raise KeyboardInterrupt
@@ -449,7 +449,7 @@ def test_tail_goes_on(config: str, monkeypatch: pytest.MonkeyPatch) -> None:
             raise found
         return list(found)
 
-    monkeypatch.setattr(Watch, "look", look)
+    monkeypatch.setattr(TailPoller, "look", look)
     monkeypatch.setattr("arbstr_asgi.terminal.lookups._POLL", 0.0)
     result = arbstr("tail", "-c", config)
     assert (result.exit_code, result.stdout) == (0, "")

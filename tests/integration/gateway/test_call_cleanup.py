@@ -5,7 +5,7 @@ import uuid
 
 import pytest
 
-from arbstr_asgi.callid import new_call_id
+from arbstr_asgi.callid import new_request_id
 from arbstr_asgi.closing import Closing
 
 
@@ -52,7 +52,7 @@ def test_closed_in_between() -> None:
 
 def test_call_ids_are_random_uuids() -> None:
     """A call's id is a UUID of version 4, written as usual, and never the same."""
-    names = [new_call_id() for _ in range(500)]
+    names = [new_request_id() for _ in range(500)]
     assert len(set(names)) == 500
     for name in names:
         found = uuid.UUID(name)

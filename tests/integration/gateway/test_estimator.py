@@ -19,7 +19,7 @@ import httpx
 import pytest
 
 from arbstr_asgi import Arbstr, ArbstrMiddleware, ConfigError
-from arbstr_asgi.entry import Entry
+from arbstr_asgi.entry import LedgerEntry
 from arbstr_asgi.estimating import estimator
 from arbstr_asgi.estimating.estimator import Estimator
 from arbstr_asgi.estimating.keeping import MAX_STREAM_BYTES
@@ -331,7 +331,7 @@ def test_nothing_is_kept(tmp_path: Path, caplog: pytest.LogCaptureFixture, monke
     """The texts are in no row, file, log or repr, also where counting fails, and are gone when they are counted."""
     body = json.dumps({"model": "m", "stream": True, "messages": [{"role": "user", "content": CANARY}]}).encode()
     refs: list[weakref.ref[Any]] = []
-    keep = Estimator.keep
+    keep = Estimator.sample
 
     def kept(self: Estimator, request: bytes, *, streaming: bool) -> Any:
         found = keep(self, request, streaming=streaming)
@@ -374,9 +374,9 @@ class Words:
         return len(text.split())
 
 
-def entry() -> Entry:
+def entry() -> LedgerEntry:
     """A call that has ended without usage."""
-    return Entry(correlation_id="c", timestamp=datetime.now(UTC), model="m", streaming=True, revision=1)
+    return LedgerEntry(correlation_id="c", timestamp=datetime.now(UTC), model="m", streaming=True, revision=1)
 
 
 def test_queue_is_bounded(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
@@ -390,18 +390,18 @@ def test_queue_is_bounded(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCap
 
     one = Estimator(recorded.append, load)
     for _ in range(5):
-        kept = one.keep(PLAIN_REQUEST, streaming=True)
+        kept = one.sample(PLAIN_REQUEST, streaming=True)
         kept.add(WORDS[0])
-        one.ended(kept, entry(), 1, lambda usage: None)
-    assert one.keeper.size == 2 * (len(PLAIN_REQUEST) + len(WORDS[0]))
+        one.submit(kept, entry(), 1, lambda usage: None)
+    assert one.budget.size == 2 * (len(PLAIN_REQUEST) + len(WORDS[0]))
     go.set()
     asyncio.run(one.close())
     assert [(found.output_tokens, found.revision) for found in recorded] == [(1, 2)] * 2
     assert caplog.text.count("more calls end without usage") == 1
-    late = one.keep(PLAIN_REQUEST, streaming=True)
+    late = one.sample(PLAIN_REQUEST, streaming=True)
     late.add(WORDS[0])
-    one.ended(late, entry(), 1, lambda usage: None)
-    assert one.keeper.size == 0
+    one.submit(late, entry(), 1, lambda usage: None)
+    assert one.budget.size == 0
 
 
 def test_can_not_load(caplog: pytest.LogCaptureFixture) -> None:
@@ -410,13 +410,13 @@ def test_can_not_load(caplog: pytest.LogCaptureFixture) -> None:
     def load() -> Words:
         raise ImportError("canary")
 
-    recorded: list[Entry] = []
+    recorded: list[LedgerEntry] = []
     one = Estimator(recorded.append, load)
-    kept = one.keep(PLAIN_REQUEST, streaming=True)
+    kept = one.sample(PLAIN_REQUEST, streaming=True)
     kept.add(WORDS[0])
-    one.ended(kept, entry(), 1, lambda usage: None)
+    one.submit(kept, entry(), 1, lambda usage: None)
     asyncio.run(one.close())
-    assert (recorded, one.keeper.size) == ([], 0)
+    assert (recorded, one.budget.size) == ([], 0)
     assert "the tokenizer can't be loaded (ImportError)" in caplog.text
     assert "canary" not in caplog.text
 

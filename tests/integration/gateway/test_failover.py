@@ -593,8 +593,8 @@ def test_a_stream_that_is_whole_to_done_is_a_success(tmp_path: Path) -> None:
 
     async def main() -> None:
         async with routed(tmp_path, ["reset_behind_done"]) as (gateway, _):
-            breaker = gateway.arbstr._gateway.breakers.of("a")
-            breaker.failed(breaker.admit(0.0), 0.0)
+            breaker = gateway.arbstr._gateway.breakers.get("a")
+            breaker.mark_failure(breaker.acquire(0.0), 0.0)
             await ask(gateway.url, STREAM)
             await gateway.row()
             assert breaker.failures == 0

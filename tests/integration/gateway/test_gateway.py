@@ -98,7 +98,7 @@ def test_metering_bug(
     def bug(*args: Any, **options: Any) -> Any:
         raise RuntimeError("a bug of ours")
 
-    reading = arbstr_asgi.metering.Reading
+    reading = arbstr_asgi.metering.ReplySummary
     if where == "decode":
         monkeypatch.setattr(arbstr_asgi.metering.events, "decode", bug)
         monkeypatch.setattr(arbstr_asgi.metering.plain, "decode", bug)

@@ -10,9 +10,9 @@ import msgspec
 import pytest
 
 from arbstr_asgi import Drain, Provider
-from arbstr_asgi.entry import Entry
+from arbstr_asgi.entry import LedgerEntry
 from arbstr_asgi.ledger import Ledger
-from arbstr_asgi.upstream import HttpxUpstream
+from arbstr_asgi.upstream import HttpxClient
 from tests.support.asgi_client import (
     EVENTS,
     JSON_TYPE,
@@ -149,7 +149,7 @@ def test_replay_changes_nothing(tmp_path: Path) -> None:
     """An older state of a call that is written again does not undo the newer one."""
 
     async def main() -> list[dict[str, Any]]:
-        old = Entry(correlation_id="c-1", timestamp=datetime.now(UTC), model="m", streaming=True)
+        old = LedgerEntry(correlation_id="c-1", timestamp=datetime.now(UTC), model="m", streaming=True)
         new = msgspec.structs.replace(old, revision=1, end_reason="completed", output_tokens=2)
         ledger = Ledger(f"sqlite+aiosqlite:///{tmp_path / 'ledger.db'}")
         await ledger.open()
@@ -179,7 +179,7 @@ def test_cookies_are_not_kept() -> None:
     async def main() -> None:
         server = await asyncio.start_server(serve, "127.0.0.1", 0)
         port = server.sockets[0].getsockname()[1]
-        upstream = HttpxUpstream()
+        upstream = HttpxClient()
         async with asyncio.timeout(SOON), server:
             provider = Provider(name="p", url=f"http://localhost:{port}/v1")  # a jar ignores hosts without a name
             for _ in range(2):

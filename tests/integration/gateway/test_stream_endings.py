@@ -11,7 +11,7 @@ import httpx
 import pytest
 
 from arbstr_asgi import Arbstr, Provider
-from arbstr_asgi.interrupt import Interrupt
+from arbstr_asgi.interrupt import Deadline
 from arbstr_asgi.pricing import cost
 from arbstr_asgi.usage import Usage, read_usage
 from tests.support.asgi_client import PLAIN_REQUEST, Provided, call, configured
@@ -169,13 +169,13 @@ def test_deadline_after_a_pause() -> None:
     """A short deadline that was paused for long comes soon after it is set again."""
 
     async def main() -> float:
-        interrupt = Interrupt()
+        interrupt = Deadline()
         with interrupt:
-            interrupt.deadline(0.1)
-            interrupt.touch(float("inf"))
+            interrupt.start(0.1)
+            interrupt.extend(float("inf"))
             await asyncio.sleep(0.3)
             begun = interrupt.now()
-            interrupt.touch(begun + 0.1)
+            interrupt.extend(begun + 0.1)
             await asyncio.sleep(5)
         return interrupt.now() - begun
 

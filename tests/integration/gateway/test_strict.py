@@ -10,9 +10,9 @@ from typing import Any
 import msgspec
 import pytest
 
-from arbstr_asgi.entry import Entry
-from arbstr_asgi.holding import Holding
-from arbstr_asgi.metering import Reading
+from arbstr_asgi.entry import LedgerEntry
+from arbstr_asgi.holding import StrictHold
+from arbstr_asgi.metering import ReplySummary
 from tests.support.asgi_client import PLAIN_REQUEST, STREAM_REQUEST, Call, Message, Provided, rows
 from tests.support.asgi_client import configured as in_process
 from tests.support.asgi_client import running as in_lifespan
@@ -94,18 +94,18 @@ class Gate:
     """A `commit` that waits until it is opened."""
 
     def __init__(self) -> None:
-        self.entries: list[Entry] = []
+        self.entries: list[LedgerEntry] = []
         self.reached = asyncio.Event()
         self.opened = asyncio.Event()
 
-    async def __call__(self, entry: Entry) -> None:
+    async def __call__(self, entry: LedgerEntry) -> None:
         """Keep the entry, and wait."""
         self.entries.append(entry)
         self.record(entry)
         self.reached.set()
         await self.opened.wait()
 
-    def record(self, entry: Entry) -> None:
+    def record(self, entry: LedgerEntry) -> None:
         """What the ledger is told."""
         raise NotImplementedError
 
@@ -117,9 +117,9 @@ async def gated(folder: Path, *arguments: Any, **facts: Any) -> AsyncIterator[tu
     async with provider() as upstream, gateway(folder, upstream.url, *arguments, **facts) as running:
         await running.until_drains(0)  # it is up
         inner = running.arbstr._gateway
-        assert inner._desk is not None
+        assert inner._deps is not None
         gate.record = inner.ledger.record  # type: ignore[method-assign]
-        inner._desk = msgspec.structs.replace(inner._desk, commit=gate)
+        inner._deps = msgspec.structs.replace(inner._deps, commit=gate)
         async with asyncio.timeout(SECONDS):
             yield running, gate, upstream
 
@@ -255,14 +255,14 @@ def test_any_cut() -> None:
     text = (HELLO + 'data: {"x":"[DONE]"}\n\n' + FINISHED + DONE).encode()
     for cut in range(len(text)):
         for second in range(cut, len(text), 7):
-            reading = Reading()
-            holding = Holding(has_length=False, is_events=True)
+            reading = ReplySummary()
+            holding = StrictHold(has_length=False, is_events=True)
             out = b""
             for at, end in ((0, cut), (cut, second), (second, len(text))):
-                reading.done = end == len(text)
-                out += holding.take(text[at:end], reading)
+                reading.seen_done = end == len(text)
+                out += holding.push(text[at:end], reading)
             assert DONE.encode()[:12] not in out
-            assert out + holding.rest() == text
+            assert out + holding.flush() == text
 
 
 @pytest.mark.parametrize("body", [PLAIN_REQUEST, STREAM_REQUEST], ids=["plain", "stream"])

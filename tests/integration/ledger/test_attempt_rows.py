@@ -10,10 +10,10 @@ from typing import Any
 import msgspec
 import pytest
 
-from arbstr_asgi.entry import Attempt, Entry
+from arbstr_asgi.entry import AttemptEntry, LedgerEntry
 from arbstr_asgi.ledger import Ledger
-from arbstr_asgi.ledger.slots import Slots
-from arbstr_asgi.ledger.spill import Spill
+from arbstr_asgi.ledger.slots import SpillLocks
+from arbstr_asgi.ledger.spill import SpillStore
 from arbstr_asgi.ledger.values import record
 from tests.support.databases import an_entry, dialect_of, run_sql, sqlite_file
 from tests.support.raw_http_client import eventually
@@ -26,14 +26,14 @@ CLOSED = [("abandoned",)]
 UNKNOWN = dict.fromkeys(("status", "latency_ms", "input_tokens", "output_tokens", "cost_sats", "error_message"))
 
 
-def started(call: str) -> Entry:
+def started(call: str) -> LedgerEntry:
     """A call whose second attempt has been answered."""
-    return an_entry(call, tries=(Attempt(**FAILED, status=503, latency_ms=9), Attempt(**RUNNING)))
+    return an_entry(call, tries=(AttemptEntry(**FAILED, status=503, latency_ms=9), AttemptEntry(**RUNNING)))
 
 
-def finished(call: str) -> Entry:
+def finished(call: str) -> LedgerEntry:
     """The same at its end."""
-    tries = Attempt(**FAILED, status=503, latency_ms=9), Attempt(**FINISHED)
+    tries = AttemptEntry(**FAILED, status=503, latency_ms=9), AttemptEntry(**FINISHED)
     return an_entry(call, revision=1, end_reason="completed", tries=tries)
 
 
@@ -93,7 +93,7 @@ def test_a_newer_state_keeps_its_attempts_in_the_spill(tmp_path: Path) -> None:
     """What is removed from the spill takes its attempts along; a call with a newer state by then keeps them."""
 
     async def main() -> None:
-        spill = Spill(Slots(tmp_path / "spill").claim())
+        spill = SpillStore(SpillLocks(tmp_path / "spill").claim())
         await spill.open()
         await spill.write([record(started("a")), record(started("b"))])
         kept = await spill.read(10)

@@ -10,28 +10,28 @@ from typing import Any
 
 import pytest
 
-from arbstr_asgi.entry import Attempt
+from arbstr_asgi.entry import AttemptEntry
 from arbstr_asgi.ledger import Ledger, holder, sqlite, values
-from arbstr_asgi.ledger.backlog import Backlog
+from arbstr_asgi.ledger.backlog import WriteQueue
 from arbstr_asgi.ledger.columns import ATTEMPT_COLUMNS, COLUMNS
-from arbstr_asgi.ledger.driver import Many
-from arbstr_asgi.ledger.hand import Hand, keeping
-from arbstr_asgi.ledger.holder import Holder
-from arbstr_asgi.ledger.losses import Losses
-from arbstr_asgi.ledger.marks import Marker
+from arbstr_asgi.ledger.driver import BulkStatement
+from arbstr_asgi.ledger.hand import PendingBatches, upsert_operations
+from arbstr_asgi.ledger.holder import HeldConnection
+from arbstr_asgi.ledger.losses import LossCounters
+from arbstr_asgi.ledger.marks import DirtyHours
 from arbstr_asgi.ledger.statements import statements
-from arbstr_asgi.ledger.target import Target
+from arbstr_asgi.ledger.target import LedgerDatabase
 from tests.support.databases import an_entry, run_sql, sqlite_file
 from tests.support.raw_http_client import eventually
 
 DONE: dict[str, Any] = {"revision": 1, "end_reason": "completed", "success": True}
 
 
-def on_sqlite(folder: Path, work: Callable[[Target], Awaitable[None]]) -> None:
+def on_sqlite(folder: Path, work: Callable[[LedgerDatabase], Awaitable[None]]) -> None:
     """With an SQLite file that is migrated."""
 
     async def main() -> None:
-        target = Target.of(f"sqlite:///{folder}/ledger.db", "")
+        target = LedgerDatabase.create(f"sqlite:///{folder}/ledger.db", "")
         try:
             await work(target)
         finally:
@@ -51,7 +51,10 @@ def test_a_batch_is_few_statements(number: int, limit: int) -> None:
         rows = [tuple(range(n, n + len(names))) for n in range(number)]
         run: list[str] = []
         connection.set_trace_callback(run.append)
-        sqlite._write(connection, [Many(f"INSERT INTO t VALUES ({', '.join('?' * len(names))})", rows), Many("?", [])])
+        sqlite._write(
+            connection,
+            [BulkStatement(f"INSERT INTO t VALUES ({', '.join('?' * len(names))})", rows), BulkStatement("?", [])],
+        )
         connection.set_trace_callback(None)
         assert connection.execute("SELECT * FROM t ORDER BY rowid").fetchall() == rows
     most = 16 if limit == 999 else 256
@@ -63,7 +66,7 @@ def test_a_batch_is_all_or_nothing(database_url: str) -> None:
     """Where one step fails nothing is left of those before it, also inside of a transaction that goes on."""
 
     async def main() -> None:
-        target = Target.of(database_url, "")
+        target = LedgerDatabase.create(database_url, "")
         sessions = await target.open(migrate=True)
         driver = target.driver
         mark = {"sqlite": "?, ?, ?", "postgresql": "$1, $2, $3", "mysql": "%s, %s, %s"}[driver.dialect]
@@ -71,11 +74,11 @@ def test_a_batch_is_all_or_nothing(database_url: str) -> None:
 
         async def work(raw: Any) -> None:
             with pytest.raises(Exception, match=r"(?i)unique|duplicate"):
-                await driver.write(raw, [Many(good, [(1, 1, 1)]), Many(good, [(2, 1, 1), (2, 1, 1)])])
+                await driver.write(raw, [BulkStatement(good, [(1, 1, 1)]), BulkStatement(good, [(2, 1, 1), (2, 1, 1)])])
             async with driver.begin(raw):
-                await driver.write(raw, [Many(good, [(3, 1, 1)])])
+                await driver.write(raw, [BulkStatement(good, [(3, 1, 1)])])
                 with pytest.raises(Exception, match=r"(?i)unique|duplicate"):
-                    await driver.write(raw, [Many(good, [(4, 1, 1)]), Many(good, [(3, 1, 1)])])
+                    await driver.write(raw, [BulkStatement(good, [(4, 1, 1)]), BulkStatement(good, [(3, 1, 1)])])
             assert not driver.in_transaction(raw)
             assert [tuple(row) for row in await driver.fetch(raw, "SELECT hour FROM dirty_hours")] == [(3,)]
 
@@ -88,11 +91,11 @@ def test_a_batch_is_all_or_nothing(database_url: str) -> None:
 def test_a_batch_waits_for_another_writer(tmp_path: Path) -> None:
     """While somebody else holds the lock nothing is written; when he lets go, everything is."""
 
-    async def work(target: Target) -> None:
+    async def work(target: LedgerDatabase) -> None:
         sessions = await target.open(migrate=True)
         other = sqlite3.connect(tmp_path / "ledger.db", isolation_level=None)
         other.execute("BEGIN IMMEDIATE")
-        insert = Many("INSERT INTO dirty_hours (hour, writer, mark) VALUES (?, ?, ?)", [(1, 1, 1)])
+        insert = BulkStatement("INSERT INTO dirty_hours (hour, writer, mark) VALUES (?, ?, ?)", [(1, 1, 1)])
         writing = asyncio.create_task(sessions.run(lambda raw: target.driver.write(raw, [insert])))
         await asyncio.sleep(0.6)
         assert not writing.done()
@@ -108,8 +111,8 @@ def test_a_held_connection_is_used_again(tmp_path: Path, monkeypatch: pytest.Mon
     """One connection for all work in a row; another after a failure, and after a time without any."""
     monkeypatch.setattr(holder, "IDLE", 0.1)
 
-    async def work(target: Target) -> None:
-        held = Holder(await target.open(migrate=True))
+    async def work(target: LedgerDatabase) -> None:
+        held = HeldConnection(await target.open(migrate=True))
         seen: list[Any] = []
 
         async def note(raw: Any) -> int:
@@ -135,9 +138,9 @@ def test_a_held_connection_is_used_again(tmp_path: Path, monkeypatch: pytest.Mon
 def test_held_work_goes_on_without_its_caller(tmp_path: Path) -> None:
     """A caller who is cancelled leaves his work and that of the others as it is; the end cancels all of it."""
 
-    async def work(target: Target) -> None:
+    async def work(target: LedgerDatabase) -> None:
         sessions = await target.open(migrate=True)
-        held = Holder(sessions)
+        held = HeldConnection(sessions)
         go, done = asyncio.Event(), asyncio.Event()
 
         async def slow(raw: Any) -> None:
@@ -176,7 +179,7 @@ def test_a_connection_that_cannot_be_opened_fails_its_work(tmp_path: Path) -> No
 
     async def main() -> None:
         sessions = Sessions()
-        held = Holder(sessions)  # type: ignore[arg-type]
+        held = HeldConnection(sessions)  # type: ignore[arg-type]
 
         async def work(raw: Any) -> int:
             return 7
@@ -191,17 +194,17 @@ def test_a_connection_that_cannot_be_opened_fails_its_work(tmp_path: Path) -> No
 
 def test_what_was_written_after_all_leaves_the_spill(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Rows that were spilled because the database was slow are not read back when it has taken them."""
-    from arbstr_asgi.ledger.spill import Spill
+    from arbstr_asgi.ledger.spill import SpillStore
 
     async def never(*_: Any) -> Any:
         raise AssertionError("there is nothing to be read")
 
-    monkeypatch.setattr(Spill, "read", never)
+    monkeypatch.setattr(SpillStore, "read", never)
 
     async def main() -> None:
         ledger = Ledger(f"sqlite:///{tmp_path}/ledger.db")
         await ledger.open()
-        tries = (Attempt(number=1, provider="p", timestamp=an_entry().timestamp, model="m", revision=1),)
+        tries = (AttemptEntry(number=1, provider="p", timestamp=an_entry().timestamp, model="m", revision=1),)
         other = sqlite3.connect(tmp_path / "ledger.db", isolation_level=None)
         other.execute("BEGIN IMMEDIATE")
         for number in range(3):
@@ -225,19 +228,19 @@ def test_what_was_written_after_all_leaves_the_spill(tmp_path: Path, monkeypatch
 def test_what_was_committed_while_it_was_spilled_is_known(tmp_path: Path) -> None:
     """Whichever of both ends first, the rows need not be read back."""
 
-    async def work(target: Target) -> None:
+    async def work(target: LedgerDatabase) -> None:
         sessions = await target.open(migrate=True)
-        backlog = Backlog()
-        hand = Hand(target.driver, statements("sqlite", ""), Losses(), Marker())
+        backlog = WriteQueue()
+        hand = PendingBatches(target.driver, statements("sqlite", ""), LossCounters(), DirtyHours())
         for number in range(2):
             backlog.add(an_entry(f"call-{number}"), 0.0)
             hand.take(backlog, 1)
         first, second = hand.chunks
-        hand.spilled(second)
+        hand.mark_spilled(second)
         assert (len(hand), hand.waiting, hand.stale) == (2, 1, [])
         await sessions.run(hand.write)
         assert hand.stale == []
-        hand.spilled(first)
+        hand.mark_spilled(first)
         await sessions.run(hand.write)
         assert hand.stale == [*first.records, *second.records]
 
@@ -246,11 +249,11 @@ def test_what_was_committed_while_it_was_spilled_is_known(tmp_path: Path) -> Non
 
 def test_a_newer_state_stays_in_the_spill(tmp_path: Path) -> None:
     """What is taken out because the database has it is that state, and none that has come since."""
-    from arbstr_asgi.ledger.slots import Slots
-    from arbstr_asgi.ledger.spill import Spill
+    from arbstr_asgi.ledger.slots import SpillLocks
+    from arbstr_asgi.ledger.spill import SpillStore
 
     async def main() -> None:
-        spill = Spill(Slots(tmp_path).claim())
+        spill = SpillStore(SpillLocks(tmp_path).claim())
         await spill.open()
         first, other = values.record(an_entry("call")), values.record(an_entry("other"))
         await spill.write([first, other])
@@ -275,18 +278,18 @@ def test_values_arrive_as_they_are(database_url: str, mode: str) -> None:
     moment = datetime(2026, 2, 3, 4, 5, 6, 7000, tzinfo=UTC)
     fields: dict[str, Any] = {"model": nasty, "tags": nasty, "timestamp": moment, **DONE}
     money = dict(zip(("cost_sats", "provider_cost_sats", "dearest_cost_sats"), amounts, strict=True))
-    attempt = Attempt(number=1, provider=nasty, timestamp=moment, model="m", cost_sats=amounts[0], revision=1)
+    attempt = AttemptEntry(number=1, provider=nasty, timestamp=moment, model="m", cost_sats=amounts[0], revision=1)
     record = values.record(an_entry("call", **fields, **money, input_tokens=-(2**63), tries=(attempt,)))
 
     async def main() -> None:
-        target = Target.of(database_url, "")
+        target = LedgerDatabase.create(database_url, "")
         sessions = await target.open(migrate=True)
         driver, sql = target.driver, statements(target.dialect, "")
 
         async def work(raw: Any) -> None:
             if driver.dialect == "mysql":
                 await driver.execute(raw, "SET SESSION sql_mode = %s", (f"STRICT_ALL_TABLES,{mode}".strip(","),))
-            await driver.write(raw, keeping(driver, sql, [record]))
+            await driver.write(raw, upsert_operations(driver, sql, [record]))
             ((row),) = await driver.fetch(raw, sql.of_call, ("call", 1))
             assert values.read_row(row) == record.row
             ((tried),) = await driver.fetch(raw, sql.attempts_of(1), ("call",))

@@ -15,8 +15,8 @@ import pytest
 from arbstr_asgi.errors import LedgerError
 from arbstr_asgi.ledger import Ledger
 from arbstr_asgi.ledger.driver import load
-from arbstr_asgi.ledger.slots import Slot, Slots
-from arbstr_asgi.ledger.target import Target
+from arbstr_asgi.ledger.slots import SpillLock, SpillLocks
+from arbstr_asgi.ledger.target import LedgerDatabase
 from tests.support.databases import an_entry, dialect_of, run_sql, sqlite_file
 from tests.support.tcp_proxy import Gate
 
@@ -55,10 +55,10 @@ async def unreachable(url: str, ledger_of: list[Ledger], way: str) -> AsyncItera
 def no_spill(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let no ledger have a spill."""
 
-    def claim(slots: Slots) -> Slot:
+    def claim(slots: SpillLocks) -> SpillLock:
         raise OSError("no space left on device")
 
-    monkeypatch.setattr(Slots, "claim", claim)
+    monkeypatch.setattr(SpillLocks, "claim", claim)
 
 
 def refuse(url: str) -> None:
@@ -252,7 +252,7 @@ def test_letting_a_connection_go_asks_nothing_of_a_silent_server(server_url: str
     async def main() -> None:
         gate = Gate(server_url)
         await gate.open()
-        target = Target.of(gate.url, None)
+        target = LedgerDatabase.create(gate.url, None)
         sessions = await target.open(migrate=True)
 
         async def work(raw: Any) -> None:
@@ -425,7 +425,7 @@ def test_close_leaves_rows_in_the_spill(database_url: str, way: str) -> None:
             assert (ledger.lost, ledger.queued) == (0, 0)
         again = Ledger(made[0]._target._place.url)
         if dialect_of(database_url) != "sqlite":
-            again._target = Target.of(database_url, None)
+            again._target = LedgerDatabase.create(database_url, None)
             again._target.spill_folder = made[0]._target.spill_folder  # type: ignore[method-assign]
         await again.open()
         await again.flush()
@@ -466,7 +466,7 @@ def test_work_outlives_its_caller(database_url: str) -> None:
     """A session whose caller is cancelled works on to its end and lets go of its connection."""
 
     async def main() -> None:
-        target = Target.of(database_url, None)
+        target = LedgerDatabase.create(database_url, None)
         sessions = await target.open(migrate=True)
         at_work, done = asyncio.Event(), asyncio.Event()
 

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from arbstr_asgi.entry import Entry
+from arbstr_asgi.entry import LedgerEntry
 from arbstr_asgi.errors import ConfigError, LedgerError
 from arbstr_asgi.ledger import Ledger
 from tests.support.databases import an_entry, dialect_of, run_sql
@@ -58,7 +58,7 @@ ALL: dict[str, Any] = {
 }
 
 
-async def stored(ledger: Ledger, entry: Entry) -> dict[str, Any]:
+async def stored(ledger: Ledger, entry: LedgerEntry) -> dict[str, Any]:
     ledger.record(entry)
     await ledger.flush()
     (row,) = await ledger.rows(correlation_id=entry.correlation_id)
@@ -82,8 +82,8 @@ def on(url: str, scenario: Any, **options: Any) -> Any:
 def test_every_column_comes_back_as_it_went_in(database_url: str) -> None:
     """A row that uses every column, and one that uses none, read equal on all three databases."""
     when = datetime(2026, 11, 22, 10, 0, 0, 123_999, tzinfo=timezone(timedelta(hours=2)))
-    full = Entry(correlation_id="full", timestamp=when, model="GPT-4o", streaming=False, **ALL)
-    bare = Entry(correlation_id="bare", timestamp=when, model="m", streaming=True)
+    full = LedgerEntry(correlation_id="full", timestamp=when, model="GPT-4o", streaming=False, **ALL)
+    bare = LedgerEntry(correlation_id="bare", timestamp=when, model="m", streaming=True)
 
     async def scenario(ledger: Ledger) -> None:
         read = await stored(ledger, full)
@@ -191,7 +191,9 @@ def test_update_usage_counts_rows(database_url: str) -> None:
     """1 for a known call, also with NULLs and with the same values again; 0 for an unknown one."""
 
     async def scenario(ledger: Ledger) -> None:
-        ledger.record(Entry(correlation_id="known", timestamp=datetime.now(UTC), model="m", streaming=True, **ALL))
+        ledger.record(
+            LedgerEntry(correlation_id="known", timestamp=datetime.now(UTC), model="m", streaming=True, **ALL)
+        )
         updates: list[tuple[int | None, int | None, Decimal | None]] = [
             (1, 2, Decimal("0.5")),
             (1, 2, Decimal("0.5")),

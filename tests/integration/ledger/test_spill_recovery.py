@@ -16,9 +16,9 @@ from typing import Any
 import pytest
 
 from arbstr_asgi.errors import LedgerError
-from arbstr_asgi.ledger import Bounds, Ledger, hand
-from arbstr_asgi.ledger.slots import Slots
-from arbstr_asgi.ledger.spill import Spill
+from arbstr_asgi.ledger import QueueLimits, Ledger, hand
+from arbstr_asgi.ledger.slots import SpillLocks
+from arbstr_asgi.ledger.spill import SpillStore
 from tests.support.databases import an_entry, dialect_of, run_sql, sqlite_file
 from tests.support.raw_http_client import eventually
 from tests.support.tcp_proxy import Gate
@@ -343,7 +343,7 @@ def test_calls_of_strangers_are_given_up_after_a_day(database_url: str) -> None:
 
 def test_slots_tell_the_living_from_the_dead(tmp_path: Path) -> None:
     """A slot has one owner at a time; whose lock is free is an orphan, and its place is taken again."""
-    slots = Slots(tmp_path / "spill")
+    slots = SpillLocks(tmp_path / "spill")
     first, second = slots.claim(), slots.claim()
     first.sign("one")
     second.sign("another")
@@ -351,13 +351,13 @@ def test_slots_tell_the_living_from_the_dead(tmp_path: Path) -> None:
     assert slots.living() == {"one", "another"}
     assert list(slots.orphans()) == []
     first.release()
-    assert Slots(tmp_path / "spill").living() == {"another"}
+    assert SpillLocks(tmp_path / "spill").living() == {"another"}
     (orphan,) = slots.orphans()
     assert orphan.file == first.file
     assert slots.claim().file not in (first.file, second.file)
     orphan.release()
     assert slots.claim().file == first.file
-    assert Slots(tmp_path / "spill").id == slots.id
+    assert SpillLocks(tmp_path / "spill").id == slots.id
 
 
 def test_each_database_has_a_spill_of_its_own(tmp_path: Path) -> None:
@@ -403,7 +403,7 @@ def test_what_is_lost_is_lost_exactly_and_told(tmp_path: Path, caplog: pytest.Lo
     url = f"sqlite:///{tmp_path}/arbstr.db"
 
     async def scenario(out: Outage) -> None:
-        ledger = Ledger(out.url, bounds=Bounds(entries=10))
+        ledger = Ledger(out.url, bounds=QueueLimits(entries=10))
         await ledger.open()
         await out.begin()
         spill = break_spill(tmp_path / "arbstr.db-spill")
@@ -434,7 +434,7 @@ def test_bytes_are_bounded_too(tmp_path: Path) -> None:
     """Large entries fill the memory's bound before many of them wait."""
 
     async def scenario(out: Outage) -> None:
-        ledger = Ledger(out.url, bounds=Bounds(size=50_000))
+        ledger = Ledger(out.url, bounds=QueueLimits(size=50_000))
         await ledger.open()
         await out.begin()
         for _ in range(50):
@@ -452,7 +452,7 @@ def test_memory_is_free_again_once_rows_are_on_disk(tmp_path: Path) -> None:
     """What is spilled does not count against memory's bound, so that an outage loses nothing while there is disk."""
 
     async def scenario(out: Outage) -> None:
-        ledger = Ledger(out.url, bounds=Bounds(entries=1000))
+        ledger = Ledger(out.url, bounds=QueueLimits(entries=1000))
         await ledger.open()
         await out.begin()
         for number in range(3000):
@@ -520,8 +520,8 @@ def test_commit_waits_two_seconds_at_most(tmp_path: Path, caplog: pytest.LogCapt
 def test_an_orphan_that_is_no_database_is_told_and_left(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """A spill file that can't be read hinders nobody."""
     folder = tmp_path / "arbstr.db-spill"
-    mine = Slots(folder).claim()
-    broken = Slots(folder).claim()
+    mine = SpillLocks(folder).claim()
+    broken = SpillLocks(folder).claim()
     broken.file.write_bytes(b"this is not a database file, but it is longer than its header would be" * 20)
     mine.release()
     broken.release()
@@ -545,7 +545,7 @@ def test_a_spill_keeps_the_newest_state(tmp_path: Path) -> None:
     async def main() -> None:
         from arbstr_asgi.ledger.values import record
 
-        spill = Spill(Slots(tmp_path / "spill").claim())
+        spill = SpillStore(SpillLocks(tmp_path / "spill").claim())
         await spill.open()
         await spill.write([record(an_entry("a")), record(an_entry("b"))])
         kept = await spill.read(10)
@@ -570,7 +570,7 @@ def test_a_spill_knows_how_many_rows_it_has(tmp_path: Path) -> None:
         def counted() -> list[tuple[Any, ...]]:
             return run_sql(f"sqlite:///{tmp_path}/spill/1.db", "SELECT count(*) FROM requests")
 
-        spill = Spill(Slots(tmp_path / "spill").claim())
+        spill = SpillStore(SpillLocks(tmp_path / "spill").claim())
         await spill.open()
         for turn in range(4):
             for number in range(5):
@@ -584,7 +584,7 @@ def test_a_spill_knows_how_many_rows_it_has(tmp_path: Path) -> None:
             assert (counted(), spill.rows) == ([(0,)], 0)
         await spill.write([record(an_entry("left"))])
         await spill.close()
-        again = Spill(Slots(tmp_path / "spill").claim())
+        again = SpillStore(SpillLocks(tmp_path / "spill").claim())
         await again.open()
         assert again.rows == 1
         await again.close()

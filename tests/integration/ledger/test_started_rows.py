@@ -6,9 +6,9 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
-from arbstr_asgi.entry import Entry
+from arbstr_asgi.entry import LedgerEntry
 from arbstr_asgi.ledger import Ledger, writer
-from arbstr_asgi.ledger.backlog import Backlog
+from arbstr_asgi.ledger.backlog import WriteQueue
 from tests.support.databases import an_entry
 from tests.support.raw_http_client import eventually
 
@@ -24,7 +24,7 @@ class Asked:
         self.threads: list[int] = []
         self._error = error
 
-    def entry(self) -> Entry:
+    def entry(self) -> LedgerEntry:
         """What is known of it now."""
         self.threads.append(threading.get_ident())
         if self._error is not None:
@@ -49,7 +49,7 @@ def test_a_call_is_asked_when_it_is_written(tmp_path: Path) -> None:
 
     async def work(ledger: Ledger) -> None:
         call = Asked("call")
-        await asyncio.to_thread(ledger.follow, call)
+        await asyncio.to_thread(ledger.record_started, call)
         call.model = "later"
         assert call.threads == []
         await eventually(lambda: ledger.queued == 0)
@@ -68,10 +68,10 @@ def test_a_short_call_is_never_asked(tmp_path: Path) -> None:
 
     async def work(ledger: Ledger) -> None:
         before, after = Asked("before"), Asked("after")
-        ledger.follow(before)
+        ledger.record_started(before)
         ledger.record(an_entry("before", **DONE))
         ledger.record(an_entry("after", **DONE))
-        ledger.follow(after)
+        ledger.record_started(after)
         await ledger.flush()
         assert (before.threads, after.threads) == ([], [])
         assert {row["end_reason"] for row in await ledger.rows()} == {"completed"}
@@ -85,7 +85,7 @@ def test_a_call_that_ends_in_the_next_batch_is_asked_before(tmp_path: Path, monk
 
     async def work(ledger: Ledger) -> None:
         call = Asked("call")
-        ledger.follow(call)
+        ledger.record_started(call)
         ledger.record(an_entry("call", **DONE))
         await ledger.flush()
         assert len(call.threads) == 1
@@ -99,7 +99,7 @@ def test_a_call_that_cannot_be_told_costs_no_other(tmp_path: Path) -> None:
 
     async def work(ledger: Ledger) -> None:
         ledger.record(an_entry("first", **DONE))
-        ledger.follow(Asked("call", ValueError("no")))
+        ledger.record_started(Asked("call", ValueError("no")))
         ledger.record(an_entry("last", **DONE))
         await ledger.flush()
         assert ledger.lost == 1
@@ -121,7 +121,7 @@ def test_a_call_that_goes_on_is_on_disk_in_time(tmp_path: Path) -> None:
         ledger.record(an_entry("first"))
         await asyncio.sleep(0.1)
         call = Asked("call")
-        ledger.follow(call)
+        ledger.record_started(call)
         await eventually(lambda: ledger.snapshot().spilled == 2)
         assert (len(call.threads), ledger.queued) == (1, 0)
         other.close()
@@ -135,16 +135,16 @@ def test_a_closed_ledger_follows_nobody(tmp_path: Path) -> None:
     """As with an entry: counted, never raised, not asked."""
     ledger = Ledger(f"sqlite:///{tmp_path}/ledger.db")
     call = Asked("call")
-    ledger.follow(call)
+    ledger.record_started(call)
     assert (ledger.lost, call.threads) == (1, [])
 
 
 def test_an_update_stays_behind_the_call() -> None:
     """A call that follows an update of the same id is left for the next time, as an entry is."""
-    from arbstr_asgi.ledger.backlog import Update
+    from arbstr_asgi.ledger.backlog import UsageUpdate
 
-    backlog = Backlog()
-    backlog.add(Update.of("call", 1, 2, None, lambda _: None), 0.0)
+    backlog = WriteQueue()
+    backlog.add(UsageUpdate.create("call", 1, 2, None, lambda _: None), 0.0)
     assert backlog.add(Asked("call"), 0.0) == 2
     assert len(backlog.take(500).updates) == 1
     (call,) = backlog.take(500).entries

@@ -16,7 +16,7 @@ import arbstr_asgi.keys
 from arbstr_asgi import ConfigError, Provider
 from arbstr_asgi.config.apikey import masked
 from arbstr_asgi.errors import ProviderKeyError
-from arbstr_asgi.keys import Keys
+from arbstr_asgi.keys import ApiKeys
 from tests.support.asgi_client import JSON_TYPE, STREAM_REQUEST, Chunks, Provided, call, configured, good, running
 from tests.support.fake_provider import plain, provider
 from tests.support.raw_http_client import ask
@@ -76,18 +76,18 @@ def test_rotated_at_once(rotate: Callable[[Path, str], None], tmp_path: Path) ->
     """Neither a clock that is too coarse nor a time that is set back hides a rotation."""
 
     async def main() -> None:
-        path, keys = tmp_path / "key", Keys()
+        path, keys = tmp_path / "key", ApiKeys()
         for number in range(1000, 1500):
             rotate(path, f"key-{number}")
             os.utime(path, (1, 1))
-            assert await keys.of(of_file(path)) == f"key-{number}"
+            assert await keys.get(of_file(path)) == f"key-{number}"
 
     asyncio.run(main())
 
 
 def test_settled_file_is_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A file that has been the same for a while is looked at, and not read."""
-    path, keys = tmp_path / "key", Keys()
+    path, keys = tmp_path / "key", ApiKeys()
     path.write_text("key-1")
     now = path.stat().st_mtime_ns
     reads: list[str] = []
@@ -100,7 +100,7 @@ def test_settled_file_is_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(arbstr_asgi.keys, "read_key_file", counted)
     for later, count in ((0, 1), (1, 2), (3_000_000_000, 3), (4_000_000_000, 3)):
         monkeypatch.setattr(arbstr_asgi.keys, "time_ns", lambda later=later: now + later)
-        assert asyncio.run(keys.of(of_file(path))) == "key-1"
+        assert asyncio.run(keys.get(of_file(path))) == "key-1"
         assert len(reads) == count
 
 
@@ -111,7 +111,7 @@ def test_content(content: bytes, tmp_path: Path) -> None:
     """The key is the first line with something in it, without what editors put around it."""
     path = tmp_path / "key"
     path.write_bytes(content)
-    assert asyncio.run(Keys().of(of_file(path))) == "key-1"
+    assert asyncio.run(ApiKeys().get(of_file(path))) == "key-1"
 
 
 NOT_KEYS = {
@@ -140,7 +140,7 @@ def test_unreadable(broken: str, tmp_path: Path, caplog: pytest.LogCaptureFixtur
     async def main() -> None:
         spoil()
         with pytest.raises(ProviderKeyError) as caught:
-            await Keys().of(of_file(path))
+            await ApiKeys().get(of_file(path))
         assert (caught.value.status_code, caught.value.sent) == (502, False)
         assert caught.value.__context__ is None, "it may hold what was read"
         assert [record.levelname for record in caplog.records] == ["ERROR"]
@@ -148,11 +148,11 @@ def test_unreadable(broken: str, tmp_path: Path, caplog: pytest.LogCaptureFixtur
         path.rmdir() if broken == "folder" else path.unlink(missing_ok=True)
         good.write_text("key-1")
         good.rename(path)
-        keys = Keys()
-        assert await keys.of(of_file(path)) == "key-1"
+        keys = ApiKeys()
+        assert await keys.get(of_file(path)) == "key-1"
         spoil()
         for _ in range(3):
-            assert await keys.of(of_file(path)) == "key-1"
+            assert await keys.get(of_file(path)) == "key-1"
 
     asyncio.run(main())
     [record] = caplog.records
@@ -164,16 +164,16 @@ def test_unreadable(broken: str, tmp_path: Path, caplog: pytest.LogCaptureFixtur
 
 def test_warns_once_a_minute(tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
     """A file that stays away is a line a minute, and its return needs nobody."""
-    path, keys = tmp_path / "key", Keys()
+    path, keys = tmp_path / "key", ApiKeys()
     path.write_text("key-1")
-    asyncio.run(keys.of(of_file(path)))
+    asyncio.run(keys.get(of_file(path)))
     path.unlink()
     for now, lines in ((0.0, 1), (59.0, 1), (60.0, 2), (61.0, 2)):
         monkeypatch.setattr(arbstr_asgi.keys, "monotonic", lambda now=now: now)
-        assert asyncio.run(keys.of(of_file(path))) == "key-1"
+        assert asyncio.run(keys.get(of_file(path))) == "key-1"
         assert len(caplog.records) == lines
     path.write_text("key-2")
-    assert asyncio.run(keys.of(of_file(path))) == "key-2"
+    assert asyncio.run(keys.get(of_file(path))) == "key-2"
 
 
 def test_unavailable(tmp_path: Path) -> None:
@@ -344,7 +344,7 @@ def test_the_loop_is_not_held(tmp_path: Path) -> None:
 
     def look() -> None:
         with pytest.raises(ProviderKeyError):
-            asyncio.run(Keys().of(of_file(path)))
+            asyncio.run(ApiKeys().get(of_file(path)))
         done.set()
 
     threading.Thread(target=look, daemon=True).start()
@@ -356,4 +356,4 @@ def test_socket_is_no_key_file(tmp_path: Path) -> None:
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(str(tmp_path / "s"))
         with pytest.raises(ProviderKeyError):
-            asyncio.run(Keys().of(of_file(tmp_path / "s")))
+            asyncio.run(ApiKeys().get(of_file(tmp_path / "s")))

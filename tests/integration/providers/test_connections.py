@@ -15,7 +15,7 @@ import uvloop
 from arbstr_asgi import Arbstr, ArbstrMiddleware, ConfigError, Provider
 from arbstr_asgi.errors import UpstreamError, UpstreamTimeout, UpstreamUnreachable
 from arbstr_asgi.serve import serving
-from arbstr_asgi.upstream import HttpxUpstream
+from arbstr_asgi.upstream import HttpxClient
 from tests.support.certificates import Authority
 from tests.support.fake_provider import Provider as Upstream
 from tests.support.fake_provider import plain, provider, stream
@@ -68,7 +68,7 @@ def test_proxy(tls: bool, loop: str, tmp_path: Path) -> None:
 
 async def failing(one: Provider, **options: Any) -> UpstreamError:
     """The error of a request to this provider."""
-    upstream = HttpxUpstream([one], **options)
+    upstream = HttpxClient([one], **options)
     try:
         with pytest.raises(UpstreamError) as caught:
             async with asyncio.timeout(10), await upstream.send(one, b'{"model":"good"}', []):
@@ -188,7 +188,7 @@ def test_max_connections_are_not_waited_for_ever(tmp_path: Path) -> None:
             assert len(upstream.lines) == 2
             one = Provider(name="p", url=upstream.url, max_connections=1, connect_timeout=0.1)
             upstream.gate.clear()
-            way_out = HttpxUpstream([one])
+            way_out = HttpxClient([one])
             async with await way_out.send(one, b'{"model":"gated","stream":true}', []):
                 with pytest.raises(UpstreamTimeout) as caught:
                     async with await way_out.send(one, b'{"model":"good"}', []):
@@ -207,7 +207,7 @@ def test_bounds_are_a_provider_s_own(tmp_path: Path) -> None:
             ones = [
                 Provider(name=name, url=upstream.url, max_connections=1, connect_timeout=0.3) for name in ("a", "b")
             ]
-            way_out = HttpxUpstream(ones)
+            way_out = HttpxClient(ones)
             async with (
                 await way_out.send(ones[0], b'{"model":"gated","stream":true}', []),
                 await way_out.send(ones[1], b'{"model":"good"}', []) as reply,
@@ -287,7 +287,7 @@ def test_sent_over_sockets(model: str, sent: bool) -> None:
         async with provider() as upstream:
             url = upstream.url if model != "nobody" else f"http://127.0.0.1:{free_port()}"
             one = Provider(name="p", url=url)
-            way_out = HttpxUpstream([one])
+            way_out = HttpxClient([one])
             body = b'{"model":"%b"}' % model.encode()
             with pytest.raises(UpstreamError) as caught:
                 async with await way_out.send(one, body, []):

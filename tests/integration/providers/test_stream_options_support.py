@@ -12,7 +12,7 @@ import pytest
 
 from arbstr_asgi import Caller
 from arbstr_asgi.asking import MAX_REFUSAL_BYTES
-from arbstr_asgi.learning import MAX_PAIRS, MAX_SHOWN, Learning
+from arbstr_asgi.learning import MAX_PAIRS, MAX_SHOWN, StreamOptionsSupport
 from tests.support.asgi_client import (
     EVENTS,
     JSON_TYPE,
@@ -37,73 +37,73 @@ OTHER = b'{"error":{"message":"no such model"}}'
 def test_learned_by_one() -> None:
     """Only the end user who met the refusal is not injected for; without a name is a user as well."""
     for teacher, others in (("alice", ["bob", None]), (None, ["alice"])):
-        learning = Learning()
-        assert learning.injects(*PAIR, teacher, 0)
-        assert learning.refused(*PAIR, teacher, 0)
-        assert not learning.injects(*PAIR, teacher, 1)
-        assert all(learning.injects(*PAIR, other, 1) for other in others)
-        assert learning.injects("p", "other", teacher, 1)
-        assert learning.injects("other", "m", teacher, 1)
+        learning = StreamOptionsSupport()
+        assert learning.should_inject(*PAIR, teacher, 0)
+        assert learning.mark_refused(*PAIR, teacher, 0)
+        assert not learning.should_inject(*PAIR, teacher, 1)
+        assert all(learning.should_inject(*PAIR, other, 1) for other in others)
+        assert learning.should_inject("p", "other", teacher, 1)
+        assert learning.should_inject("other", "m", teacher, 1)
 
 
 def test_news_once() -> None:
     """Of all who learn the same of a pair, the first within the hour has news."""
-    learning = Learning()
-    assert [learning.refused(*PAIR, user, now) for user, now in (("a", 0), ("a", 60), ("b", 61))] == [
+    learning = StreamOptionsSupport()
+    assert [learning.mark_refused(*PAIR, user, now) for user, now in (("a", 0), ("a", 60), ("b", 61))] == [
         True,
         False,
         False,
     ]
-    assert learning.refused(*PAIR, "a", 61 + HOUR)
+    assert learning.mark_refused(*PAIR, "a", 61 + HOUR)
 
 
 def test_forgotten() -> None:
     """After an hour a lesson is over, and so is what the snapshot shows."""
-    learning = Learning()
-    learning.refused(*PAIR, "a", 0)
-    learning.injects(*PAIR, "a", HOUR - 1)  # the probe
-    assert not learning.injects(*PAIR, "a", HOUR - 0.5)
-    assert learning.uninjected(HOUR - 1) == [{"provider": "p", "model": "m"}]
-    assert learning.injects(*PAIR, "a", HOUR)
-    assert learning.uninjected(HOUR) == []
+    learning = StreamOptionsSupport()
+    learning.mark_refused(*PAIR, "a", 0)
+    learning.should_inject(*PAIR, "a", HOUR - 1)  # the probe
+    assert not learning.should_inject(*PAIR, "a", HOUR - 0.5)
+    assert learning.unsupported(HOUR - 1) == [{"provider": "p", "model": "m"}]
+    assert learning.should_inject(*PAIR, "a", HOUR)
+    assert learning.unsupported(HOUR) == []
 
 
 def test_probe() -> None:
     """One request a minute is injected all the same."""
-    learning = Learning()
-    learning.refused(*PAIR, "a", 0)
-    assert [now for now in range(0, 200, 10) if learning.injects(*PAIR, "a", now)] == [60, 120, 180]
+    learning = StreamOptionsSupport()
+    learning.mark_refused(*PAIR, "a", 0)
+    assert [now for now in range(0, 200, 10) if learning.should_inject(*PAIR, "a", now)] == [60, 120, 180]
 
 
 def test_accepted_forgets_for_everybody() -> None:
     """A 2xx of an injected request ends all lessons of its pair; what is learned later revives none of them."""
-    learning = Learning()
-    learning.refused(*PAIR, "a", 0)
-    learning.refused(*PAIR, "b", 0)
-    learning.accepted(*PAIR, 1)
-    assert learning.injects(*PAIR, "a", 2)
-    assert learning.uninjected(2) == []
-    assert learning.refused(*PAIR, "b", 1 + HOUR)
-    assert learning.injects(*PAIR, "a", 2 + HOUR)
+    learning = StreamOptionsSupport()
+    learning.mark_refused(*PAIR, "a", 0)
+    learning.mark_refused(*PAIR, "b", 0)
+    learning.mark_supported(*PAIR, 1)
+    assert learning.should_inject(*PAIR, "a", 2)
+    assert learning.unsupported(2) == []
+    assert learning.mark_refused(*PAIR, "b", 1 + HOUR)
+    assert learning.should_inject(*PAIR, "a", 2 + HOUR)
 
 
 def test_good_is_not_unlearned() -> None:
     """A pair that has accepted within the hour teaches nothing."""
-    learning = Learning()
-    learning.accepted(*PAIR, 0)
-    assert not learning.refused(*PAIR, "a", HOUR - 1)
-    assert learning.injects(*PAIR, "a", HOUR - 1)
-    assert learning.refused(*PAIR, "a", HOUR)
+    learning = StreamOptionsSupport()
+    learning.mark_supported(*PAIR, 0)
+    assert not learning.mark_refused(*PAIR, "a", HOUR - 1)
+    assert learning.should_inject(*PAIR, "a", HOUR - 1)
+    assert learning.mark_refused(*PAIR, "a", HOUR)
 
 
 def test_bounded() -> None:
     """Of more pairs than fit the oldest are forgotten, and only the newest are shown."""
-    learning = Learning()
+    learning = StreamOptionsSupport()
     for number in range(MAX_PAIRS + 1):
-        learning.refused("p", str(number), "a", number / 1000)
-    assert learning.injects("p", "0", "a", 2)
-    assert not learning.injects("p", "1", "a", 2)
-    shown = learning.uninjected(2)
+        learning.mark_refused("p", str(number), "a", number / 1000)
+    assert learning.should_inject("p", "0", "a", 2)
+    assert not learning.should_inject("p", "1", "a", 2)
+    shown = learning.unsupported(2)
     assert (len(shown), shown[0]["model"]) == (MAX_SHOWN, str(MAX_PAIRS))
 
 

@@ -7,7 +7,7 @@ from decimal import Decimal
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
-from arbstr_asgi.entry import Entry
+from arbstr_asgi.entry import LedgerEntry
 from arbstr_asgi.stats import GROUPS, SORTS, Filters, RequestsQuery, StatsQuery
 from tests.support import reference_stats as naive
 from tests.support.databases import an_entry
@@ -47,7 +47,7 @@ def amounts() -> st.SearchStrategy[Decimal | None]:
     return st.one_of(st.sampled_from(some), st.decimals(-(10**15) + 1, 10**15 - 1, places=9))
 
 
-def entries() -> st.SearchStrategy[Entry]:
+def entries() -> st.SearchStrategy[LedgerEntry]:
     """Rows of every kind."""
     name = st.sampled_from(NAMES)
     ms = st.one_of(st.none(), st.integers(0, 200), st.integers(0, 10**6), st.integers(-5, 2**62))
@@ -118,7 +118,9 @@ def questions() -> st.SearchStrategy[StatsQuery]:
     )
 
 
-async def into_state(bench: Bench, state: str, some: list[Entry], more: list[Entry], chance: random.Random) -> None:
+async def into_state(
+    bench: Bench, state: str, some: list[LedgerEntry], more: list[LedgerEntry], chance: random.Random
+) -> None:
     """Record, and roll up as much as `state` says; `more` comes behind the first roll-up, into closed hours."""
     await bench.clear()
     for entry in some:
@@ -159,8 +161,8 @@ OFTEN = settings(
 )
 def test_figures_are_those_of_the_rows(
     bench: Bench,
-    some: list[Entry],
-    more: list[Entry],
+    some: list[LedgerEntry],
+    more: list[LedgerEntry],
     state: str,
     asked: list[StatsQuery],
     chance: random.Random,
@@ -201,8 +203,8 @@ def listings() -> st.SearchStrategy[RequestsQuery]:
 )
 def test_pages_are_the_rows_in_order(
     bench: Bench,
-    some: list[Entry],
-    more: list[Entry],
+    some: list[LedgerEntry],
+    more: list[LedgerEntry],
     state: str,
     asked: list[RequestsQuery],
     chance: random.Random,

@@ -5,10 +5,10 @@ from datetime import timedelta
 import pytest
 
 from arbstr_asgi.ledger import memory
-from arbstr_asgi.ledger.memory import Memory, Remembered
+from arbstr_asgi.ledger.memory import RollupCache, CacheEntry
 from arbstr_asgi.stats.histogram import of
 from arbstr_asgi.stats.plan import HOUR
-from arbstr_asgi.stats.tally import NAMES, Tally
+from arbstr_asgi.stats.tally import NAMES, Totals
 from arbstr_asgi.stats.zones import number_of
 from tests.integration.stats.test_rollups_maintenance import DAY, compare, filled
 from tests.support.databases import an_entry
@@ -17,12 +17,12 @@ from tests.support.ledger_bench import Bench, bench
 __all__ = ["bench"]
 
 
-EACH = Tally(tuple(range(len(NAMES))), (of({5: 7}), of({}), of(dict.fromkeys(range(300), 1))))
+EACH = Totals(tuple(range(len(NAMES))), (of({5: 7}), of({}), of(dict.fromkeys(range(300), 1))))
 
 
 def test_a_new_generation_is_not_answered_from_the_old() -> None:
     """Nothing is remembered of roll-ups that have changed; what still fills an old answer reaches no new question."""
-    known = Memory()
+    known = RollupCache()
     old = known.of(1, "question")
     assert known.of(1, "question") is old
     new = known.of(2, "question")
@@ -33,18 +33,18 @@ def test_a_new_generation_is_not_answered_from_the_old() -> None:
 
 def test_memory_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     """The questions that were not asked for longest are forgotten; one answer that is too large too."""
-    alone = Remembered()
+    alone = CacheEntry()
     alone.tallies[("a",), 0] = EACH
     monkeypatch.setattr(memory, "MOST", 3 * alone.measured())
-    known = Memory()
+    known = RollupCache()
     for name in "abcdc":
         found = known.of(1, name)
         found.tallies[(name,), 0] = EACH
-        known.fit(found)
+        known.evict(found)
     assert [bool(known.of(1, name).tallies) for name in "bcda"] == [True, True, True, False]
     found = known.of(1, "large")
     found.totals = {(str(number),): 1 for number in range(1000)}
-    known.fit(found)
+    known.evict(found)
     assert [known.of(1, name).totals for name in ("large", "b")] == [None, None]
 
 

@@ -12,12 +12,12 @@ from typing import Any
 import msgspec
 import pytest
 
-from arbstr_asgi.entry import Attempt, Entry
+from arbstr_asgi.entry import AttemptEntry, LedgerEntry
 from arbstr_asgi.errors import LedgerError
-from arbstr_asgi.ledger import Ledger, caretaker, live, pages, roller, visiting
+from arbstr_asgi.ledger import Ledger, caretaker, live, pages, roller, open_reader
 from arbstr_asgi.ledger.columns import COLUMNS
-from arbstr_asgi.ledger.slots import Slots
-from arbstr_asgi.ledger.spill import Spill
+from arbstr_asgi.ledger.slots import SpillLocks
+from arbstr_asgi.ledger.spill import SpillStore
 from arbstr_asgi.ledger.sqlite import Sqlite
 from arbstr_asgi.ledger.values import record
 from arbstr_asgi.stats import GROUPS, Filters, Rebuilt, RequestsQuery, StatsQuery
@@ -39,12 +39,12 @@ HOSTILE = ("'; DROP TABLE requests; --", "' OR '1'='1", "\\' OR 1=1 #", "%", "\0
 PLACE = [column.name for column in COLUMNS].index("end_user")
 
 
-def filled(count: int = 60, **facts: Any) -> list[Entry]:
+def filled(count: int = 60, **facts: Any) -> list[LedgerEntry]:
     """Rows of two days, one every hour and a bit."""
     entries = []
     for number in range(count):
         at = DAY + timedelta(minutes=47 * number)
-        tried = Attempt(number=1, provider="alpha", timestamp=at, model="m", revision=1)
+        tried = AttemptEntry(number=1, provider="alpha", timestamp=at, model="m", revision=1)
         rest = {
             "model": f"m-{number % 3}",
             "provider": [None, "alpha", "beta"][number % 3],
@@ -190,17 +190,17 @@ def test_what_changes_meanwhile_stays_dirty(bench: Bench, monkeypatch: pytest.Mo
     async def scenario() -> None:
         await bench.clear()
         await bench.record(*filled())
-        of_rows = roller.Roller._of_rows
+        of_rows = roller.RollupBuilder._of_rows
         late = [an_entry(f"late-{n}", timestamp=DAY + timedelta(minutes=47 * n), model="late") for n in range(50)]
 
-        async def slowly(self: roller.Roller, raw: Any, hour: int) -> Any:
+        async def slowly(self: roller.RollupBuilder, raw: Any, hour: int) -> Any:
             found = await of_rows(self, raw, hour)
             if late:
                 await bench.record(late.pop())
             return found
 
         with monkeypatch.context() as patch:
-            patch.setattr(roller.Roller, "_of_rows", slowly)
+            patch.setattr(roller.RollupBuilder, "_of_rows", slowly)
             await bench.upkeep.roll_up()
         assert await bench.fetch("SELECT * FROM dirty_hours") != []
         await compare(bench, await bench.rows())
@@ -332,7 +332,7 @@ def test_the_spill_forgets_too(tmp_path: Path) -> None:
     async def main() -> None:
         folder = tmp_path / "l.db-spill"
         for _ in range(2):  # the second one is held by somebody who lives
-            spill = Spill(Slots(folder).claim())
+            spill = SpillStore(SpillLocks(folder).claim())
             await spill.open()
             await spill.write([record(entry) for entry in filled(8)])
         ledger = Ledger(f"sqlite:///{tmp_path}/l.db", spill=str(folder.with_name("elsewhere")))
@@ -506,7 +506,7 @@ def test_forgetting_beside_a_writer_with_a_spill(tmp_path: Path) -> None:
         ledger.record(an_entry("a", end_user="alice"))
         ledger.record(an_entry("b", end_user="bob"))
         await eventually(lambda: ledger.snapshot().spilled == 2)
-        async with visiting(url) as other:
+        async with open_reader(url) as other:
             forgetting = asyncio.create_task(other.forget("alice"))
             await asyncio.sleep(0.3)
             holder.close()

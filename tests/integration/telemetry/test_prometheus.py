@@ -17,7 +17,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from arbstr_asgi import ArbstrError, Config, DatabaseConfig, Policies, Provider, Rule, Server, Token
-from arbstr_asgi.entry import Attempt, Entry
+from arbstr_asgi.entry import AttemptEntry, LedgerEntry
 from arbstr_asgi.metrics.labels import outcome_of
 from arbstr_asgi.metrics.metrics import Metrics
 from tests.support.asgi_client import (
@@ -87,15 +87,15 @@ async def scrape(app: Any, headers: Mapping[str, str] | None = None) -> Scraped:
     return Scraped(reply.body.decode())
 
 
-def entry(**facts: Any) -> Entry:
+def entry(**facts: Any) -> LedgerEntry:
     """A finished call."""
     defaults: dict[str, Any] = {"provider": "p", "end_reason": "completed", "revision": 1, "latency_ms": 20}
-    return Entry(correlation_id="c", timestamp=NOW, **{"model": "m", "streaming": True, **defaults, **facts})
+    return LedgerEntry(correlation_id="c", timestamp=NOW, **{"model": "m", "streaming": True, **defaults, **facts})
 
 
-def attempt(**facts: Any) -> Attempt:
+def attempt(**facts: Any) -> AttemptEntry:
     """An attempt that has ended."""
-    return Attempt(number=1, provider="p", timestamp=NOW, model="m", revision=1, **facts)
+    return AttemptEntry(number=1, provider="p", timestamp=NOW, model="m", revision=1, **facts)
 
 
 def test_calls(tmp_path: Path) -> None:

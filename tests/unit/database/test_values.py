@@ -11,14 +11,14 @@ from databases import Database
 from hypothesis import given
 from hypothesis import strategies as st
 
-from arbstr_asgi.entry import Attempt, Entry
+from arbstr_asgi.entry import AttemptEntry, LedgerEntry
 from arbstr_asgi.errors import LedgerError
 from arbstr_asgi.ledger import values
-from arbstr_asgi.ledger.backlog import Backlog, Mark, Update, newer
+from arbstr_asgi.ledger.backlog import WriteQueue, FlushMarker, UsageUpdate, newer_state
 from arbstr_asgi.ledger.columns import ATTEMPT_COLUMNS, COLUMNS, Kind
 from arbstr_asgi.ledger.driver import load
-from arbstr_asgi.ledger.faults import described
-from arbstr_asgi.ledger.losses import Losses
+from arbstr_asgi.ledger.faults import describe_error
+from arbstr_asgi.ledger.losses import LossCounters
 from arbstr_asgi.ledger.statements import statements
 from tests.support.databases import an_entry
 
@@ -36,8 +36,8 @@ ANYTHING = st.one_of(
 
 def test_the_columns_are_the_fields_of_an_entry() -> None:
     """Nothing that is known of a call is left out of its row."""
-    assert {column.name for column in COLUMNS} == set(Entry.__struct_fields__) - {"tries"}
-    assert {column.name for column in ATTEMPT_COLUMNS[1:]} == set(Attempt.__struct_fields__)
+    assert {column.name for column in COLUMNS} == set(LedgerEntry.__struct_fields__) - {"tries"}
+    assert {column.name for column in ATTEMPT_COLUMNS[1:]} == set(AttemptEntry.__struct_fields__)
 
 
 @given(st.text(alphabet=st.characters(exclude_categories=())), st.integers(1, 20))
@@ -114,7 +114,7 @@ def test_moments_are_utc_and_never_later(raw: datetime) -> None:
     """Aware UTC in whole milliseconds, cut and not rounded; the text sorts as the time does."""
     from arbstr_asgi.ledger.driver import iso
 
-    moment = values.moment(raw)
+    moment = values.timestamp(raw)
     assert moment.tzinfo is UTC
     assert moment.microsecond % 1000 == 0
     assert len(iso(moment)) == 24
@@ -123,7 +123,7 @@ def test_moments_are_utc_and_never_later(raw: datetime) -> None:
     assert datetime.fromisoformat(iso(moment)) == moment
 
 
-@given(st.fixed_dictionaries({column.name: ANYTHING for column in COLUMNS if column.kind is not Kind.MOMENT}))
+@given(st.fixed_dictionaries({column.name: ANYTHING for column in COLUMNS if column.kind is not Kind.TIMESTAMP}))
 def test_any_entry_becomes_a_row_that_drivers_take(fields: dict[str, Any]) -> None:
     """Whatever is in an entry, its row has only values of the column's type, and required columns are never NULL."""
     allowed = {
@@ -133,10 +133,10 @@ def test_any_entry_becomes_a_row_that_drivers_take(fields: dict[str, Any]) -> No
         Kind.INTEGER: int,
         Kind.REAL: float,
         Kind.MONEY: Decimal,
-        Kind.FLAG: bool,
-        Kind.MOMENT: datetime,
+        Kind.BOOLEAN: bool,
+        Kind.TIMESTAMP: datetime,
     }
-    row = values.normalise(Entry(timestamp=datetime(2026, 1, 1, tzinfo=UTC), **fields))
+    row = values.normalise(LedgerEntry(timestamp=datetime(2026, 1, 1, tzinfo=UTC), **fields))
     for column, value in zip(COLUMNS, row, strict=True):
         assert type(value) is allowed[column.kind] or (value is None and not column.required), column
     for dialect in ("sqlite", "postgresql", "mysql"):
@@ -144,7 +144,7 @@ def test_any_entry_becomes_a_row_that_drivers_take(fields: dict[str, Any]) -> No
     assert values.read(load("sqlite").encode(row)) == dict(zip((c.name for c in COLUMNS), row, strict=True))
 
 
-def states(*numbers: int) -> list[Entry]:
+def states(*numbers: int) -> list[LedgerEntry]:
     return [
         an_entry("call", revision=number, model=str(place), end_reason="completed" if number else "in_flight")
         for place, number in enumerate(numbers)
@@ -154,7 +154,7 @@ def states(*numbers: int) -> list[Entry]:
 def test_states_taken_together_become_one() -> None:
     """The highest revision of each call, the first of equal ones; the others never reach the database."""
     for order, model in (([0, 1], "1"), ([1, 0], "0"), ([0, 2, 1], "1"), ([1, 1], "0")):
-        backlog = Backlog()
+        backlog = WriteQueue()
         for entry in (*states(*order), an_entry("other")):
             backlog.add(entry, 1.0)
         entries, updates, marks, since, _ = backlog.take(500)
@@ -167,9 +167,9 @@ def test_states_taken_together_become_one() -> None:
 
 def test_an_entry_behind_an_update_waits_for_the_next_batch() -> None:
     """Entries are written before updates, so one that came after an update of its call must not overtake it."""
-    backlog = Backlog()
-    update = Update.of("call", 1, 2, None, lambda _: None)
-    mark = Mark(lambda _: None)
+    backlog = WriteQueue()
+    update = UsageUpdate.create("call", 1, 2, None, lambda _: None)
+    mark = FlushMarker(lambda _: None)
     first, second = states(0, 1)
     for item in (first, update, an_entry("other"), second, mark):
         backlog.add(item, 1.0)
@@ -182,7 +182,7 @@ def test_an_entry_behind_an_update_waits_for_the_next_batch() -> None:
 
 def test_no_more_is_taken_than_asked_for() -> None:
     """The rest keeps its order."""
-    backlog = Backlog()
+    backlog = WriteQueue()
     for number in range(5):
         backlog.add(an_entry(str(number)), 1.0)
     assert [[e.correlation_id for e in backlog.take(2)[0]] for _ in range(4)] == [["0", "1"], ["2", "3"], ["4"], []]
@@ -192,10 +192,10 @@ def test_a_finished_state_beats_a_raised_revision_in_flight() -> None:
     """As the upsert does: the end applies although the start has a higher number, which is kept."""
     known = an_entry("call", revision=3)
     end = an_entry("call", revision=1, end_reason="completed")
-    assert newer(known, end).end_reason == "completed"
-    assert newer(known, end).revision == 3
-    assert newer(end, known) is known
-    assert newer(end, an_entry("call")) is end
+    assert newer_state(known, end).end_reason == "completed"
+    assert newer_state(known, end).revision == 3
+    assert newer_state(end, known) is known
+    assert newer_state(end, an_entry("call")) is end
 
 
 @pytest.mark.parametrize("dialect", ["sqlite", "postgresql", "mysql"])
@@ -212,13 +212,13 @@ def test_statements_hold_no_values(dialect: str) -> None:
 def test_losses_are_counted_each_and_told_once_a_minute(caplog: pytest.LogCaptureFixture) -> None:
     """Every loss counts; CRITICAL comes with the first, again after a minute, and at the end with the true number."""
     clock = [0.0]
-    losses = Losses(lambda: clock[0])
+    losses = LossCounters(lambda: clock[0])
     for at, number in ((0.0, 1), (30.0, 1), (59.9, 1), (60.0, 2)):
         clock[0] = at
         losses.add(number, "full")
-    losses.sum_up()
+    losses.log_summary()
     losses.add(4, "closed")
-    losses.sum_up()
+    losses.log_summary()
     assert losses.count == 9
     assert [record.getMessage() for record in caplog.records] == [
         "ledger: 1 entries lost (full), 1 in all",
@@ -230,14 +230,14 @@ def test_losses_are_counted_each_and_told_once_a_minute(caplog: pytest.LogCaptur
 def test_descriptions_keep_secrets() -> None:
     """Type and first line; neither the password nor a statement."""
     database = Database("postgresql://user:p%40ss@host/name")
-    assert described(OSError("no p@ss, no p%40ss\nmore"), database) == "OSError: no ***, no ***"
-    assert described(TimeoutError()) == "TimeoutError: no answer in time"
-    assert described(ValueError()) == "ValueError"
+    assert describe_error(OSError("no p@ss, no p%40ss\nmore"), database) == "OSError: no ***, no ***"
+    assert describe_error(TimeoutError()) == "TimeoutError: no answer in time"
+    assert describe_error(ValueError()) == "ValueError"
 
     class ProgrammingError(Exception):
         pass
 
-    assert described(ProgrammingError("near 'secret'")) == "ProgrammingError"
+    assert describe_error(ProgrammingError("near 'secret'")) == "ProgrammingError"
 
 
 def test_errors_are_the_rows_or_the_databases() -> None:
@@ -264,7 +264,7 @@ def test_errors_are_the_rows_or_the_databases() -> None:
         ("mysql", TypeError("x")),
     ]
     for dialect, error in rows:
-        reason = load(dialect).row_error(error)
+        reason = load(dialect).is_row_error(error)
         assert reason is not None, error
         assert type(error).__name__ in reason or "SQLITE" in reason
     troubles: list[tuple[str, BaseException]] = [
@@ -280,18 +280,18 @@ def test_errors_are_the_rows_or_the_databases() -> None:
         ("mysql", TimeoutError()),
     ]
     for dialect, error in troubles:
-        assert load(dialect).row_error(error) is None, error
+        assert load(dialect).is_row_error(error) is None, error
 
 
 def test_a_promise_whose_caller_left_is_settled_quietly() -> None:
     """Settling a cancelled future does nothing."""
-    from arbstr_asgi.ledger.backlog import promise
+    from arbstr_asgi.ledger.backlog import make_future
 
     async def main() -> None:
-        settle, future = promise()
+        settle, future = make_future()
         future.cancel()
         settle(1)
-        settle, future = promise()
+        settle, future = make_future()
         settle(LedgerError("closed"))
         with pytest.raises(LedgerError):
             await future

@@ -4,16 +4,16 @@ import asyncio
 
 import pytest
 
-from arbstr_asgi.interrupt import Interrupt
+from arbstr_asgi.interrupt import Deadline
 
 
 def test_fire() -> None:
     """Firing ends the block, the reason is known, and the task is not left cancelled."""
 
     async def main() -> None:
-        interrupt = Interrupt()
+        interrupt = Deadline()
         with interrupt:
-            asyncio.get_running_loop().call_later(0.01, interrupt.fire, "why")
+            asyncio.get_running_loop().call_later(0.01, interrupt.cancel, "why")
             await asyncio.sleep(5)
         assert interrupt.reason == "why"
         task = asyncio.current_task()
@@ -28,12 +28,12 @@ def test_first_reason_counts() -> None:
     """A second firing, or one after the block, changes nothing."""
 
     async def main() -> None:
-        interrupt = Interrupt()
+        interrupt = Deadline()
         with interrupt:
-            interrupt.fire("first")
-            interrupt.fire("second")
+            interrupt.cancel("first")
+            interrupt.cancel("second")
             await asyncio.sleep(5)
-        interrupt.fire("third")
+        interrupt.cancel("third")
         assert interrupt.reason == "first"
         await asyncio.sleep(0)
 
@@ -44,7 +44,7 @@ def test_foreign_cancellation_passes() -> None:
     """A cancellation that is not ours goes on."""
 
     async def main() -> None:
-        with Interrupt():
+        with Deadline():
             await asyncio.sleep(5)
 
     async def cancelled() -> None:
@@ -60,15 +60,15 @@ def test_foreign_cancellation_passes() -> None:
 def test_both_cancellations() -> None:
     """When both come at once, the foreign one still goes on."""
 
-    async def main(interrupt: Interrupt) -> None:
+    async def main(interrupt: Deadline) -> None:
         with interrupt:
             await asyncio.sleep(5)
 
     async def cancelled() -> None:
-        interrupt = Interrupt()
+        interrupt = Deadline()
         task = asyncio.create_task(main(interrupt))
         await asyncio.sleep(0.01)
-        interrupt.fire("ours")
+        interrupt.cancel("ours")
         task.cancel()
         await task
 
@@ -80,9 +80,9 @@ def test_exception_passes() -> None:
     """An error in the block is raised on, fired or not."""
 
     async def main() -> None:
-        interrupt = Interrupt()
+        interrupt = Deadline()
         with interrupt:
-            interrupt.fire("why")
+            interrupt.cancel("why")
             raise KeyError
 
     with pytest.raises(KeyError):
@@ -93,20 +93,20 @@ def test_deadline_and_touch() -> None:
     """A touched deadline does not fire, an untouched one does, and a paused one waits for the total."""
 
     async def main() -> None:
-        interrupt = Interrupt()
+        interrupt = Deadline()
         with interrupt:
-            interrupt.deadline(0.05)
+            interrupt.start(0.05)
             for _ in range(8):
                 await asyncio.sleep(0.02)
-                interrupt.touch(interrupt.now() + 0.05)
+                interrupt.extend(interrupt.now() + 0.05)
             assert interrupt.reason is None
             await asyncio.sleep(5)
         assert interrupt.reason == "timeout"
-        paused = Interrupt()
+        paused = Deadline()
         with paused:
-            paused.deadline(0.02)
-            paused.touch(float("inf"))
-            paused.at_most(0.1, "drained")
+            paused.start(0.02)
+            paused.extend(float("inf"))
+            paused.limit_total(0.1, "drained")
             await asyncio.sleep(5)
         assert paused.reason == "drained"
 

@@ -3,32 +3,32 @@
 import pytest
 
 from arbstr_asgi import Drain, Provider
-from arbstr_asgi.drains import Drains
-from arbstr_asgi.leaving import Leaving, on_leaving
+from arbstr_asgi.drains import DrainLimiter
+from arbstr_asgi.leaving import DisconnectAction, disconnect_action
 
 USUAL = {"complete": False, "done": False, "held": False, "answered": True, "streaming": True, "room": True}
 CASES = [
-    ({}, Leaving.DRAIN),
-    ({"drain": None}, Leaving.CANCEL),
-    ({"room": False}, Leaving.CANCEL),
-    ({"answered": False}, Leaving.CANCEL),
-    ({"answered": False, "streaming": False}, Leaving.DRAIN),
-    ({"answered": False, "streaming": False, "drain": None}, Leaving.CANCEL),
-    ({"answered": False, "streaming": False, "room": False}, Leaving.CANCEL),
-    ({"done": True}, Leaving.END_SOON),
-    ({"done": True, "drain": None}, Leaving.END_SOON),
-    ({"done": True, "held": True}, Leaving.CANCEL),
-    ({"streaming": False, "held": True}, Leaving.CANCEL),
-    ({"complete": True, "held": True}, Leaving.CANCEL),
-    ({"complete": True}, Leaving.NOTHING),
-    ({"complete": True, "done": True}, Leaving.NOTHING),
+    ({}, DisconnectAction.DRAIN),
+    ({"drain": None}, DisconnectAction.CANCEL),
+    ({"room": False}, DisconnectAction.CANCEL),
+    ({"answered": False}, DisconnectAction.CANCEL),
+    ({"answered": False, "streaming": False}, DisconnectAction.DRAIN),
+    ({"answered": False, "streaming": False, "drain": None}, DisconnectAction.CANCEL),
+    ({"answered": False, "streaming": False, "room": False}, DisconnectAction.CANCEL),
+    ({"done": True}, DisconnectAction.END_SOON),
+    ({"done": True, "drain": None}, DisconnectAction.END_SOON),
+    ({"done": True, "held": True}, DisconnectAction.CANCEL),
+    ({"streaming": False, "held": True}, DisconnectAction.CANCEL),
+    ({"complete": True, "held": True}, DisconnectAction.CANCEL),
+    ({"complete": True}, DisconnectAction.NOTHING),
+    ({"complete": True, "done": True}, DisconnectAction.NOTHING),
 ]
 
 
 @pytest.mark.parametrize(("facts", "expected"), CASES)
-def test_on_leaving(facts: dict[str, bool], expected: Leaving) -> None:
+def test_on_leaving(facts: dict[str, bool], expected: DisconnectAction) -> None:
     """Moment, policy and caps decide: the client that has everything changes nothing, then caps, then the policy."""
-    assert on_leaving(**{"drain": Drain(), **USUAL, **facts}) is expected  # type: ignore[arg-type]
+    assert disconnect_action(**{"drain": Drain(), **USUAL, **facts}) is expected  # type: ignore[arg-type]
 
 
 def test_policies() -> None:
@@ -41,7 +41,7 @@ def test_policies() -> None:
 
 def test_caps_count_per_provider() -> None:
     """One provider's drains, and an end user's with it, take no place from another provider's."""
-    drains, caps = Drains(), Drain(at_once=2, per_end_user=1)
+    drains, caps = DrainLimiter(), Drain(at_once=2, per_end_user=1)
     drains.begin("a", "alice")
     assert not drains.has_room("a", "alice", caps)
     assert drains.has_room("a", "bob", caps)

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from arbstr_asgi.metering import Reading, decoding, open_meter, plain
+from arbstr_asgi.metering import ReplySummary, decoding, open_meter, plain
 from arbstr_asgi.metering.excerpt import MAX_CHOICES, MAX_KEPT, MAX_TEXT
 from arbstr_asgi.metering.pruning import MAX_NESTING
 from arbstr_asgi.metering.reading import decode
@@ -24,28 +24,28 @@ USAGE = {"prompt_tokens": 7, "completion_tokens": 2, "prompt_tokens_details": {"
 END = b'"usage":' + json.dumps(USAGE).encode() + b"}"
 
 
-def facts(reading: Reading) -> dict[str, Any]:
+def facts(reading: ReplySummary) -> dict[str, Any]:
     """Everything that a reading says."""
-    return {name: getattr(reading, name) for name in Reading.__slots__}
+    return {name: getattr(reading, name) for name in ReplySummary.__slots__}
 
 
-def by_whole(body: bytes) -> Reading:
+def by_whole(body: bytes) -> ReplySummary:
     """What decoding the whole gives."""
-    reading = Reading()
+    reading = ReplySummary()
     found = decode(body.removeprefix(BOM))
     if found is not None:
-        reading.learn_body(found)
+        reading.update_body(found)
     return reading
 
 
-def by_pieces(*pieces: bytes) -> Reading:
+def by_pieces(*pieces: bytes) -> ReplySummary:
     """What is learned when hardly anything may be kept."""
     with patch.object(plain, "MAX_COPY_BYTES", len(BOM)):
-        meter = plain.PlainMeter(Reading())
+        meter = plain.PlainMeter(ReplySummary())
         for piece in pieces:
             assert meter.feed(piece) is piece
         assert meter.finish() == b""
-    return meter.reading
+    return meter.summary
 
 
 def sliced(body: bytes, size: int) -> list[bytes]:
@@ -252,7 +252,7 @@ def test_large(shape: str) -> None:
 )
 def test_time_of_a_piece(deep: bytes) -> None:
     """Each piece of a body takes milliseconds; what would take longer is not read, and said to be unknown."""
-    meter = plain.PlainMeter(Reading())
+    meter = plain.PlainMeter(ReplySummary())
     worst = 0.0
     for piece in sliced(large(deep), 16_384):
         start = time.thread_time()
@@ -260,8 +260,8 @@ def test_time_of_a_piece(deep: bytes) -> None:
         worst = max(worst, time.thread_time() - start)
     meter.finish()
     assert worst < 0.25  # 5 ms; 50 ms and more without the limit
-    assert meter.reading.complete
-    assert (meter.reading.usage is None) == (len(deep) > MIB)
+    assert meter.summary.finished
+    assert (meter.summary.usage is None) == (len(deep) > MIB)
 
 
 def test_small_pieces_of_a_long_text() -> None:
@@ -317,7 +317,7 @@ def test_too_much(body: bytes) -> None:
     """What can't be kept in bounds is given up: no usage, and complete for all that is known."""
     reading = by_pieces(*sliced(body, 5000))
     assert reading.usage is None
-    assert reading.complete
+    assert reading.finished
 
 
 def test_many_choices() -> None:
@@ -338,11 +338,11 @@ def test_copy_up_to_its_limit() -> None:
             body = bom + large(b'""')
             body += b" " * (size - len(body))
             for step in (1000, size):
-                meter = plain.PlainMeter(Reading())
+                meter = plain.PlainMeter(ReplySummary())
                 for piece in sliced(body[:2], 1) + sliced(body[2:], step):
                     meter.feed(piece)
                 meter.finish()
-                assert facts(meter.reading) == facts(by_whole(body))
+                assert facts(meter.summary) == facts(by_whole(body))
 
 
 def test_a_bug_in_the_pruner(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -354,16 +354,16 @@ def test_a_bug_in_the_pruner(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("arbstr_asgi.metering.pruning.Pruner.feed", broken)
     body = large(b'""')
     reading = by_pieces(*sliced(body, 10))
-    assert (reading.usage, reading.complete) == (None, True)
+    assert (reading.usage, reading.finished) == (None, True)
 
 
-def encoded(body: bytes, size: int = 16_384) -> Reading:
+def encoded(body: bytes, size: int = 16_384) -> ReplySummary:
     """What is learned of a gzipped body."""
     meter = open_meter(content_type="application/json", content_encoding="gzip", streaming=False, strip=False)
     for piece in sliced(body, size):
         assert meter.feed(piece) == piece
     meter.finish()
-    return meter.reading
+    return meter.summary
 
 
 @pytest.mark.parametrize("shape", ["logprobs", "structure in a text", "numbers"])
@@ -386,7 +386,7 @@ def test_bomb_in_slices() -> None:
         assert tracemalloc.get_traced_memory()[1] < 3 * MIB
     finally:
         tracemalloc.stop()
-    assert (reading.usage, reading.complete) == (None, True)
+    assert (reading.usage, reading.finished) == (None, True)
 
 
 def test_decoded_limit(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -395,4 +395,4 @@ def test_decoded_limit(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(decoding, "MAX_DECODED", 310_000)
     assert encoded(body, 100).usage is not None
     monkeypatch.setattr(decoding, "MAX_DECODED", 290_000)
-    assert (encoded(body, 100).usage, encoded(body, 100).complete) == (None, True)
+    assert (encoded(body, 100).usage, encoded(body, 100).finished) == (None, True)

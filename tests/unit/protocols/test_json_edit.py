@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from arbstr_asgi.spans import members
+from arbstr_asgi.spans import scan_members
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(max_size=8),
@@ -26,7 +26,7 @@ def test_ranges(pairs: list[tuple[str, Any]], blank: str, ascii_only: bool, bom:
     inner = f"{blank},{blank}".join(f"{key}{blank}:{blank}{value}" for key, value in spelled)
     text = f"{blank}{{{blank}{inner}{blank}}}{blank}"
     data = (b"\xef\xbb\xbf" if bom else b"") + text.encode("utf-8", "surrogatepass")
-    found = members(data)
+    found = scan_members(data)
     assert [member.key for member in found] == [key for key, _ in pairs]
     for member, (key, value) in zip(found, spelled, strict=True):
         assert data[member.start :].startswith(key.encode("utf-8", "surrogatepass"))
@@ -63,7 +63,7 @@ def test_ranges(pairs: list[tuple[str, Any]], blank: str, ascii_only: bool, bom:
 def test_refused(data: bytes) -> None:
     """Anything but one JSON object is a ValueError."""
     with pytest.raises(ValueError, match=r"."):
-        members(data)
+        scan_members(data)
 
 
 @pytest.mark.parametrize(
@@ -78,5 +78,5 @@ def test_refused(data: bytes) -> None:
 )
 def test_accepted(data: bytes, value: bytes | None) -> None:
     """Invalid UTF-8, lone surrogates, long numbers and escaped keys are found."""
-    found = {member.key: data[member.value_start : member.value_end] for member in members(data)}
+    found = {member.key: data[member.value_start : member.value_end] for member in scan_members(data)}
     assert found.get("usage") == value

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from arbstr_asgi.metering import Meter, Reading, decoding, events, lean, open_meter, plain
-from arbstr_asgi.metering.lean import Lean
+from arbstr_asgi.metering import Meter, ReplySummary, decoding, events, lean, open_meter, plain
+from arbstr_asgi.metering.lean import FastPath
 from tests.support.sample_replies import BYE, DONE, HELLO, ONLY, STREAMS, USAGE, Stream, chunk, event
 
 SSE = "text/event-stream; charset=utf-8"
@@ -21,21 +21,21 @@ def meter(content_type: str = SSE, *, strip: bool = True, **more: Any) -> Meter:
     )
 
 
-def run(body: bytes, size: int | None = None, content_type: str = SSE, **more: Any) -> tuple[bytes, Reading]:
+def run(body: bytes, size: int | None = None, content_type: str = SSE, **more: Any) -> tuple[bytes, ReplySummary]:
     """What the client gets of a body that comes in pieces of `size` bytes."""
     one = meter(content_type, **more)
     step = size or max(len(body), 1)
     out = [one.feed(body[at : at + step]) for at in range(0, len(body), step)]
-    return b"".join([*out, one.finish()]), one.reading
+    return b"".join([*out, one.finish()]), one.summary
 
 
-def said(reading: Reading) -> dict[str, Any]:
+def said(reading: ReplySummary) -> dict[str, Any]:
     """A reading without what is not known."""
     facts: dict[str, Any] = {
         "finish_reason": reading.finish_reason,
         "error": reading.error,
         "final": reading.usage_is_final if reading.usage else None,
-        "complete": reading.complete,
+        "complete": reading.finished,
     }
     if reading.usage is not None:
         facts |= {name: getattr(reading.usage, name) for name in reading.usage.__struct_fields__ if name != "raw_json"}
@@ -53,7 +53,7 @@ def test_stream(stream: Stream, size: int | None) -> None:
     if reading.usage is None:
         expected.pop("final", None)
     assert said(reading) == expected
-    assert reading.done == (stream.said.get("done", b"[DONE]" in stream.sent))
+    assert reading.seen_done == (stream.said.get("done", b"[DONE]" in stream.sent))
 
 
 @pytest.mark.parametrize("stream", STREAMS, ids=lambda stream: stream.name)
@@ -68,10 +68,10 @@ def test_lean_and_full_path_agree(monkeypatch: pytest.MonkeyPatch) -> None:
         HELLO + event(chunk("hi", usage=None)) * 3 + event(chunk("x", usage=None, obfuscation="a")) + BYE + ONLY + DONE
     )
     short = run(body, 301)
-    monkeypatch.setattr(Lean, "event", lambda self, block: None)
+    monkeypatch.setattr(FastPath, "event", lambda self, block: None)
     full = run(body, 301)
     assert short[0] == full[0]
-    assert all(getattr(short[1], name) == getattr(full[1], name) for name in Reading.__slots__)
+    assert all(getattr(short[1], name) == getattr(full[1], name) for name in ReplySummary.__slots__)
 
 
 def test_events_pass_as_they_complete() -> None:
@@ -142,7 +142,7 @@ def test_failure_at_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
     assert run(b"data: [DONE]")[0] == b"data: [DONE]"
     monkeypatch.setattr(plain, "decode", broken)
     out, reading = run(b"{}", content_type="application/json")
-    assert (out, reading.complete) == (b"{}", False)
+    assert (out, reading.finished) == (b"{}", False)
 
 
 def test_plain_body() -> None:
@@ -162,7 +162,7 @@ def test_plain_body() -> None:
     assert out == body
     assert reading.usage is not None
     assert json.loads(reading.usage.raw_json or "") == USAGE
-    assert (reading.model, reading.id, reading.service_tier, reading.complete) == ("m-1", "chatcmpl-1", "flex", True)
+    assert (reading.model, reading.id, reading.service_tier, reading.finished) == ("m-1", "chatcmpl-1", "flex", True)
 
 
 @pytest.mark.parametrize("body", [b"", b"[]", b'{"usage":{"prompt_tokens":11', b"<html>", b'"x"'])
@@ -171,7 +171,7 @@ def test_not_a_completion(body: bytes) -> None:
     out, reading = run(body, 2, "application/json", streaming=False)
     assert out == body
     assert reading.usage is None
-    assert not reading.complete
+    assert not reading.finished
 
 
 @pytest.mark.parametrize("size", [None, 1, 3])
@@ -245,9 +245,9 @@ def test_started() -> None:
     """The first content starts the reply; a role does not."""
     one = meter()
     one.feed(event({"choices": [{"index": 0, "delta": {"role": "assistant", "content": ""}}]}))
-    assert not one.reading.started
+    assert not one.summary.started
     one.feed(HELLO)
-    assert one.reading.started
+    assert one.summary.started
 
 
 def test_usage_json_is_bounded() -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from arbstr_asgi.metering import Meter, Reading, open_meter
+from arbstr_asgi.metering import Meter, ReplySummary, open_meter
 
 MIB = 1024 * 1024
 DONE = b"data: [DONE]\n\n"
@@ -53,7 +53,7 @@ def opened(
     content_type: str | None = SSE,
     encoding: str | None = None,
     streaming: bool = True,
-    before_done: Callable[[Reading], bytes] | None = None,
+    before_done: Callable[[ReplySummary], bytes] | None = None,
 ) -> Meter:
     """A meter for a streaming reply, unless told otherwise."""
     return open_meter(
@@ -75,7 +75,7 @@ def single_bytes(data: bytes) -> list[bytes]:
     return [data[at : at + 1] for at in range(len(data))]
 
 
-def facts(reading: Reading) -> dict[str, Any]:
+def facts(reading: ReplySummary) -> dict[str, Any]:
     """A reading, flat."""
     usage = reading.usage
     names = ("input_tokens", "output_tokens", "total_tokens", "cached_tokens", "cache_write_tokens")
@@ -182,8 +182,8 @@ def test_counts(count: str, read: int | None) -> None:
     body = f'{{"choices":[],"usage":{{"prompt_tokens":{count},"completion_tokens":7}}}}'
     meter = opened()
     feed(meter, [f"data: {body}\n\n".encode()])
-    assert meter.reading.usage is not None
-    assert (meter.reading.usage.input_tokens, meter.reading.usage.output_tokens) == (read, 7)
+    assert meter.summary.usage is not None
+    assert (meter.summary.usage.input_tokens, meter.summary.usage.output_tokens) == (read, 7)
 
 
 @pytest.mark.parametrize("usage", ['{"prompt_tokens":true}', '{"prompt_tokens":-5}', '{"cost":1}', "[]", "0", '"x"'])
@@ -191,7 +191,7 @@ def test_no_usage(usage: str) -> None:
     """An object without one valid count is no usage."""
     meter = opened()
     feed(meter, [b'data: {"choices":[],"usage":' + usage.encode() + b"}\n\n"])
-    assert meter.reading.usage is None
+    assert meter.summary.usage is None
 
 
 @pytest.mark.parametrize(
@@ -217,8 +217,8 @@ def test_provider_cost(members: str, cost: str | None) -> None:
     """The provider's own cost is kept as an exact decimal, or not at all."""
     meter = opened()
     feed(meter, [f'data: {{"choices":[],"usage":{{"prompt_tokens":1,{members}}}}}\n\n'.encode()])
-    assert meter.reading.usage is not None
-    assert meter.reading.usage.cost_usd == cost
+    assert meter.summary.usage is not None
+    assert meter.summary.usage.cost_usd == cost
 
 
 def test_raw_usage() -> None:
@@ -226,11 +226,11 @@ def test_raw_usage() -> None:
     meter = opened()
     raw = '{"prompt_tokens": 11.0,"x":{"y" : 1e-05} }'
     meter.feed(f'data: {{"choices":[],"usage":{raw}}}\n\n'.encode())
-    assert meter.reading.usage is not None
-    assert meter.reading.usage.raw_json == raw
+    assert meter.summary.usage is not None
+    assert meter.summary.usage.raw_json == raw
     meter.feed(event(usage_only({"prompt_tokens": 12, "x": "y" * 4096})))
-    assert meter.reading.usage.input_tokens == 12
-    assert meter.reading.usage.raw_json is None
+    assert meter.summary.usage.input_tokens == 12
+    assert meter.summary.usage.raw_json is None
 
 
 @pytest.mark.parametrize(
@@ -250,33 +250,33 @@ def test_error_words(error: object, words: str) -> None:
     """An error is told by its type and code if they are plain words, never by the provider's text."""
     meter = opened()
     feed(meter, [event({"error": error})])
-    assert meter.reading.error == words
+    assert meter.summary.error == words
 
 
 def test_cumulative_usage_of_a_cut_stream() -> None:
     """Usage on a chunk in the middle is not the last word, until the model is done."""
     meter = opened(strip=True)
     meter.feed(event(chunk(usage={**USAGE, "completion_tokens": 3})))
-    assert meter.reading.usage is not None
-    assert not meter.reading.usage_is_final
+    assert meter.summary.usage is not None
+    assert not meter.summary.usage_is_final
     assert meter.abandon()
-    assert not meter.reading.usage_is_final
+    assert not meter.summary.usage_is_final
     meter.feed(event({**STOP, "usage": USAGE}))
-    assert meter.reading.usage_is_final
+    assert meter.summary.usage_is_final
 
 
 def test_cumulative_usage_of_a_whole_stream() -> None:
     """Usage on the last chunk is the last word if [DONE] has come, even if the connection breaks off then."""
     meter = opened()
     meter.feed(event(chunk(usage=USAGE)) + DONE)
-    assert meter.reading.usage_is_final
+    assert meter.summary.usage_is_final
 
 
 def test_cumulative_usage_without_an_end() -> None:
     """A body that just stops, however cleanly, leaves cumulative usage an interim value."""
     meter = opened()
     feed(meter, [event(chunk(usage=USAGE))])
-    assert not meter.reading.usage_is_final
+    assert not meter.summary.usage_is_final
 
 
 @pytest.mark.parametrize(
@@ -293,7 +293,7 @@ def test_started(delta: dict[str, Any], started: bool) -> None:
     """The first content of any kind starts a reply; a role doesn't."""
     meter = opened()
     meter.feed(event({"choices": [{"index": 0, "delta": delta}]}))
-    assert meter.reading.started is started
+    assert meter.summary.started is started
 
 
 def test_event_size_limit() -> None:
@@ -304,7 +304,7 @@ def test_event_size_limit() -> None:
         parts = [sent[at : at + size] for at in range(0, len(sent), size)]
         meter = opened(strip=True)
         assert feed(meter, parts) == big + event(chunk()) + DONE
-        assert meter.reading.usage is not None
+        assert meter.summary.usage is not None
     meter = opened(strip=True)
     assert meter.feed(big[: MIB // 2]) == b""
     assert len(meter.feed(big[MIB // 2 : MIB + 5])) == MIB + 5
@@ -359,9 +359,9 @@ def test_abandoned_json() -> None:
 @pytest.mark.parametrize("strip", [True, False])
 def test_before_done(strip: bool) -> None:
     """The gateway's own bytes stand once in front of the first [DONE], at any cut, and know the usage."""
-    seen: list[Reading] = []
+    seen: list[ReplySummary] = []
 
-    def insert(reading: Reading) -> bytes:
+    def insert(reading: ReplySummary) -> bytes:
         seen.append(reading)
         assert reading.usage is not None
         return b": cost 1\n\n"
@@ -371,7 +371,7 @@ def test_before_done(strip: bool) -> None:
     for parts in ([sent], single_bytes(sent), [sent[:-3], sent[-3:]]):
         meter = opened(strip=strip, before_done=insert)
         assert feed(meter, parts) == head + b": cost 1\n\n" + DONE + DONE
-        assert seen.pop() is meter.reading
+        assert seen.pop() is meter.summary
         assert not seen
 
 
@@ -406,11 +406,11 @@ def test_failure_inside(monkeypatch: pytest.MonkeyPatch, started: bool, size: in
     meter = opened(strip=strip)
     if started:
         meter.feed(event(chunk()))
-    before = facts(meter.reading)
+    before = facts(meter.summary)
     break_reading(monkeypatch)
     sent = event(chunk(usage=None)) + event(usage_only()) + DONE
     assert feed(meter, [sent[at : at + size] for at in range(0, len(sent), size)]) == sent
-    assert facts(meter.reading) == before
+    assert facts(meter.summary) == before
 
 
 def test_failure_at_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -444,7 +444,7 @@ def test_json(before: bytes, strip: bool, streaming: bool) -> None:
     for parts in ([sent], single_bytes(sent)):
         meter = opened(strip=strip, streaming=streaming, content_type="application/json")
         assert feed(meter, parts) == sent
-        found = facts(meter.reading)
+        found = facts(meter.summary)
         assert {key: found[key] for key in COUNTS} == COUNTS
         assert (found["finish_reason"], found["started"], found["final"], found["events"]) == ("stop", True, True, 0)
 
@@ -463,14 +463,14 @@ def test_json_that_is_none(body: bytes) -> None:
     """Of an empty, cut or foreign body nothing is known."""
     meter = opened(streaming=False, content_type="application/json")
     assert feed(meter, [body]) == body
-    assert (meter.reading.usage, meter.reading.finish_reason, meter.reading.started) == (None, None, False)
+    assert (meter.summary.usage, meter.summary.finish_reason, meter.summary.started) == (None, None, False)
 
 
 def test_json_error() -> None:
     """An error body is told in our words."""
     meter = opened(content_type="application/json")
     feed(meter, [dumps({"error": {"message": "for bob", "type": "invalid_request_error", "code": None}}).encode()])
-    assert meter.reading.error == "invalid_request_error"
+    assert meter.summary.error == "invalid_request_error"
 
 
 @pytest.mark.parametrize("content_type", ["application/json", None, "text/plain"])
@@ -482,10 +482,10 @@ def test_stream_under_another_label(before: bytes, content_type: str | None) -> 
     for parts in ([sent], single_bytes(sent), [sent[:3], sent[3:]]):
         meter = opened(strip=True, content_type=content_type)
         assert feed(meter, parts) == got
-        assert meter.reading.done
+        assert meter.summary.seen_done
         plain = opened(content_type=content_type)
         assert feed(plain, parts) == sent
-        assert facts(plain.reading) == facts(meter.reading)
+        assert facts(plain.summary) == facts(meter.summary)
 
 
 @pytest.mark.parametrize("sent", [b"d", b"dat", b"event", b"\xef", b"\xef\xbb", b"\n\nda", b"\xefx", b"dada: x\n\n"])
@@ -500,7 +500,7 @@ def test_not_asked_for() -> None:
     sent = stream(chunk(usage=None), usage_only())
     meter = opened(streaming=False, content_type="application/json")
     assert feed(meter, [sent]) == sent
-    assert meter.reading.events == 0
+    assert meter.summary.events == 0
 
 
 def deflated(data: bytes, bits: int) -> bytes:
@@ -525,13 +525,13 @@ def test_encoded(encoding: str, packed: Callable[[bytes], bytes]) -> None:
     for parts in ([sent], single_bytes(sent)):
         meter = opened(strip=True, encoding=encoding, before_done=lambda reading: b": x\n\n")
         assert feed(meter, parts) == sent
-        found = facts(meter.reading)
+        found = facts(meter.summary)
         assert {key: found[key] for key in COUNTS} == COUNTS
         assert found["done"]
     sent = packed(dumps(BODY).encode())
     meter = opened(encoding=encoding, streaming=False, content_type="application/json")
     assert feed(meter, [sent]) == sent
-    assert meter.reading.finish_reason == "stop"
+    assert meter.summary.finish_reason == "stop"
 
 
 @pytest.mark.parametrize(("encoding", "sent"), [("br", b"\x0b\x02\x80"), ("zstd", b"x"), ("gzip", b"not gzip" * 9)])
@@ -541,7 +541,7 @@ def test_unknown_encoding(encoding: str, sent: bytes) -> None:
     assert meter.feed(sent) is sent
     assert meter.feed(sent) is sent
     assert meter.finish() == b""
-    assert (meter.reading.usage, meter.reading.events) == (None, 0)
+    assert (meter.summary.usage, meter.summary.events) == (None, 0)
 
 
 def test_bomb() -> None:
@@ -580,15 +580,15 @@ def test_null_index() -> None:
     """A choice without an index is the one at its place."""
     meter = opened()
     meter.feed(event({"choices": [{"index": None, "delta": {}, "finish_reason": "stop"}]}))
-    assert meter.reading.finish_reason == "stop"
+    assert meter.summary.finish_reason == "stop"
 
 
 def test_usage_of_groq_keeps_its_numbers() -> None:
     """The raw usage of a nested place has numbers where the provider wrote numbers."""
     meter = opened()
     meter.feed(event({**STOP, "x_groq": {"usage": {**USAGE, "queue_time": 0.02}}}))
-    assert meter.reading.usage is not None
-    assert json.loads(meter.reading.usage.raw_json or "")["queue_time"] == 0.02
+    assert meter.summary.usage is not None
+    assert json.loads(meter.summary.usage.raw_json or "")["queue_time"] == 0.02
 
 
 @pytest.mark.parametrize("size", [MIB // 3, 4 * MIB])
@@ -598,21 +598,21 @@ def test_large_event_starts_the_reply(size: int) -> None:
     sent = event(chunk("x" * MIB))
     for at in range(0, len(sent), size):
         meter.feed(sent[at : at + size])
-    assert meter.reading.started
+    assert meter.summary.started
 
 
 def test_old_error_of_vllm() -> None:
     """An object that is an error itself is told by its own type and code."""
     meter = opened()
     meter.feed(event({"object": "error", "message": "for bob", "type": "BadRequestError", "code": 400}))
-    assert meter.reading.error == "BadRequestError: 400"
+    assert meter.summary.error == "BadRequestError: 400"
 
 
 def test_error_event_that_is_no_json() -> None:
     """An event named error is an error whatever it says."""
     meter = opened()
     meter.feed(b"event: error\ndata: upstream fell over\n\n")
-    assert meter.reading.error == "error"
+    assert meter.summary.error == "error"
 
 
 @pytest.mark.parametrize(("encoding", "body"), [("br", b"x"), ("zstd", b"x"), (None, b'{"usage":{"' + b"x" * MIB)])
@@ -620,4 +620,4 @@ def test_whole_but_unreadable(encoding: str | None, body: bytes) -> None:
     """A body that ended cleanly and can't be read counts as complete: nothing says that it isn't."""
     meter = opened(content_type="application/json", encoding=encoding, streaming=False)
     feed(meter, [body])
-    assert meter.reading.complete
+    assert meter.summary.finished

@@ -12,7 +12,7 @@ from arbstr_asgi import splice
 from arbstr_asgi.aliasing import with_model
 from arbstr_asgi.chat import ChatRequest, ensure_stream_options, parse
 from arbstr_asgi.errors import RequestError
-from arbstr_asgi.spans import BOM, members
+from arbstr_asgi.spans import BOM, scan_members
 from tests.unit.protocols.test_chat import BLANK, OPTIONS, VALUES, dumped, escaped
 
 MODELS = st.sampled_from(["m", "gpt-4o", "é", "\ud83d", 'a"model":"m"', "\\", "😀"])
@@ -53,7 +53,7 @@ def test_replaced(body: bytes, model: str) -> None:
     if model == request.model:
         assert sent is body
         return
-    effective = [member for member in members(body) if member.key == "model"][-1]
+    effective = [member for member in scan_members(body) if member.key == "model"][-1]
     assert sent == body[: effective.value_start] + json.dumps(model).encode() + body[effective.value_end :]
     assert parse(sent).model == model
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from arbstr_asgi.metering import open_meter
-from arbstr_asgi.metering.reading import Reading
+from arbstr_asgi.metering.reading import ReplySummary
 
 SHARED = Path(__file__).resolve().parents[4] / "shared"
 CASES = sorted(path.parent for kind in ("corpus", "adversarial") for path in (SHARED / kind).glob("*/expected.json"))
@@ -20,7 +20,7 @@ SEED = 20_261_123
 pytestmark = pytest.mark.skipif(not CASES, reason="the recordings are not at ../shared: hand-made fixtures stand in")
 
 
-def read(body: bytes, meta: dict[str, Any], cuts: Sequence[int], *, strip: bool) -> tuple[bytes, Reading]:
+def read(body: bytes, meta: dict[str, Any], cuts: Sequence[int], *, strip: bool) -> tuple[bytes, ReplySummary]:
     """What the client gets of a reply that arrives in these pieces, and what was learned of it."""
     headers = {name.lower(): value for name, value in (meta.get("headers") or {}).items()}
     well = 200 <= meta["http_status"] < 300
@@ -32,10 +32,10 @@ def read(body: bytes, meta: dict[str, Any], cuts: Sequence[int], *, strip: bool)
     )
     edges = [0, *cuts, len(body)]
     pieces = [meter.feed(body[start:end]) for start, end in pairwise(edges)]
-    return b"".join([*pieces, meter.finish()]), meter.reading
+    return b"".join([*pieces, meter.finish()]), meter.summary
 
 
-def facts(reading: Reading, status: int) -> dict[str, Any]:
+def facts(reading: ReplySummary, status: int) -> dict[str, Any]:
     """A reading in the words of the expectations."""
     usage = reading.usage
     return {
@@ -45,7 +45,7 @@ def facts(reading: Reading, status: int) -> dict[str, Any]:
         "cached_tokens": usage and usage.cached_tokens,
         "reasoning_tokens": usage and usage.reasoning_tokens,
         "finish_reason": reading.finish_reason,
-        "done_received": reading.done,
+        "done_received": reading.seen_done,
         "has_error": reading.error is not None or status >= 400,
         "n_data_events": reading.events,
     }

@@ -4,7 +4,7 @@ from itertools import pairwise
 
 import pytest
 
-from arbstr_asgi.metering import Reading, open_meter
+from arbstr_asgi.metering import ReplySummary, open_meter
 from arbstr_asgi.metering.sse import parse_block
 
 # The standard's examples: a stream and the data of the events that it dispatches.
@@ -25,12 +25,12 @@ EXAMPLES = [
 ]
 
 
-def dispatched(stream: bytes, cuts: list[int]) -> tuple[Reading, bytes]:
+def dispatched(stream: bytes, cuts: list[int]) -> tuple[ReplySummary, bytes]:
     """What a meter reads of a stream that arrives in these pieces, and lets through."""
     meter = open_meter(content_type="text/event-stream", content_encoding=None, streaming=True, strip=True)
     edges = [0, *cuts, len(stream)]
     out = [meter.feed(stream[start:end]) for start, end in pairwise(edges)]
-    return meter.reading, b"".join([*out, meter.finish()])
+    return meter.summary, b"".join([*out, meter.finish()])
 
 
 @pytest.mark.parametrize(("stream", "events"), EXAMPLES)
@@ -75,5 +75,5 @@ def test_flood_of_blank_lines() -> None:
     """400,000 blank lines dispatch nothing and don't hide the event behind them."""
     for end in (b"\n", b"\r\n", b"\r"):
         reading, out = dispatched(end * 400_000 + b"data: [DONE]\n\n", [100_000, 300_001])
-        assert reading.done
+        assert reading.seen_done
         assert len(out) == 400_000 * len(end) + 14

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from arbstr_asgi.metering import lean
 from arbstr_asgi.metering.events import EventMeter
-from arbstr_asgi.metering.reading import Reading
-from arbstr_asgi.metering.template import Template
+from arbstr_asgi.metering.reading import ReplySummary
+from arbstr_asgi.metering.template import EventTemplate
 
 PLACES = ("content", "reasoning_content", "reasoning")
 USUAL = b'data: {"id":"c","model":"m","choices":[{"index":0,"delta":{"content":" word"}}],"usage":null}\n\n'
@@ -45,9 +45,9 @@ streams = st.lists(st.builds(event, deltas, rests, ascii_only=st.booleans(), spa
 def run(chunks: list[bytes], *, strip: bool, lessons: int) -> tuple[bytes, dict[str, Any]]:
     """What the client gets and what was learned."""
     with patch.object(lean, "MAX_LESSONS", lessons):
-        meter = EventMeter(Reading(), strip=strip)
+        meter = EventMeter(ReplySummary(), strip=strip)
     out = b"".join(meter.feed(chunk) for chunk in chunks) + meter.finish()
-    return out, {name: getattr(meter.reading, name) for name in Reading.__slots__}
+    return out, {name: getattr(meter.summary, name) for name in ReplySummary.__slots__}
 
 
 @settings(max_examples=400, deadline=None)
@@ -66,10 +66,10 @@ def test_templates_change_nothing(blocks: list[bytes], strip: bool, cuts: list[i
 @pytest.mark.parametrize("strip", [True, False])
 def test_fills(strip: bool) -> None:
     """Another text in the same place gives the same event, without its null usage where that is to go."""
-    template = Template.of(USUAL, strip=strip)
+    template = EventTemplate.create(USUAL, strip=strip)
     assert template is not None
     other = USUAL.replace(b" word", rb"\n\"quoted\" \u00e9 " + "é".encode())
-    assert template.fill(other) == (other.replace(b',"usage":null', b"") if strip else other)
+    assert template.match(other) == (other.replace(b',"usage":null', b"") if strip else other)
 
 
 @pytest.mark.parametrize(
@@ -87,27 +87,27 @@ def test_fills(strip: bool) -> None:
 )
 def test_fits_nothing_else(other: bytes) -> None:
     """What differs in more than the inside of its text is read."""
-    template = Template.of(USUAL, strip=True)
+    template = EventTemplate.create(USUAL, strip=True)
     assert template is not None
-    assert template.fill(other) is None
+    assert template.match(other) is None
 
 
 def test_padding_is_text() -> None:
     """OpenAI's padding differs from event to event, and in length."""
     block = event({"content": " word"}, {"usage": None, "obfuscation": "CVQ55DocFW"})
-    template = Template.of(block, strip=True)
+    template = EventTemplate.create(block, strip=True)
     assert template is not None
     other = event({"content": "s"}, {"usage": None, "obfuscation": "x"})
-    assert template.fill(other) == other.replace(b',"usage":null', b"")
+    assert template.match(other) == other.replace(b',"usage":null', b"")
 
 
 def test_several_events_in_a_chunk() -> None:
     """A chunk of several usual events is several events."""
     first = USUAL.replace(b',"usage":null', b"")
-    meter = EventMeter(Reading(), strip=True)
+    meter = EventMeter(ReplySummary(), strip=True)
     for chunk in (USUAL, USUAL, USUAL * 3):
         assert meter.feed(chunk) == chunk.replace(USUAL, first)
-    assert meter.reading.events == 5
+    assert meter.summary.events == 5
 
 
 @pytest.mark.parametrize(
@@ -122,4 +122,4 @@ def test_several_events_in_a_chunk() -> None:
 )
 def test_no_template(block: bytes) -> None:
     """Where the text can't be told from the rest, there is no template."""
-    assert Template.of(block, strip=True) is None
+    assert EventTemplate.create(block, strip=True) is None

@@ -6,7 +6,14 @@ from typing import Any
 import pytest
 
 from arbstr_asgi.estimating import texts
-from arbstr_asgi.estimating.keeping import MAX_BYTES, MAX_PLAIN_BYTES, MAX_REQUEST_BYTES, MAX_STREAM_BYTES, Keeper, Kept
+from arbstr_asgi.estimating.keeping import (
+    MAX_BYTES,
+    MAX_PLAIN_BYTES,
+    MAX_REQUEST_BYTES,
+    MAX_STREAM_BYTES,
+    SampleBudget,
+    ReplySample,
+)
 
 
 def request(*messages: Any, **more: Any) -> bytes:
@@ -40,8 +47,8 @@ ASKED: list[tuple[bytes, list[str] | None, int]] = [
 @pytest.mark.parametrize(("body", "expected", "overhead"), ASKED)
 def test_asked(body: bytes, expected: list[str] | None, overhead: int) -> None:
     """Messages count with their roles, names and calls, and tools too; what isn't text makes the whole unknown."""
-    found = texts.asked(body)
-    assert found == (None if expected is None else texts.Asked(expected, overhead))
+    found = texts.prompt_texts(body)
+    assert found == (None if expected is None else texts.PromptTexts(expected, overhead))
 
 
 ANSWERED: list[tuple[bytes, bool, list[str] | None, int]] = [
@@ -74,15 +81,15 @@ ANSWERED: list[tuple[bytes, bool, list[str] | None, int]] = [
 @pytest.mark.parametrize(("kept", "whole", "expected", "events"), ANSWERED)
 def test_answered(kept: bytes, whole: bool, expected: list[str] | None, events: int) -> None:
     """All that a choice says counts: text, thoughts and calls; a reply without a choice says nothing."""
-    found = texts.answered(kept, whole=whole)
-    assert found == (None if expected is None else texts.Answered(expected, events))
+    found = texts.reply_texts(kept, whole=whole)
+    assert found == (None if expected is None else texts.ReplyTexts(expected, events))
 
 
 @pytest.mark.parametrize(("streaming", "limit"), [(True, MAX_STREAM_BYTES), (False, MAX_PLAIN_BYTES)])
 def test_kept_is_bounded(streaming: bool, limit: int) -> None:
     """Of a reply the beginning is kept, and a request that is too large is not."""
-    keeper = Keeper()
-    kept = Kept(keeper, b"x" * (MAX_REQUEST_BYTES + 1), streaming=streaming)
+    keeper = SampleBudget()
+    kept = ReplySample(keeper, b"x" * (MAX_REQUEST_BYTES + 1), streaming=streaming)
     assert (kept.request, keeper.size) == (None, 0)
     for _ in range(limit // 1000 + 5):
         kept.add(b"y" * 1000)
@@ -94,7 +101,7 @@ def test_kept_is_bounded(streaming: bool, limit: int) -> None:
 
 def test_exactly_full_is_whole() -> None:
     """A reply that ends where the room does is kept wholly."""
-    kept = Kept(Keeper(), b"r", streaming=True)
+    kept = ReplySample(SampleBudget(), b"r", streaming=True)
     kept.add(b"y" * MAX_STREAM_BYTES)
     assert kept.whole
     kept.add(b"y")
@@ -103,13 +110,15 @@ def test_exactly_full_is_whole() -> None:
 
 def test_kept_over_all_is_bounded() -> None:
     """Beyond the bound over all calls nothing more is kept, until something goes."""
-    keeper = Keeper()
-    many = [Kept(keeper, b"x" * MAX_REQUEST_BYTES, streaming=True) for _ in range(MAX_BYTES // MAX_REQUEST_BYTES)]
-    late = Kept(keeper, b"x", streaming=True)
+    keeper = SampleBudget()
+    many = [
+        ReplySample(keeper, b"x" * MAX_REQUEST_BYTES, streaming=True) for _ in range(MAX_BYTES // MAX_REQUEST_BYTES)
+    ]
+    late = ReplySample(keeper, b"x", streaming=True)
     late.add(b"y")
     assert (late.request, late.reply, late.whole, keeper.size) == (None, b"", False, MAX_BYTES)
     many[0].drop()
-    again = Kept(keeper, b"x", streaming=True)
+    again = ReplySample(keeper, b"x", streaming=True)
     again.add(b"y")
     assert (again.request, again.reply) == (b"x", b"y")
     for kept in (*many, late, again):

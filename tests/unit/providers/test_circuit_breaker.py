@@ -9,17 +9,17 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from arbstr_asgi import Provider
-from arbstr_asgi.breaker import Breaker, Breakers, Permit
+from arbstr_asgi.breaker import CircuitBreaker, CircuitBreakers, BreakerTicket
 from arbstr_asgi.routing import Candidate
 
 THRESHOLD, OPEN, LEASE = 3, 30.0, 20.0
 
 
-def opened(at: float = 0.0) -> Breaker:
+def opened(at: float = 0.0) -> CircuitBreaker:
     """A breaker that opened at that time."""
-    breaker = Breaker(threshold=THRESHOLD, open_seconds=OPEN, lease_seconds=LEASE)
+    breaker = CircuitBreaker(threshold=THRESHOLD, open_seconds=OPEN, lease_seconds=LEASE)
     for _ in range(THRESHOLD):
-        breaker.failed(breaker.admit(at), at)
+        breaker.mark_failure(breaker.acquire(at), at)
     return breaker
 
 
@@ -28,20 +28,20 @@ def play(script: str) -> list[tuple[str, str, int, float | None]]:
 
     A step is `time action permit`: `a` admits; `+` answered, `s` succeeded, `f` failed, `x` abandoned report of it.
     """
-    breaker = Breaker(threshold=THRESHOLD, open_seconds=OPEN, lease_seconds=LEASE)
-    permits: dict[str, Permit] = {}
-    reports: dict[str, Callable[[Permit, float], None]] = {
-        "+": breaker.answered,
-        "s": breaker.succeeded,
-        "f": breaker.failed,
-        "x": breaker.abandoned,
+    breaker = CircuitBreaker(threshold=THRESHOLD, open_seconds=OPEN, lease_seconds=LEASE)
+    permits: dict[str, BreakerTicket] = {}
+    reports: dict[str, Callable[[BreakerTicket, float], None]] = {
+        "+": breaker.mark_started,
+        "s": breaker.mark_success,
+        "f": breaker.mark_failure,
+        "x": breaker.mark_ignored,
     }
     seen = []
     for step in script.split(","):
         time, action, name = step.split()
         now = float(time)
         if action == "a":
-            permits[name] = breaker.admit(now)
+            permits[name] = breaker.acquire(now)
         else:
             reports[action](permits[name], now)
         available = "free" if breaker.available(now) else "busy"
@@ -147,31 +147,31 @@ def test_alone_with_time() -> None:
 
 def test_threshold_of_one() -> None:
     """Where one failure is enough, it is, also after a first byte."""
-    breaker = Breaker(threshold=1)
-    breaker.failed(breaker.admit(0), 0)
+    breaker = CircuitBreaker(threshold=1)
+    breaker.mark_failure(breaker.acquire(0), 0)
     assert breaker.state(0) == "open"
-    probe = breaker.admit(30)
-    breaker.answered(probe, 31)
+    probe = breaker.acquire(30)
+    breaker.mark_started(probe, 31)
     assert breaker.state(31) == "closed"
-    breaker.failed(probe, 32)
+    breaker.mark_failure(probe, 32)
     assert (breaker.state(32), breaker.opened_at) == ("open", 32)
 
 
 def test_failed_probe_gives_its_lease_back() -> None:
     """A lease that would outlast the time until the next probe ends with its probe."""
-    breaker = Breaker(threshold=1, open_seconds=10, lease_seconds=100)
-    breaker.failed(breaker.admit(0), 0)
-    breaker.failed(breaker.admit(10), 11)
+    breaker = CircuitBreaker(threshold=1, open_seconds=10, lease_seconds=100)
+    breaker.mark_failure(breaker.acquire(0), 0)
+    breaker.mark_failure(breaker.acquire(10), 11)
     assert (breaker.state(21), breaker.available(21)) == ("half_open", True)
 
 
 CANDIDATES = [Candidate(Provider(name=name, url="http://h"), "m", None) for name in "abc"]
 
 
-def broken(breakers: Breakers, name: str, at: float) -> None:
+def broken(breakers: CircuitBreakers, name: str, at: float) -> None:
     """Let one provider's breaker open."""
     for _ in range(THRESHOLD):
-        breakers.of(name).failed(breakers.of(name).admit(at), at)
+        breakers.get(name).mark_failure(breakers.get(name).acquire(at), at)
 
 
 @pytest.mark.parametrize(
@@ -194,28 +194,28 @@ def broken(breakers: Breakers, name: str, at: float) -> None:
 )
 def test_choose(opened_at: dict[str, float], probed: str, now: float, expected: str) -> None:
     """The first who is available; else who has been open longest; always somebody."""
-    breakers = Breakers("abc", threshold=THRESHOLD, open_seconds=OPEN, lease_seconds=LEASE)
+    breakers = CircuitBreakers("abc", threshold=THRESHOLD, open_seconds=OPEN, lease_seconds=LEASE)
     for name, at in opened_at.items():
         broken(breakers, name, at)
     for name in probed:
-        breakers.of(name).admit(opened_at[name] + OPEN)
+        breakers.get(name).acquire(opened_at[name] + OPEN)
     assert breakers.choose(CANDIDATES, now).provider.name == expected
 
 
 def test_choose_among_those_given() -> None:
     """A single candidate is chosen however it is, and nobody who was not named."""
-    breakers = Breakers("abc")
+    breakers = CircuitBreakers("abc")
     broken(breakers, "b", 0)
     for _ in range(5):
         assert breakers.choose(CANDIDATES[1:2], 1) is CANDIDATES[1]
-        breakers.of("b").admit(1)
+        breakers.get("b").acquire(1)
 
 
 def test_states() -> None:
     """All providers are listed from the start, each with its state and its failures."""
-    breakers = Breakers("abc", threshold=THRESHOLD, open_seconds=OPEN)
+    breakers = CircuitBreakers("abc", threshold=THRESHOLD, open_seconds=OPEN)
     broken(breakers, "a", 0)
-    breakers.of("b").failed(breakers.of("b").admit(0), 0)
+    breakers.get("b").mark_failure(breakers.get("b").acquire(0), 0)
     a, b, c = (
         {"state": "open", "failure_count": 3},
         {"state": "closed", "failure_count": 1},
@@ -228,7 +228,7 @@ def test_states() -> None:
 class Attempt:
     """An attempt under way, and what its provider was when it began."""
 
-    def __init__(self, number: int, name: str, permit: Permit, *, well: bool) -> None:
+    def __init__(self, number: int, name: str, permit: BreakerTicket, *, well: bool) -> None:
         self.number, self.name, self.permit, self.well = number, name, permit, well
         self.reported = False
 
@@ -244,12 +244,12 @@ class Traffic(RuleBasedStateMachine):
     def begin(self) -> None:
         """Nothing has happened yet."""
         self.now = 0.0
-        self.breakers = Breakers(NAMES, threshold=THRESHOLD, open_seconds=OPEN, lease_seconds=LEASE)
+        self.breakers = CircuitBreakers(NAMES, threshold=THRESHOLD, open_seconds=OPEN, lease_seconds=LEASE)
         self.well = dict.fromkeys(NAMES, True)
         self.attempts: list[Attempt] = []
         self.asked_at = dict.fromkeys(NAMES, -1e9)  # as the first choice
         self.passed_over_since: dict[str, float] = {}
-        self.leases: dict[str, tuple[Permit, float]] = {}
+        self.leases: dict[str, tuple[BreakerTicket, float]] = {}
         self.turned: dict[str, int] = dict.fromkeys(
             NAMES, 0
         )  # how many attempts there had been when it opened or closed
@@ -281,16 +281,16 @@ class Traffic(RuleBasedStateMachine):
             self.now += seconds
 
     def _ask(self, candidates: list[Candidate]) -> Attempt:
-        free = [c for c in candidates if self.breakers.of(c.provider.name).available(self.now)]
+        free = [c for c in candidates if self.breakers.get(c.provider.name).available(self.now)]
         chosen = self.breakers.choose(candidates, self.now)
         name = chosen.provider.name
         assert chosen in candidates
         assert not free or chosen is free[0]
         self._not_passed_over_too_long(candidates[0].provider.name, name)
-        breaker = self.breakers.of(name)
+        breaker = self.breakers.get(name)
         half_open, available = breaker.state(self.now) == "half_open", breaker.available(self.now)
         before = breaker.opened_at
-        permit = breaker.admit(self.now)
+        permit = breaker.acquire(self.now)
         assert breaker.opened_at == before
         if half_open and available:
             lease = self.leases.get(name)
@@ -330,12 +330,12 @@ class Traffic(RuleBasedStateMachine):
         attempt = data.draw(st.sampled_from(self.attempts))
         for _ in range(times):
             new = self._ask([CANDIDATES[NAMES.index(attempt.name)]])
-            before = self.breakers.of(new.name).opened_at
+            before = self.breakers.get(new.name).opened_at
             self._report(new, "abandoned")
-            assert self.breakers.of(new.name).opened_at == before
+            assert self.breakers.get(new.name).opened_at == before
 
     def _report(self, attempt: Attempt, what: str) -> None:
-        breaker = self.breakers.of(attempt.name)
+        breaker = self.breakers.get(attempt.name)
         before = self._facts(breaker)
         lease = self.leases.get(attempt.name)
         holds = lease is not None and lease[0] is attempt.permit
@@ -356,7 +356,7 @@ class Traffic(RuleBasedStateMachine):
         if breaker.opened_at is None or (holds and attempt.reported):
             self.leases.pop(attempt.name, None)
 
-    def _facts(self, breaker: Breaker) -> tuple[Any, ...]:
+    def _facts(self, breaker: CircuitBreaker) -> tuple[Any, ...]:
         return breaker.state(self.now), breaker.available(self.now), breaker.opened_at, breaker.failures
 
     @invariant()
@@ -364,7 +364,7 @@ class Traffic(RuleBasedStateMachine):
         """Health knows everybody, and says what the breakers say."""
         states = self.breakers.states(self.now)
         assert list(states) == list(NAMES)
-        assert all(states[name]["state"] == self.breakers.of(name).state(self.now) for name in NAMES)
+        assert all(states[name]["state"] == self.breakers.get(name).state(self.now) for name in NAMES)
 
 
 TestTraffic = Traffic.TestCase

@@ -1,7 +1,7 @@
 """Which headers pass: allow-lists in both directions."""
 
 from arbstr_asgi import Provider
-from arbstr_asgi.headers import Headers, Passage, RawHeaders
+from arbstr_asgi.headers import Headers, HeaderPolicy, RawHeaders
 
 PLAIN = Provider(name="a", url="http://h")
 KEY = "our-key"
@@ -9,12 +9,12 @@ KEY = "our-key"
 
 def to_provider(client: RawHeaders, provider: Provider, call: str, key: str | None) -> list[tuple[bytes, bytes]]:
     """What the provider gets of a client's headers."""
-    return Passage(provider).to_provider(Headers(client), call, key)
+    return HeaderPolicy(provider).request_headers(Headers(client), call, key)
 
 
 def to_client(upstream: RawHeaders, provider: Provider, *, changed: bool) -> list[tuple[bytes, bytes]]:
     """What the client gets of a provider's headers."""
-    return Passage(provider).to_client(Headers(upstream), changed=changed)
+    return HeaderPolicy(provider).response_headers(Headers(upstream), changed=changed)
 
 
 def names(headers: list[tuple[bytes, bytes]]) -> list[bytes]:

@@ -13,14 +13,14 @@ from arbstr_asgi import Policies
 from arbstr_asgi.chat import ChatRequest, parse
 from arbstr_asgi.config.policies import Rule
 from arbstr_asgi.errors import RequestError
-from arbstr_asgi.matching import MAX_SCANNED, Matcher
+from arbstr_asgi.matching import MAX_SCANNED, PolicyMatcher
 from arbstr_asgi.prompt import MAX_OBJECTS
 from tests.unit.protocols.test_model_alias import bodies
 
 
-def matcher(*rules: Rule) -> Matcher:
+def matcher(*rules: Rule) -> PolicyMatcher:
     """A matcher of these rules."""
-    return Matcher(Policies(rules=rules))
+    return PolicyMatcher(Policies(rules=rules))
 
 
 def asked(*messages: Any, **more: Any) -> ChatRequest:
@@ -31,7 +31,7 @@ def asked(*messages: Any, **more: Any) -> ChatRequest:
 
 def met(keyword: str, text: str) -> bool:
     """Whether a text meets a keyword."""
-    return matcher(Rule(name="r", keywords=[keyword])).rule(asked(text), None) is not None
+    return matcher(Rule(name="r", keywords=[keyword])).match(asked(text), None) is not None
 
 
 @pytest.mark.parametrize(
@@ -145,7 +145,7 @@ IMAGE = {"type": "image_url", "image_url": {"url": "code"}}
 )
 def test_keywords(messages: list[Any], expected: Rule | None) -> None:
     """The first rule, in order, of which the last user message's text has a keyword; what can't be read has none."""
-    assert matcher(*ALL).rule(asked(*messages), None) is expected
+    assert matcher(*ALL).match(asked(*messages), None) is expected
 
 
 @pytest.mark.parametrize(
@@ -163,7 +163,7 @@ def test_keywords(messages: list[Any], expected: Rule | None) -> None:
 )
 def test_odd_bodies(body: str) -> None:
     """A body without readable messages falls under no keyword."""
-    assert matcher(*ALL).rule(parse(body.encode()), None) is None
+    assert matcher(*ALL).match(parse(body.encode()), None) is None
 
 
 @pytest.mark.parametrize(
@@ -177,20 +177,20 @@ def test_odd_bodies(body: str) -> None:
 )
 def test_spellings(body: str) -> None:
     """However a body spells it, what counts is what the model reads."""
-    assert matcher(*ALL).rule(parse(body.encode()), None) is CODE
+    assert matcher(*ALL).match(parse(body.encode()), None) is CODE
 
 
 @settings(max_examples=200, deadline=None)
 @given(body=bodies())
 def test_never_raises(body: bytes) -> None:
     """Whatever can be parsed falls under a rule, or none."""
-    assert matcher(*ALL).rule(parse(body), None) in (None, *ALL)
+    assert matcher(*ALL).match(parse(body), None) in (None, *ALL)
 
 
 def test_named() -> None:
     """A name decides alone, whatever the message says and whether or not the rule has keywords."""
     for rule in ALL:
-        assert matcher(*ALL).rule(asked("python for my card"), rule.name) is rule
+        assert matcher(*ALL).match(asked("python for my card"), rule.name) is rule
 
 
 @pytest.mark.parametrize("name", ["", "nobody", "Named", "named ", "co", "\n\x1b", "\ud83d", "x" * 5000])
@@ -198,7 +198,7 @@ def test_unknown_name(name: str) -> None:
     """A name that no rule has is an error, never no policy, and the error gives no other name away."""
     for found in (matcher(*ALL), matcher()):
         with pytest.raises(RequestError) as caught:
-            found.rule(asked("code"), name)
+            found.match(asked("code"), name)
         error = caught.value
         assert (error.status_code, error.code) == (400, "unknown_policy")
         assert len(error.message) < 140
@@ -208,14 +208,14 @@ def test_unknown_name(name: str) -> None:
 
 def test_reads_only_for_keywords() -> None:
     """Where no rule has keywords, messages are not looked at."""
-    assert matcher(NAMED).rule(ChatRequest(body=None, model="m", stream=False), None) is None  # type: ignore[arg-type]
+    assert matcher(NAMED).match(ChatRequest(body=None, model="m", stream=False), None) is None  # type: ignore[arg-type]
 
 
 def test_bounded() -> None:
     """Only the beginning of a huge message is searched."""
     found = matcher(*ALL)
-    assert found.rule(asked("x " * (MAX_SCANNED // 2 - 10) + "code"), None) is CODE
-    assert found.rule(asked("x " * (MAX_SCANNED // 2 + 10) + "code"), None) is None
+    assert found.match(asked("x " * (MAX_SCANNED // 2 - 10) + "code"), None) is CODE
+    assert found.match(asked("x " * (MAX_SCANNED // 2 + 10) + "code"), None) is None
 
 
 def test_linear() -> None:
@@ -225,5 +225,5 @@ def test_linear() -> None:
     for near in ("decode", "codec", "a" * 199 + "c", "a"):
         request = asked(near * (MAX_SCANNED // len(near)))
         began = time.process_time()
-        assert found.rule(request, None) is None
+        assert found.match(request, None) is None
         assert time.process_time() - began < 1

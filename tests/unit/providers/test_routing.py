@@ -11,7 +11,7 @@ from arbstr_asgi.chat import ChatRequest, parse
 from arbstr_asgi.config.policies import Rule
 from arbstr_asgi.errors import MAX_QUOTED, RequestError
 from arbstr_asgi.estimate import Estimate, estimate_tokens
-from arbstr_asgi.routing import candidates
+from arbstr_asgi.routing import rank_providers
 
 
 def asked(size: int = 2000, answer: int = 500, model: str = "m") -> ChatRequest:
@@ -56,16 +56,16 @@ HALF_KNOWN = provider("half", None, 0, input_rate=1)
 )  # fmt: skip
 def test_order(providers: list[Provider], request_: ChatRequest, expected: list[str]) -> None:
     """The cheapest for this request is first, names decide between equals, and an unknown price is not a low one."""
-    found = candidates(providers, request_)
+    found = rank_providers(providers, request_)
     assert [candidate.provider.name for candidate in found] == expected
     assert [
-        c.provider.name for c in candidates(providers[::-1], request_, estimate=estimate_tokens(request_))
+        c.provider.name for c in rank_providers(providers[::-1], request_, estimate=estimate_tokens(request_))
     ] == expected
 
 
 def test_costs() -> None:
     """Each candidate says what this request will cost there."""
-    found = candidates([UNKNOWN, FEE, RATE], asked())
+    found = rank_providers([UNKNOWN, FEE, RATE], asked())
     assert [candidate.cost for candidate in found] == [Decimal(5), Decimal(51), None]
 
 
@@ -74,17 +74,17 @@ def test_one_is_not_estimated() -> None:
     only = provider("a", 1_000, 1, models=["m"])
     others = [only, provider("b", 1, 0, models=["x"]), provider("c")]
     rule = Rule(name="r", allowed_providers=["a", "b"])
-    for found in (candidates([only], asked()), candidates(others, asked(), rule)):
+    for found in (rank_providers([only], asked()), rank_providers(others, asked(), rule)):
         assert found == [(only, "m", None)]
-    assert candidates([only], asked(), estimate=Estimate(1_000, 500)) == [(only, "m", Decimal("2.5"))]
+    assert rank_providers([only], asked(), estimate=Estimate(1_000, 500)) == [(only, "m", Decimal("2.5"))]
 
 
 def test_alias() -> None:
     """Each provider is asked for the model by the name it knows."""
     plain, aliased = provider("a", 1), provider("b", 2, 0, models=["x"], aliases={"m": "vendor/m"})
-    found = candidates([plain, aliased], asked())
+    found = rank_providers([plain, aliased], asked())
     assert [(candidate.provider.name, candidate.model) for candidate in found] == [("a", "m"), ("b", "vendor/m")]
-    assert candidates([aliased], asked())[0].model == "vendor/m"
+    assert rank_providers([aliased], asked())[0].model == "vendor/m"
 
 
 @pytest.mark.parametrize(
@@ -104,17 +104,17 @@ def test_alias() -> None:
 )
 def test_rule(facts: dict[str, Any], expected: list[str]) -> None:
     """A rule keeps who is named, at rates within its caps; an unknown rate is within none."""
-    found = candidates([UNKNOWN, RATE, FEE, FREE], asked(200_000, 500), Rule(name="r", **facts))
+    found = rank_providers([UNKNOWN, RATE, FEE, FREE], asked(200_000, 500), Rule(name="r", **facts))
     assert [candidate.provider.name for candidate in found] == expected
 
 
 def test_rule_and_model_rates() -> None:
     """Caps are compared with the rates of the model, and models are allowed by the client's name for them."""
     aliased = provider("a", 5, 0, aliases={"m": "big"}, model_rates={"big": Rates(output_rate=50)})
-    assert candidates([aliased], asked(), Rule(name="r", allowed_models=["m"], max_sats_per_1m_output=50))
+    assert rank_providers([aliased], asked(), Rule(name="r", allowed_models=["m"], max_sats_per_1m_output=50))
     for facts in ({"max_sats_per_1m_output": 49}, {"allowed_models": ["big"]}):
         with pytest.raises(RequestError):
-            candidates([aliased], asked(), Rule(name="r", **facts))
+            rank_providers([aliased], asked(), Rule(name="r", **facts))
 
 
 @pytest.mark.parametrize(
@@ -132,7 +132,7 @@ def test_rule_and_model_rates() -> None:
 def test_nobody(rule: Rule | None, model: str, status: int, code: str, param: str | None, message: str) -> None:
     """Where nobody is left, the error says what was in the way."""
     with pytest.raises(RequestError) as caught:
-        candidates([provider("a", 1, 0, models=["m"])], asked(model=model), rule)
+        rank_providers([provider("a", 1, 0, models=["m"])], asked(model=model), rule)
     error = caught.value
     assert (error.status_code, error.code, error.param) == (status, code, param)
     assert message in error.message
@@ -142,7 +142,7 @@ def test_nobody(rule: Rule | None, model: str, status: int, code: str, param: st
 def test_hostile_model(model: str) -> None:
     """A message quotes of a model's name what is printable and short."""
     with pytest.raises(RequestError) as caught:
-        candidates([FREE], asked(model=model), Rule(name="p", allowed_models=["m"]))
+        rank_providers([FREE], asked(model=model), Rule(name="p", allowed_models=["m"]))
     quoted = caught.value.message.removeprefix("Model '").removesuffix("' is not allowed by policy 'p'.")
     assert len(quoted) <= MAX_QUOTED
     assert quoted.isprintable()

@@ -12,11 +12,11 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from arbstr_asgi.account import Account
+from arbstr_asgi.account import CallRecord
 from arbstr_asgi.callers import Caller
 from arbstr_asgi.config.provider import Provider
 from arbstr_asgi.stats import Cursor, RequestsQuery, StatsQuery, histogram
-from arbstr_asgi.stats.plan import HOUR, PERIODS, Known, only_rows, parts
+from arbstr_asgi.stats.plan import HOUR, PERIODS, RollupState, only_rows, split_time
 from arbstr_asgi.stats.zones import bound, number_of, start_of
 from arbstr_asgi.usage import Usage
 
@@ -125,7 +125,7 @@ def test_a_histogram_is_a_text(counted: dict[int, int]) -> None:
 def test_percentiles_are_nearly_exact(values: list[int], percent: int) -> None:
     """Within 1.6 %, exact below 64, from histograms that were written, read and added up."""
     each = (histogram.of({histogram.bucket(value): 1}) for value in values)
-    some = histogram.added(histogram.decode(histogram.encode(one)) for one in each)
+    some = histogram.add_all(histogram.decode(histogram.encode(one)) for one in each)
     count, (found,) = histogram.percentiles(some, percent)
     assert count == len(values)
     exact = sorted(values)[ceil(percent * len(values) / 100) - 1]
@@ -162,7 +162,7 @@ def test_each_moment_is_read_once(
     base = number_of(datetime(2026, 1, 1, tzinfo=UTC), HOUR)
     since = start_of(base, HOUR) + quarter * first * 4 + quarter
     until = since + quarter * length
-    known = Known(
+    known = RollupState(
         base + sealed,
         base + min(pruned, sealed),
         frozenset(base + hour for hour in dirty),
@@ -171,7 +171,7 @@ def test_each_moment_is_read_once(
             "6h": frozenset(base // 6 + number for number in parted),
         },
     )
-    found = parts(since, until, known, coarse=coarse)
+    found = split_time(since, until, known, coarse=coarse)
     spans = [(start_of(a, PERIODS[kind] * HOUR), start_of(b, PERIODS[kind] * HOUR)) for kind, a, b in found.rolled]
     edge = start_of(known.pruned, HOUR)
     rolled = sum((b - a for a, b in spans), timedelta())
@@ -196,9 +196,9 @@ def test_each_moment_is_read_once(
 
 def saved(*providers: Provider, usage: Usage | None) -> Decimal | None:
     """The dearest cost of a call."""
-    account = Account("c", NOW, "m", Caller("u"), "w", streaming=False, elapsed_ms=lambda: 1)
+    account = CallRecord("c", NOW, "m", Caller("u"), "w", streaming=False, elapsed_ms=lambda: 1)
     account.candidates = providers
-    account.reading.usage = usage
+    account.reply.usage = usage
     account.begin(providers[0], "m")
     return account.commit(200).dearest_cost_sats
 

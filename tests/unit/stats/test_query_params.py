@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from arbstr_asgi.errors import RequestError
 from arbstr_asgi.stats import GROUPS, SORTS, Cursor
-from arbstr_asgi.stats.moments import end_of_second, moment_of, written
+from arbstr_asgi.stats.moments import end_of_second, parse_timestamp, format_timestamp
 from arbstr_asgi.stats.params import (
     END_REASONS,
     FILTERS,
@@ -22,7 +22,7 @@ from arbstr_asgi.stats.params import (
     FOR_STATS,
     FORMATS,
     is_id,
-    listing,
+    list_query,
     stats_query,
 )
 
@@ -71,8 +71,8 @@ HOSTILE = [
 )
 def test_moments(text: str, moment: datetime) -> None:
     """RFC 3339 is read in each of its forms, also where a plus has become a space on its way."""
-    assert moment_of(text) == moment
-    assert moment_of(text).utcoffset() == timedelta()
+    assert parse_timestamp(text) == moment
+    assert parse_timestamp(text).utcoffset() == timedelta()
 
 
 @pytest.mark.parametrize(
@@ -100,7 +100,7 @@ def test_moments(text: str, moment: datetime) -> None:
 def test_no_moments(text: str) -> None:
     """What is no moment, or one that no clock shows, is an error and nothing else."""
     with pytest.raises(ValueError, match=r"."):
-        moment_of(text)
+        parse_timestamp(text)
 
 
 @given(st.datetimes(), st.integers(-14 * 60, 14 * 60))
@@ -111,7 +111,7 @@ def test_any_moment(naive: datetime, minutes: int) -> None:
         moment.astimezone(UTC)
     except OverflowError:
         return
-    assert moment_of(written(moment)) == moment
+    assert parse_timestamp(format_timestamp(moment)) == moment
 
 
 @given(st.datetimes(max_value=datetime(9999, 1, 1), timezones=st.just(UTC)))  # noqa: DTZ001 - it must be naive
@@ -138,7 +138,7 @@ def test_end_of_second(now: datetime) -> None:
 def test_time(pairs: list[tuple[str, str]], since: datetime | None, until: datetime | None) -> None:
     """A range ends now, with the current second, or at `until`; `since` goes before it; an empty time is one."""
     expected_until = until or datetime(2026, 1, 2, tzinfo=UTC)
-    for query in (stats_query(pairs, NOW), listing(pairs, NOW).query):
+    for query in (stats_query(pairs, NOW), list_query(pairs, NOW).query):
         assert (query.since, query.until) == (since or expected_until, expected_until)
 
 
@@ -146,7 +146,7 @@ def test_defaults() -> None:
     """Without parameters: a week, no groups, UTC, the newest twenty."""
     query = stats_query([], NOW)
     assert (query.group_by, query.zone, query.limit, query.filters.given) == ((), "UTC", 100, {})
-    asked = listing([], NOW)
+    asked = list_query([], NOW)
     assert (asked.format, asked.page, asked.query.limit, asked.query.offset) == ("json", 1, 20, 0)
     assert (asked.query.sort, asked.query.descending, asked.query.after) == ("timestamp", True, None)
 
@@ -169,7 +169,7 @@ def test_defaults() -> None:
 def test_filters(name: str, text: str, value: Any) -> None:
     """Each filter is taken as it is, by both endpoints."""
     assert stats_query([(name, text)], NOW).filters.given == {name: value}
-    assert listing([(name, text)], NOW).query.filters.given == {name: value}
+    assert list_query([(name, text)], NOW).query.filters.given == {name: value}
 
 
 @pytest.mark.parametrize("names", [("model",), ("day", "end_user"), ("hour", "day"), ("tenant", "policy")])
@@ -180,11 +180,11 @@ def test_groups(names: tuple[str, ...]) -> None:
 
 def test_pages_and_cursors() -> None:
     """Pages count from 1, down to 10,000 rows; a cursor is where another page ended."""
-    last = listing([("page", "100"), ("per_page", "100"), ("order", "ASC"), ("sort", "latency_ms")], NOW)
+    last = list_query([("page", "100"), ("per_page", "100"), ("order", "ASC"), ("sort", "latency_ms")], NOW)
     assert (last.page, last.query.offset, last.query.limit, last.query.descending) == (100, 9900, 100, False)
-    behind = listing([("cursor", CURSOR), ("per_page", "7")], NOW)
+    behind = list_query([("cursor", CURSOR), ("per_page", "7")], NOW)
     assert (behind.page, behind.query.after, behind.query.limit) == (None, Cursor(NOW, 7), 7)
-    exported = listing([("format", "csv"), ("cursor", CURSOR)], NOW)
+    exported = list_query([("format", "csv"), ("cursor", CURSOR)], NOW)
     assert (exported.page, exported.format, exported.query.after) == (None, "csv", Cursor(NOW, 7))
 
 
@@ -234,25 +234,25 @@ def refused(parse: Callable[..., object], *pairs: tuple[str, str]) -> RequestErr
 )
 def test_refusals(name: str, value: str, valid: list[str]) -> None:
     """What is not valid is refused by name, and what would be is listed."""
-    error = refused(stats_query if name in FOR_STATS else listing, (name, value))
+    error = refused(stats_query if name in FOR_STATS else list_query, (name, value))
     assert error.param == name
     assert [word for word in valid if word not in error.message] == []
 
 
 def test_refusals_of_two() -> None:
     """So is what contradicts itself, is given twice or is not known at all."""
-    for parse, known in ((stats_query, FOR_STATS), (listing, FOR_REQUESTS)):
+    for parse, known in ((stats_query, FOR_STATS), (list_query, FOR_REQUESTS)):
         late = refused(parse, ("since", "2026-11-22T10:00:02Z"))
         assert (late.param, "until" in late.message) == ("since", True)
         assert refused(parse, ("model", "a"), ("model", "a")).param == "model"
         unknown = refused(parse, ("grup_by\x1b", "model"))
         assert (unknown.param, [n for n in known if n not in unknown.message]) == ("grup_by\\x1b", [])
-    assert refused(listing, ("page", "2"), ("cursor", CURSOR)).param == "cursor"
-    assert refused(listing, ("sort", "cost_sats"), ("cursor", CURSOR)).param == "cursor"
-    assert refused(listing, ("format", "csv"), ("per_page", "5")).param == "per_page"
-    assert refused(listing, ("format", "jsonl"), ("page", "1")).param == "page"
+    assert refused(list_query, ("page", "2"), ("cursor", CURSOR)).param == "cursor"
+    assert refused(list_query, ("sort", "cost_sats"), ("cursor", CURSOR)).param == "cursor"
+    assert refused(list_query, ("format", "csv"), ("per_page", "5")).param == "per_page"
+    assert refused(list_query, ("format", "jsonl"), ("page", "1")).param == "page"
     assert refused(stats_query, ("page", "1")).param == "page"
-    assert refused(listing, ("group_by", "model")).param == "group_by"
+    assert refused(list_query, ("group_by", "model")).param == "group_by"
     assert refused(stats_query, ("until", "0001-01-01T00:00:00Z")).param == "until"
 
 
@@ -260,7 +260,7 @@ def test_refusals_of_two() -> None:
 @pytest.mark.parametrize("name", sorted({*FOR_STATS, *FOR_REQUESTS}))
 def test_hostile_values(name: str, value: str) -> None:
     """Each parameter takes a hostile value as mere text, or refuses it without quoting it."""
-    for parse, known in ((stats_query, FOR_STATS), (listing, FOR_REQUESTS)):
+    for parse, known in ((stats_query, FOR_STATS), (list_query, FOR_REQUESTS)):
         if name not in known:
             continue
         error = error_of(parse, (name, value))
@@ -277,7 +277,7 @@ def test_hostile_values(name: str, value: str) -> None:
 @given(st.lists(st.tuples(st.sampled_from([*FOR_STATS, *FOR_REQUESTS]), st.text(max_size=40)), max_size=4))
 def test_any_values(pairs: list[tuple[str, str]]) -> None:
     """Whatever is asked, there is a query or a 400 that names a parameter."""
-    for parse in (stats_query, listing):
+    for parse in (stats_query, list_query):
         error = error_of(parse, *pairs)
         if error is not None:
             assert error.status_code == 400
@@ -297,7 +297,7 @@ def test_any_values(pairs: list[tuple[str, str]]) -> None:
 def test_any_cursor(sorted_by: tuple[str, Any], number: int) -> None:
     """A cursor that was handed out is understood, for its own sort."""
     sort, value = sorted_by
-    found = listing([("cursor", Cursor(value, number).encode()), ("sort", sort)], NOW).query.after
+    found = list_query([("cursor", Cursor(value, number).encode()), ("sort", sort)], NOW).query.after
     assert found == Cursor(value, number)
     assert isinstance(value, Decimal | int | datetime | None)
 

@@ -13,20 +13,20 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from arbstr_asgi.listing import to_json
-from arbstr_asgi.stats import Cursor, Figures, Group, Page, Spread, shapes
-from arbstr_asgi.stats.lines import csv_line, lines
-from arbstr_asgi.stats.params import listing, stats_query
+from arbstr_asgi.stats import Cursor, Stats, Group, Page, Percentiles, shapes
+from arbstr_asgi.stats.lines import csv_line, row_format
+from arbstr_asgi.stats.params import list_query, stats_query
 from arbstr_asgi.stats.shapes import NO_FIGURES
 from arbstr_asgi.stats.telling import plain
-from arbstr_asgi.terminal.recent import Recent
+from arbstr_asgi.terminal.recent import SeenRequests
 from arbstr_asgi.terminal.screen import groups_of, request_line, stats_text
-from arbstr_asgi.terminal.series import MOST_STEPS, Steps
-from arbstr_asgi.terminal.shown import shown, shown_json
+from arbstr_asgi.terminal.series import MOST_STEPS, TimeBuckets
+from arbstr_asgi.terminal.shown import escape_terminal, escape_terminal_json
 from arbstr_asgi.terminal.sparkline import sparkline
 from arbstr_asgi.terminal.table import table
 
 NOW = datetime(2026, 11, 22, 10, 0, 0, 500_000, tzinfo=UTC)
-SOME = Figures(
+SOME = Stats(
     total=10,
     success=7,
     error=2,
@@ -37,9 +37,9 @@ SOME = Figures(
     cost_sats=Decimal("12.340000000"),
     priced=8,
     savings_sats=Decimal("0.000000001"),
-    latency_ms=Spread(100.5, 90.0, 200.0, 300.0),
-    ttft_ms=Spread(50.0, 40.0, 60.0, 70.0),
-    stream_duration_ms=Spread(),
+    latency_ms=Percentiles(100.5, 90.0, 200.0, 300.0),
+    ttft_ms=Percentiles(50.0, 40.0, 60.0, 70.0),
+    stream_duration_ms=Percentiles(),
 )
 TOLD = {
     "counts": {"total": 10, "success": 7, "error": 2, "streaming": 4, "in_flight": 1},
@@ -153,7 +153,7 @@ def test_truncated() -> None:
 
 def test_page() -> None:
     """A page has the original's keys; a success has no error, and what is unknown is not zero."""
-    asked = listing([("per_page", "2"), ("page", "2")], NOW)
+    asked = list_query([("per_page", "2"), ("page", "2")], NOW)
     found = shapes.requests(asked, Page([ROW, FAILED], 5, Cursor(NOW, 7)))
     head = {name: found[name] for name in ("page", "per_page", "total", "total_pages", "next_cursor")}
     assert head == {"page": 2, "per_page": 2, "total": 5, "total_pages": 3, "next_cursor": Cursor(NOW, 7).encode()}
@@ -185,7 +185,7 @@ def test_page() -> None:
 
 def test_page_without_a_total() -> None:
     """Where counting would take long there is no total, and behind a cursor no page."""
-    asked = listing([("cursor", Cursor(NOW, 1).encode())], NOW)
+    asked = list_query([("cursor", Cursor(NOW, 1).encode())], NOW)
     found = shapes.requests(asked, Page([], None, None))
     assert (found["total"], found["total_pages"], found["page"], found["next_cursor"]) == (None,) * 4
 
@@ -235,7 +235,7 @@ def test_lines() -> None:
     """Both files name every column; a line of JSON has them all, too."""
     columns = ("id", "model", "cost_sats")
     row = {"id": 1, "model": "=a", "cost_sats": Decimal("0.100000000")}
-    as_csv, as_json = lines("csv", columns), lines("jsonl", columns)
+    as_csv, as_json = row_format("csv", columns), row_format("jsonl", columns)
     assert as_csv.head + as_csv.line(row) == b"id,model,cost_sats\r\n1,'=a,0.100000000\r\n"
     assert as_json.head + as_json.line(row) == b'{"id":1,"model":"=a","cost_sats":0.1}\n'
     assert (as_csv.media_type, as_json.media_type) == ("text/csv; charset=utf-8", "application/x-ndjson")
@@ -261,10 +261,10 @@ CONTROL = "\x1b[2J\x07\x9b31m\u202e\u200b\r\n\x00evil"
 
 def test_shown() -> None:
     """Nothing that a terminal would obey is left, in text or in JSON, and the JSON still means the same."""
-    assert shown(CONTROL).isprintable()
-    assert shown("é 😀") == "é 😀"
-    assert shown(5) == "5"
-    told = shown_json(json.dumps({CONTROL: "\U000e0001é"}, ensure_ascii=False))
+    assert escape_terminal(CONTROL).isprintable()
+    assert escape_terminal("é 😀") == "é 😀"
+    assert escape_terminal(5) == "5"
+    told = escape_terminal_json(json.dumps({CONTROL: "\U000e0001é"}, ensure_ascii=False))
     assert told.isprintable()
     assert json.loads(told) == {CONTROL: "\U000e0001é"}
 
@@ -272,8 +272,8 @@ def test_shown() -> None:
 @given(st.text(st.characters(exclude_categories=["Cs"])))
 def test_anything_shown(text: str) -> None:
     """Whatever comes, what is shown is printable."""
-    assert shown(text).isprintable()
-    assert json.loads(shown_json(json.dumps(text, ensure_ascii=False))) == text
+    assert escape_terminal(text).isprintable()
+    assert json.loads(escape_terminal_json(json.dumps(text, ensure_ascii=False))) == text
 
 
 def test_table() -> None:
@@ -295,7 +295,7 @@ def test_screen() -> None:
     """The text has a table of all and one of the groups, with units, and a sparkline for each."""
     pairs = [("since", "2026-11-20T00:00:00Z"), ("group_by", "provider")]
     answer = decoded(grouped(*pairs))
-    steps = Steps.of(datetime(2026, 11, 19, tzinfo=UTC), datetime(2026, 11, 22, 10, tzinfo=UTC), "UTC")
+    steps = TimeBuckets.create(datetime(2026, 11, 19, tzinfo=UTC), datetime(2026, 11, 22, 10, tzinfo=UTC), "UTC")
     over_time = [
         {"provider": "gpt", "day": day, **decoded(dict(TOLD))} for day in ("2026-11-20", "2026-11-22", "1999-01-01")
     ]
@@ -309,7 +309,7 @@ def test_screen() -> None:
 
 def test_screen_without_groups() -> None:
     """Without groups the sparklines are those of all; without requests there is one sentence."""
-    steps = Steps.of(datetime(2026, 11, 21, 8, tzinfo=UTC), datetime(2026, 11, 21, 10, tzinfo=UTC), "UTC")
+    steps = TimeBuckets.create(datetime(2026, 11, 21, 8, tzinfo=UTC), datetime(2026, 11, 21, 10, tzinfo=UTC), "UTC")
     answer = decoded(grouped())
     hours = [{"hour": f"2026-11-21T0{hour}:00:00+00:00", **decoded(dict(TOLD))} for hour in (8, 9)]
     assert "requests over time  ██" in stats_text(answer, steps, hours)
@@ -351,7 +351,7 @@ def test_request_line() -> None:
 def test_steps(length: timedelta, unit: str, together: int) -> None:
     """A time has at most sixty steps, of hours for a short one and of days for a long one."""
     since = datetime(2026, 3, 28, 12, 30, tzinfo=UTC)
-    steps = Steps.of(since, since + length, "Europe/Zurich")
+    steps = TimeBuckets.create(since, since + length, "Europe/Zurich")
     assert (steps.unit, steps.together) == (unit, together)
     assert len(steps.starts) <= MOST_STEPS * together
     assert len(set(steps.starts)) == len(steps.starts)
@@ -360,17 +360,17 @@ def test_steps(length: timedelta, unit: str, together: int) -> None:
 def test_hours_of_odd_zones() -> None:
     """Hours begin where the zone's clock says so, a quarter into one of UTC's too."""
     since = datetime(2026, 3, 28, 12, 30, tzinfo=UTC)
-    steps = Steps.of(since, since + timedelta(hours=1), "Asia/Kathmandu")
+    steps = TimeBuckets.create(since, since + timedelta(hours=1), "Asia/Kathmandu")
     assert [*steps.starts] == ["2026-03-28T18:00:00+05:45", "2026-03-28T19:00:00+05:45"]
 
 
 def test_recent() -> None:
     """What has finished is news once; what has not is none yet; what is too old is forgotten."""
-    recent = Recent()
+    recent = SeenRequests()
     running = {"correlation_id": "a", "end_reason": "in_flight", "timestamp": "2026-01-01T00:00:00.000Z"}
     ended = {**running, "end_reason": "completed"}
-    assert recent.news([running]) == []
-    assert recent.news([ended, {**ended, "correlation_id": "b"}]) == [ended, {**ended, "correlation_id": "b"}]
-    assert recent.news([ended]) == []
+    assert recent.new([running]) == []
+    assert recent.new([ended, {**ended, "correlation_id": "b"}]) == [ended, {**ended, "correlation_id": "b"}]
+    assert recent.new([ended]) == []
     recent.forget("2026-01-01T00:00:00.001Z")
-    assert recent.news([ended]) == [ended]
+    assert recent.new([ended]) == [ended]
