@@ -1,4 +1,4 @@
-"""The gateway as a Starlette sub-app, and inside a host's own routes."""
+"""The gateway around any ASGI application, as a Starlette sub-app, and inside a host's own routes."""
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -12,16 +12,75 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.routing import Route
-from starlette.types import Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 
-from arbstr_asgi.body import ClientDisconnected
-from arbstr_asgi.callers import Caller, Identify, Identity, as_caller
+from arbstr_asgi.api.health import HealthEndpoints
+from arbstr_asgi.api.routes import routes
 from arbstr_asgi.config.config import Config
-from arbstr_asgi.endpoints import routes
 from arbstr_asgi.errors import ArbstrError
-from arbstr_asgi.gateway import CHAT_PATH, START_TIMEOUT, Gateway
-from arbstr_asgi.ledger import Ledger
-from arbstr_asgi.probes import HealthEndpoints
+from arbstr_asgi.gateway.auth import Caller, Identify, Identity, as_caller
+from arbstr_asgi.gateway.gateway import CHAT_PATH, START_TIMEOUT, Gateway
+from arbstr_asgi.gateway.lifespan import Lifespan
+from arbstr_asgi.gateway.request_body import ClientDisconnected
+from arbstr_asgi.ledger.ledger import Ledger
+
+
+class ArbstrMiddleware:
+    """Answers exactly `POST {path}` and passes everything else to `app` untouched, websocket and lifespan included.
+
+    `identify(scope)`, sync or async, says who calls: a name, a `Caller` or None; raise `ArbstrError(403, …)` to
+    refuse. `database` is the host's own connected `databases.Database` (its tables are then prefixed `arbstr_` and
+    migrated by `arbstr migrate`, or here with `migrate=True`); `transport` or `client` its own way to the provider.
+
+        app.add_middleware(ArbstrMiddleware, config=config, identify=who)
+    """
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        config: Config,
+        *,
+        identify: Identify | None = None,
+        path: str = CHAT_PATH,
+        database: databases.Database | None = None,
+        table_prefix: str | None = None,
+        migrate: bool | None = None,
+        transport: httpx.AsyncBaseTransport | None = None,
+        client: httpx.AsyncClient | None = None,
+    ) -> None:
+        self.app = app
+        self._path = path
+        self._handed_over = database is not None
+        self._gateway = Gateway(
+            config,
+            identify=identify,
+            database=database,
+            table_prefix=table_prefix,
+            migrate=migrate,
+            transport=transport,
+            client=client,
+        )
+
+    @property
+    def ledger(self) -> Ledger:
+        """The rows."""
+        return self._gateway.ledger
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """The ASGI application."""
+        if scope["type"] == "lifespan":
+            gateway, inside = self._gateway, self._handed_over
+            await Lifespan(self.app, gateway.open, gateway.close, inside=inside)(scope, receive, send)
+        elif scope["type"] == "http" and scope["method"] == "POST" and _route(scope) == self._path:
+            await self._gateway(scope, receive, send)
+        else:
+            await self.app(scope, receive, send)
+
+
+def _route(scope: Scope) -> str:
+    """The path below the mount point (`scope["path"]` includes `root_path`)."""
+    path, root = str(scope["path"]), str(scope.get("root_path", "")).rstrip("/")
+    return path[len(root) :] if root and path.startswith(f"{root}/") else path
 
 
 class Arbstr:

@@ -1,4 +1,4 @@
-"""Alembic's entry: `arbstr_asgi.ledger.migrations` runs it, and says through attributes where and on what."""
+"""Alembic's entry: `arbstr_asgi.database.migrations` runs it, and says through attributes where and on what."""
 
 from alembic import context
 

@@ -1,8 +1,7 @@
 """What an operator decides, as frozen values.
 
 Build a `Config` in code, from a mapping with `parse`, or from a TOML file with `Config.load`. All three check the
-same things and raise `ConfigError` with the path of what is wrong.
-"""
+same things and raise `ConfigError` with the path of what is wrong."""
 
 import os
 from collections.abc import Iterable, Mapping, Sequence
@@ -12,16 +11,14 @@ from typing import Any, Literal, Self
 
 import msgspec
 
-from arbstr_asgi.config import checks
-from arbstr_asgi.config.keysources import conventional
-from arbstr_asgi.config.places import error_with_path
+from arbstr_asgi.config import validation
+from arbstr_asgi.config.api_keys import conventional
+from arbstr_asgi.config.legacy import check_supported
+from arbstr_asgi.config.loading import error_with_path, expanded, read_toml
 from arbstr_asgi.config.policies import Policies
 from arbstr_asgi.config.provider import Provider
 from arbstr_asgi.config.section import ConfigSection
 from arbstr_asgi.config.settings import DatabaseConfig, Failover, Limits, Logging, Server
-from arbstr_asgi.config.tomlfile import read_toml
-from arbstr_asgi.config.unsupported import check_supported
-from arbstr_asgi.config.variables import expanded
 from arbstr_asgi.errors import ConfigError
 
 _FILES = ("api_key_file", "ca_file")
@@ -74,7 +71,7 @@ class Config(ConfigSection, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     def _convert_rates(self) -> None:
         price = None
         if self.sats_per_usd is not None:
-            price = checks.rate("sats_per_usd", self.sats_per_usd)
+            price = validation.rate("sats_per_usd", self.sats_per_usd)
             self._set("sats_per_usd", price)
             self._require_positive("sats_per_usd")
         known = []

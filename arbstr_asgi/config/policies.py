@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from decimal import Decimal
 from typing import Literal
 
-from arbstr_asgi.config.checks import rate, strings
 from arbstr_asgi.config.section import ConfigSection
+from arbstr_asgi.config.validation import rate, strings
 from arbstr_asgi.errors import ConfigError
 
 

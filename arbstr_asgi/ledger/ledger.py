@@ -9,21 +9,20 @@ from pathlib import Path
 from databases import Database
 
 from arbstr_asgi.config.settings import LONGEST_RETENTION
-from arbstr_asgi.entry import PendingEntry, LedgerEntry
+from arbstr_asgi.database.database import LedgerDatabase
+from arbstr_asgi.database.drivers.base import describe_error
+from arbstr_asgi.database.records import LedgerEntry, PendingEntry
+from arbstr_asgi.database.statements import statements
 from arbstr_asgi.errors import ConfigError, LedgerError, LedgerUnavailable
-from arbstr_asgi.ledger.backlog import FlushMarker, Resolve, UsageUpdate, make_future
-from arbstr_asgi.ledger.caretaker import RollupScheduler
-from arbstr_asgi.ledger.faults import describe_error
-from arbstr_asgi.ledger.fragments import SqlDialect
-from arbstr_asgi.ledger.losses import LossCounters
-from arbstr_asgi.ledger.readable import AT_ONCE, LedgerQueries
-from arbstr_asgi.ledger.reader import QueryRunner
-from arbstr_asgi.ledger.slots import new_worker_id
-from arbstr_asgi.ledger.snapshot import QueueLimits, Snapshot
-from arbstr_asgi.ledger.spill import open_spill
-from arbstr_asgi.ledger.statements import statements
-from arbstr_asgi.ledger.target import LedgerDatabase
+from arbstr_asgi.ledger.queries import AT_ONCE, LedgerQueries, QueryRunner
+from arbstr_asgi.ledger.queue import FlushMarker, Resolve, UsageUpdate, make_future
+from arbstr_asgi.ledger.spill.locks import new_worker_id
+from arbstr_asgi.ledger.spill.store import open_spill
+from arbstr_asgi.ledger.status import LossCounters, QueueLimits, Snapshot
 from arbstr_asgi.ledger.writer import Writer
+from arbstr_asgi.stats.rollups.cache import RollupCache
+from arbstr_asgi.stats.rollups.scheduler import RollupScheduler
+from arbstr_asgi.stats.sql import SqlDialect
 
 logger = logging.getLogger("arbstr_asgi.ledger")
 
@@ -147,6 +146,7 @@ class Ledger(LedgerQueries):
                 await self._writer.stop(1.0)
                 raise
             self._at_once = asyncio.Semaphore(AT_ONCE)
+            self._cache = RollupCache()
             writer = self._writer
             self._caretaker = RollupScheduler(
                 lambda: writer.sessions if writer.accepting else None, self._fragments, self._retention
@@ -244,7 +244,7 @@ class Ledger(LedgerQueries):
             raise LedgerError(_CLOSED)
         if self._writer.sessions is None:
             raise LedgerUnavailable("the database can't answer: it has not been reached yet")
-        return QueryRunner(self._writer.sessions, self._statements, self._fragments)
+        return QueryRunner(self._writer.sessions, self._statements, self._fragments, self._cache)
 
     def _update(self, update: UsageUpdate, *, urgent: bool) -> None:
         if self._writer is None or not self._writer.accepting:

@@ -8,18 +8,18 @@ from contextlib import suppress
 from time import monotonic
 from typing import Any
 
+from arbstr_asgi.database.connections import ConnectionTasks
+from arbstr_asgi.database.database import LedgerDatabase
+from arbstr_asgi.database.statements import Statements
 from arbstr_asgi.errors import LedgerError, LedgerUnavailable
-from arbstr_asgi.ledger.backlog import WriteQueue, Item, FlushMarker, UsageUpdate
-from arbstr_asgi.ledger.hand import PendingBatches
-from arbstr_asgi.ledger.losses import LossCounters
-from arbstr_asgi.ledger.marks import DirtyHours
-from arbstr_asgi.ledger.replay import Recovery
-from arbstr_asgi.ledger.sessions import ConnectionTasks
-from arbstr_asgi.ledger.spill import Spill
-from arbstr_asgi.ledger.spiller import SpillWriter
-from arbstr_asgi.ledger.statements import Statements
-from arbstr_asgi.ledger.target import LedgerDatabase
-from arbstr_asgi.ledger.trouble import RetryLoop
+from arbstr_asgi.ledger.batch import PendingBatches
+from arbstr_asgi.ledger.queue import FlushMarker, Item, UsageUpdate, WriteQueue
+from arbstr_asgi.ledger.recovery import Recovery
+from arbstr_asgi.ledger.retry import RetryLoop
+from arbstr_asgi.ledger.spill.store import Spill
+from arbstr_asgi.ledger.spill.writer import SpillWriter
+from arbstr_asgi.ledger.status import LossCounters
+from arbstr_asgi.stats.rollups.dirty_hours import DirtyHours
 
 logger = logging.getLogger("arbstr_asgi.ledger")
 

@@ -1,16 +1,16 @@
-"""Questions to the ledger and their answers, as values; `arbstr_asgi.ledger` answers them."""
+"""Asking the ledger: questions, their answers, and the roll-ups that make them quick."""
 
-from arbstr_asgi.stats.cursor import Cursor
 from arbstr_asgi.stats.query import (
     GROUPS,
     SORTS,
-    Stats,
+    Cursor,
     Filters,
     Group,
     Page,
+    Percentiles,
     Rebuilt,
     RequestsQuery,
-    Percentiles,
+    Stats,
     StatsQuery,
     Summary,
 )
@@ -19,13 +19,13 @@ __all__ = [
     "GROUPS",
     "SORTS",
     "Cursor",
-    "Stats",
     "Filters",
     "Group",
     "Page",
+    "Percentiles",
     "Rebuilt",
     "RequestsQuery",
-    "Percentiles",
+    "Stats",
     "StatsQuery",
     "Summary",
 ]

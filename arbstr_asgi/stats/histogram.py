@@ -1,7 +1,6 @@
 """Durations counted in buckets, of which any number can be added up: 32 to an octave, exact below 64 ms.
 
-The percentile of a histogram is the middle of the bucket that the exact one is in, so it is off by at most 1/64.
-"""
+The percentile of a histogram is the middle of the bucket that the exact one is in, so it is off by at most 1/64."""
 
 import struct
 from binascii import a2b_base64, b2a_base64

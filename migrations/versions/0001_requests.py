@@ -2,8 +2,8 @@
 
 MariaDB and MySQL commit every DDL statement by itself, so a process that is killed half way leaves a table without a
 version. There the statements are written to be repeated: the table only if it isn't there, the index only if it has
-none. Whose table it is was settled before (`arbstr_asgi.ledger.schema`): without an empty version table of ours beside
-it and exactly these columns, nothing of this runs.
+none. Whose table it is was settled before (`arbstr_asgi.database.schema`): without an empty version table of ours
+beside it and exactly these columns, nothing of this runs.
 """
 
 from typing import Any

@@ -12,8 +12,9 @@ from typing import Any
 
 import pytest
 
-from arbstr_asgi.ledger import Ledger, migrate
-from arbstr_asgi.stats import StatsQuery
+from arbstr_asgi.database import database as migrate
+from arbstr_asgi.ledger.ledger import Ledger
+from arbstr_asgi.stats.query import StatsQuery
 from tests.support import ledger_generator
 
 BENCHMARK = Path(__file__).parents[1] / "benchmarks" / "relay.py"

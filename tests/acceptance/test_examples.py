@@ -14,8 +14,8 @@ from typing import Any
 
 import httpx
 
-from arbstr_asgi.mock import MockProvider
-from arbstr_asgi.serve import serving
+from arbstr_asgi.cli.mock.provider import MockProvider
+from arbstr_asgi.cli.server import serving
 
 FOLDER = Path(__file__).resolve().parents[2] / "example_app"
 START_SECONDS = 20.0

@@ -13,7 +13,8 @@ from typing import Any
 
 import pytest
 
-from arbstr_asgi.ledger import Ledger, migrations
+from arbstr_asgi.database import migrations
+from arbstr_asgi.ledger.ledger import Ledger
 from tests.support.databases import DIALECTS, an_entry, fresh_database, require, run_sql
 
 PROCESSES = 8
@@ -105,7 +106,8 @@ def test_the_wheel_carries_the_migrations(tmp_path: Path) -> None:
         "sys.path.insert(0, sys.argv[1])\n"
         "sys.modules['arbstr_asgi'] = package = type(sys)('arbstr_asgi')\n"  # without what __init__ imports
         "package.__path__ = [sys.argv[1] + '/arbstr_asgi']\n"
-        "from arbstr_asgi.ledger import migrations, migration_sql\n"
+        "from arbstr_asgi.database import migrations\n"
+        "from arbstr_asgi.database.database import migration_sql\n"
         "assert migrations.folder() == pathlib.Path(sys.argv[1], 'arbstr_asgi', 'migrations'), migrations.folder()\n"
         "assert 'CREATE TABLE requests' in migration_sql('sqlite:///x.db')\n"
     )

@@ -12,7 +12,7 @@ import httpx
 import pytest
 from prometheus_client import values
 
-from arbstr_asgi.metrics.sharing import FOLDER, PLACE, MultiprocessMetrics, use_worker_number
+from arbstr_asgi.telemetry.multiprocess import FOLDER, PLACE, MultiprocessMetrics, use_worker_number
 from tests.integration.telemetry.test_prometheus import Scraped, scrape
 from tests.support.asgi_client import PLAIN_REQUEST, Provided, call, configured, running
 from tests.support.fake_provider import provider
@@ -168,7 +168,7 @@ def test_unreadable(place: Path, tmp_path: Path) -> None:
 
 def test_gauges_are_kept_up(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A worker that nobody asks keeps its gauges up to date for those who are asked."""
-    monkeypatch.setattr("arbstr_asgi.gateway.SECONDS_BETWEEN_MEASURES", 0.01)
+    monkeypatch.setattr("arbstr_asgi.gateway.gateway.SECONDS_BETWEEN_GAUGES", 0.01)
 
     async def main() -> None:
         async with running("sub-app", configured(tmp_path), Provided()) as app:
@@ -181,14 +181,14 @@ def test_gauges_are_kept_up(place: Path, tmp_path: Path, monkeypatch: pytest.Mon
 
 def test_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without prometheus-client workers share nothing."""
-    from arbstr_asgi.metrics import sharing
+    from arbstr_asgi.telemetry import multiprocess
 
-    monkeypatch.setattr(sharing, "installed", lambda package: False)
+    monkeypatch.setattr(multiprocess, "is_installed", lambda package: False)
     monkeypatch.setenv(PLACE, "0")
     before = values.ValueClass
     use_worker_number()
     assert values.ValueClass is before
-    with sharing.multiprocess_metrics() as shared:
+    with multiprocess.multiprocess_metrics() as shared:
         assert shared.environ(7)[PLACE] == "0"
         shared.ended(0)
         assert temporary() == []

@@ -10,7 +10,7 @@ from typing import Any
 import openai
 import pytest
 
-from arbstr_asgi.serve import serving
+from arbstr_asgi.cli.server import serving
 from tests.support.fake_provider import JSON_TYPE, RESPONSE_MODEL, SCRIPTS, SSE_TYPE, USAGE, Line, event, provider
 from tests.support.host_apps import HOMES, Home
 from tests.support.servers import Row, configured, until_drains

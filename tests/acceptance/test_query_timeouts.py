@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 
 from arbstr_asgi.errors import LedgerError
-from arbstr_asgi.ledger import readable
-from arbstr_asgi.ledger.reader import QueryRunner
-from arbstr_asgi.stats import Group, StatsQuery
+from arbstr_asgi.ledger import queries
+from arbstr_asgi.ledger.queries import QueryRunner
+from arbstr_asgi.stats.query import Group, StatsQuery
 from tests.integration.stats.test_rollups_maintenance import ALL
 from tests.support.databases import dialect_of
 from tests.support.ledger_bench import Bench, bench
@@ -65,16 +65,16 @@ def test_a_turn_ends_with_the_work(bench: Bench, monkeypatch: pytest.MonkeyPatch
             return []
 
         monkeypatch.setattr(QueryRunner, "groups", groups)
-        for _ in range(readable.AT_ONCE):
+        for _ in range(queries.AT_ONCE):
             asking = asyncio.create_task(bench.ledger.stats(ALL))
             await asyncio.sleep(0.01)
             asking.cancel()
         another = asyncio.create_task(bench.ledger.stats(ALL))
         await asyncio.sleep(0.05)
-        assert running == readable.AT_ONCE
+        assert running == queries.AT_ONCE
         done.set()
         assert await asyncio.wait_for(another, 5) == []
-        assert running == readable.AT_ONCE + 1
+        assert running == queries.AT_ONCE + 1
 
     bench.run(scenario())
 

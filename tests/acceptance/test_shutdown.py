@@ -17,9 +17,10 @@ from typing import Any
 
 import pytest
 
-from arbstr_asgi import Arbstr, Config, supervisor, worker
-from arbstr_asgi.serve import _command, overridden
-from arbstr_asgi.supervisor import WorkerSlot, Supervisor
+from arbstr_asgi import Arbstr, Config
+from arbstr_asgi.cli import supervisor, worker
+from arbstr_asgi.cli.server import _command, overridden
+from arbstr_asgi.cli.supervisor import Supervisor, WorkerSlot
 from tests.support.fake_provider import provider
 from tests.support.raw_http_client import Wire, ask, eventually
 from tests.support.servers import (
@@ -223,7 +224,7 @@ def test_signals_that_change_nothing(workers: int, signals: Any, group: bool, tm
 def test_echo_at_the_very_end(tmp_path: Path) -> None:
     """A signal that comes while the interpreter ends, when Python has no handlers any more, changes nothing either."""
     late = "import os, signal\nclass Late:\n    def __del__(self, kill=os.kill, pid=os.getpid()): kill(pid, 15)\n"
-    code = f"{late}late = Late()\nfrom arbstr_asgi.cli import main\nmain()"
+    code = f"{late}late = Late()\nfrom arbstr_asgi.cli.main import main\nmain()"
     config = write_toml(tmp_path, "http://127.0.0.1:1/v1", free_port())
     command = [sys.executable, "-c", code, "serve", "-c", str(config)]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:

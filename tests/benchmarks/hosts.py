@@ -13,9 +13,9 @@ from granian.constants import Interfaces
 from granian.server.embed import Server as Granian
 
 from arbstr_asgi import ArbstrMiddleware, Config, DatabaseConfig, Provider, Server
-from arbstr_asgi.body import BodyChunks
-from arbstr_asgi.serve import serving
-from arbstr_asgi.transports import TransportPool
+from arbstr_asgi.cli.server import serving
+from arbstr_asgi.gateway.request_body import BodyChunks
+from arbstr_asgi.providers.transport import TransportPool
 
 CHAT = "/v1/chat/completions"
 CPU = "/cpu"

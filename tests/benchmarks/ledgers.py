@@ -7,7 +7,7 @@ from pathlib import Path
 
 from provider import TOKENS
 
-from arbstr_asgi.ledger import Ledger
+from arbstr_asgi.ledger.ledger import Ledger
 
 sys.path.append(str(Path(__file__).parents[2]))
 from tests.support.databases import fresh_database, reachable

@@ -47,7 +47,7 @@ SERVERS = {
         "--loop",
         "{loop}",
     ],
-    "arbstr serve (hypercorn)": ["-c", "from arbstr_asgi.cli import main; main()", "serve", "-c", "{config}"],
+    "arbstr serve (hypercorn)": ["-c", "from arbstr_asgi.cli.main import main; main()", "serve", "-c", "{config}"],
 }
 CONFIG = """
 [server]

@@ -6,8 +6,8 @@ from collections.abc import Callable
 
 from provider import USUAL
 
-from arbstr_asgi.chat import ensure_stream_options, parse
-from arbstr_asgi.metering import open_meter
+from arbstr_asgi.protocols.chat import ensure_stream_options, parse
+from arbstr_asgi.protocols.meters import open_meter
 
 
 def parts(repeat: int) -> dict[str, float]:

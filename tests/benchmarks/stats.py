@@ -21,10 +21,12 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from arbstr_asgi.ledger import Ledger, caretaker, migrate
-from arbstr_asgi.stats import GROUPS, Filters, RequestsQuery, StatsQuery
-from arbstr_asgi.stats.plan import HOUR
-from arbstr_asgi.stats.zones import number_of
+from arbstr_asgi.database import database as migrate
+from arbstr_asgi.ledger.ledger import Ledger
+from arbstr_asgi.stats.planner import HOUR
+from arbstr_asgi.stats.query import GROUPS, Filters, RequestsQuery, StatsQuery
+from arbstr_asgi.stats.rollups import scheduler
+from arbstr_asgi.stats.timezones import number_of
 from tests.support import ledger_generator
 from tests.support.databases import an_entry, run_sql
 
@@ -126,7 +128,7 @@ async def ask_pages(report: Report, ledger: Ledger, until: datetime) -> None:
 
 async def measured(url: str, report: Report, rows: int) -> None:
     """All of it."""
-    caretaker.FIRST = 10**9  # nobody rolls up but us
+    scheduler.FIRST = 10**9  # nobody rolls up but us
     ledger = Ledger(url)
     await ledger.open()
     until = datetime.now(UTC)

@@ -26,9 +26,10 @@ import uvloop
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from arbstr_asgi.entry import AttemptEntry, LedgerEntry
-from arbstr_asgi.ledger import Ledger, caretaker
-from arbstr_asgi.ledger.columns import ATTEMPT_COLUMNS, COLUMNS, Column, Kind
+from arbstr_asgi.database.columns import ATTEMPT_COLUMNS, COLUMNS, Column, Kind
+from arbstr_asgi.database.records import AttemptEntry, LedgerEntry
+from arbstr_asgi.ledger.ledger import Ledger
+from arbstr_asgi.stats.rollups import scheduler
 from tests.support.databases import dialect_of, run_sql
 
 BATCH = 500
@@ -92,7 +93,7 @@ async def saturated(ledger: Ledger, rows: int) -> dict[str, Any]:
 
 async def measured(url: str, rows: int) -> dict[str, Any]:
     """Both on one database."""
-    caretaker.FIRST = 10**9  # nobody rolls up
+    scheduler.FIRST = 10**9  # nobody rolls up
     found: dict[str, Any] = {}
     ways: dict[str, Callable[[Ledger, int], Awaitable[dict[str, Any]]]] = {
         "batches": in_batches,

@@ -17,7 +17,7 @@ from urllib.parse import SplitResult, unquote, urlsplit
 
 import pytest
 
-from arbstr_asgi.entry import LedgerEntry
+from arbstr_asgi.database.records import LedgerEntry
 
 DIALECTS = ("sqlite", "postgresql", "mysql")
 _SERVERS = {

@@ -13,7 +13,7 @@ from starlette.routing import Mount, Route, WebSocketRoute
 from starlette.websockets import WebSocket
 
 from arbstr_asgi import Arbstr, ArbstrMiddleware, Config
-from arbstr_asgi.ledger import Ledger
+from arbstr_asgi.ledger.ledger import Ledger
 
 App = Any
 

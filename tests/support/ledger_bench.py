@@ -8,9 +8,10 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from arbstr_asgi.entry import LedgerEntry
-from arbstr_asgi.ledger import Ledger, caretaker
-from arbstr_asgi.ledger.upkeep import Maintenance
+from arbstr_asgi.database.records import LedgerEntry
+from arbstr_asgi.ledger.ledger import Ledger
+from arbstr_asgi.stats.rollups import scheduler
+from arbstr_asgi.stats.rollups.maintenance import Maintenance
 from tests.support.databases import DIALECTS, fresh_database
 
 
@@ -63,7 +64,7 @@ def bench(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     with ExitStack() as stack, pytest.MonkeyPatch.context() as patch:
         folder: Path = tmp_path_factory.mktemp("stats")
         patch.chdir(folder)
-        patch.setattr(caretaker, "FIRST", 10**6)
+        patch.setattr(scheduler, "FIRST", 10**6)
         url = stack.enter_context(fresh_database(request.param, folder))
         runner = stack.enter_context(asyncio.Runner())
         ledger = Ledger(url)

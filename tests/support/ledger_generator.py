@@ -11,7 +11,7 @@ from itertools import accumulate
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
-from arbstr_asgi.ledger.driver import iso
+from arbstr_asgi.database.drivers.base import iso
 from tests.support.databases import dialect_of, sqlite_file
 
 MODELS = [f"{family}-{size}" for family in ("gpt", "claude", "llama", "mistral") for size in ("large", "small", "mini")]

@@ -9,7 +9,7 @@ from zoneinfo import ZoneInfo
 
 import msgspec
 
-from arbstr_asgi.stats import Filters, Group, RequestsQuery, StatsQuery, Summary
+from arbstr_asgi.stats.query import Filters, Group, RequestsQuery, StatsQuery, Summary
 
 Row = dict[str, Any]
 TIMES = ("hour", "day")

@@ -17,7 +17,7 @@ from typing import Any
 import httpx
 
 from arbstr_asgi import Arbstr, Caller, Config, DatabaseConfig, Provider, Server
-from arbstr_asgi.serve import serving
+from arbstr_asgi.cli.server import serving
 from tests.support.raw_http_client import eventually
 
 SECONDS = 20.0  # more than anything here takes, on a busy machine too
@@ -255,7 +255,7 @@ def command(kind: str, port: int, workers: int, app: str, options: Sequence[str]
 def kind_arguments(kind: str, port: int, workers: int, app: str, options: Sequence[str], config: Path) -> list[str]:
     """What Python gets to start a server of this kind."""
     if kind == "arbstr":
-        return ["-c", "from arbstr_asgi.cli import main; main()", "serve", "-c", str(config), *options]
+        return ["-c", "from arbstr_asgi.cli.main import main; main()", "serve", "-c", str(config), *options]
     return ["-m", *command(kind, port, workers, app, options)]
 
 

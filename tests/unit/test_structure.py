@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import arbstr_asgi
-from arbstr_asgi.entry import LedgerEntry
+from arbstr_asgi.database.records import LedgerEntry
 
 ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "arbstr_asgi"

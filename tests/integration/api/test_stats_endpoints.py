@@ -17,10 +17,10 @@ import pytest
 from msgspec.structs import replace
 
 from arbstr_asgi import Arbstr, DatabaseConfig, Server, Token
-from arbstr_asgi.entry import AttemptEntry, LedgerEntry
+from arbstr_asgi.cli.server import serving
+from arbstr_asgi.database.records import AttemptEntry, LedgerEntry
 from arbstr_asgi.errors import LedgerError
-from arbstr_asgi.serve import serving
-from arbstr_asgi.stats import RequestsQuery
+from arbstr_asgi.stats.query import RequestsQuery
 from tests.support.asgi_client import PLAIN_REQUEST, Call, Provided, call, configured, running
 from tests.support.databases import an_entry, run_sql
 from tests.support.raw_http_client import Wire, eventually

@@ -17,7 +17,7 @@ from starlette.routing import Mount
 from starlette.testclient import TestClient
 
 from arbstr_asgi import Arbstr, ArbstrError, ArbstrMiddleware, Caller
-from arbstr_asgi.serve import serving
+from arbstr_asgi.cli.server import serving
 from tests.support.asgi_client import Call, call
 from tests.support.fake_provider import JSON_TYPE, SSE_TYPE, USAGE, Line, plain, provider, stream
 from tests.support.host_apps import HOMES, PAGES, Home, client_of, django_wrapped, mounted, route, starlette_middleware

@@ -19,12 +19,12 @@ import httpx
 import pytest
 from click.testing import CliRunner
 
-import arbstr_asgi.metering.events
-import arbstr_asgi.metering.plain
+import arbstr_asgi.protocols.body_meter
+import arbstr_asgi.protocols.stream_meter
 from arbstr_asgi import Arbstr, ArbstrError, Caller, Config, ConfigError, DatabaseConfig, Logging, Server, Token
-from arbstr_asgi.chat import parse
-from arbstr_asgi.cli import main as main_command
+from arbstr_asgi.cli.main import main as main_command
 from arbstr_asgi.config.settings import Limits
+from arbstr_asgi.protocols.chat import parse
 from tests.support.asgi_client import (
     JSON_TYPE,
     SSE_TYPE,
@@ -619,8 +619,8 @@ def test_metering_bug(tmp_path: Path, finds: Finds, monkeypatch: pytest.MonkeyPa
     def decode(payload: bytes) -> Any:
         raise RuntimeError(f"{BUG} {payload!r}")
 
-    monkeypatch.setattr(arbstr_asgi.metering.events, "decode", decode)
-    monkeypatch.setattr(arbstr_asgi.metering.plain, "decode", decode)
+    monkeypatch.setattr(arbstr_asgi.protocols.stream_meter, "decode", decode)
+    monkeypatch.setattr(arbstr_asgi.protocols.body_meter, "decode", decode)
 
     async def main() -> None:
         provided = Provided()

@@ -23,10 +23,10 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from arbstr_asgi import Config, Provider, __version__
-from arbstr_asgi.cli import STANDALONE, main
-from arbstr_asgi.listing import provider_listing, to_json
-from arbstr_asgi.mock import MockProvider
-from arbstr_asgi.orders import CHEAP, EXPENSIVE, MEANINGS
+from arbstr_asgi.api.providers import provider_listing, to_json
+from arbstr_asgi.cli.main import STANDALONE, main
+from arbstr_asgi.cli.mock.directives import CHEAP, EXPENSIVE, MEANINGS
+from arbstr_asgi.cli.mock.provider import MockProvider
 
 SECONDS = 30.0
 COMMANDS = ["check", "demo", "forget", "migrate", "providers", "prune", "rollups", "serve", "stats", "tail"]
@@ -386,7 +386,7 @@ def listed(text: str, heading: str) -> list[dict[str, str]]:
 
 def test_demo(tmp_path: Path) -> None:
     """`arbstr demo` shows the injection, equal digests, priced rows and a failover, and leaves nothing behind."""
-    command = [sys.executable, "-c", "from arbstr_asgi.cli import main; main()", "demo"]
+    command = [sys.executable, "-c", "from arbstr_asgi.cli.main import main; main()", "demo"]
     temporary = tmp_path / "tmp"
     temporary.mkdir()
     done = subprocess.run(
@@ -493,7 +493,7 @@ def ledger_of(path: Path, count: int) -> list[dict[str, Any]]:
 def mocking(folder: Path) -> Iterator[tuple[str, list[str], "subprocess.Popen[str]"]]:
     """`arbstr serve --mock`: its URL, what it says at first, and its process."""
     port = free_port()
-    script = "from arbstr_asgi.cli import main; main()"
+    script = "from arbstr_asgi.cli.main import main; main()"
     command = [sys.executable, "-c", script, "serve", "--mock", "--listen", f"127.0.0.1:{port}"]
     with subprocess.Popen(
         command,
@@ -580,7 +580,15 @@ def test_serve_mock_on_a_port_that_is_taken() -> None:
     """An address that somebody else has is one line here, too."""
     with socket.create_server(("127.0.0.1", 0)) as taken:
         listen = f"127.0.0.1:{taken.getsockname()[1]}"
-        command = [sys.executable, "-c", "from arbstr_asgi.cli import main; main()", "serve", "--mock", "-l", listen]
+        command = [
+            sys.executable,
+            "-c",
+            "from arbstr_asgi.cli.main import main; main()",
+            "serve",
+            "--mock",
+            "-l",
+            listen,
+        ]
         result = subprocess.run(
             command, env=environment(), capture_output=True, text=True, timeout=SECONDS, check=False
         )
@@ -614,7 +622,7 @@ def test_serve_on_a_port_that_is_taken(tmp_path: Path) -> None:
         command = [
             sys.executable,
             "-c",
-            "from arbstr_asgi.cli import main; main()",
+            "from arbstr_asgi.cli.main import main; main()",
             "serve",
             "-c",
             str(path),

@@ -11,11 +11,13 @@ from typing import Any
 
 import pytest
 
-from arbstr_asgi import Arbstr, mock, mocks
-from arbstr_asgi.mock import MockProvider
-from arbstr_asgi.mocks import MockProviders, run_mock_providers
-from arbstr_asgi.orders import MEANINGS, WORDS, UnknownDirective, directives, status
-from arbstr_asgi.serve import serving
+from arbstr_asgi import Arbstr
+from arbstr_asgi.cli.mock import provider as mock
+from arbstr_asgi.cli.mock import server as mocks
+from arbstr_asgi.cli.mock.directives import MEANINGS, WORDS, UnknownDirective, directives, status
+from arbstr_asgi.cli.mock.provider import MockProvider
+from arbstr_asgi.cli.mock.server import MockProviders, run_mock_providers
+from arbstr_asgi.cli.server import serving
 from tests.support.raw_http_client import Wire, ask, eventually
 from tests.support.servers import Gateway, Row, no_task_left
 

@@ -18,14 +18,14 @@ import httpx
 import pytest
 from click.testing import CliRunner, Result
 
-from arbstr_asgi.cli import main
-from arbstr_asgi.entry import AttemptEntry, LedgerEntry
+from arbstr_asgi.cli.main import main
+from arbstr_asgi.cli.mock.provider import MockProvider
+from arbstr_asgi.cli.server import serving
+from arbstr_asgi.cli.sources import RemoteSource
+from arbstr_asgi.cli.tail import WINDOW, TailPoller
+from arbstr_asgi.database.records import AttemptEntry, LedgerEntry
 from arbstr_asgi.errors import ConfigError, LedgerError
-from arbstr_asgi.ledger import Ledger
-from arbstr_asgi.mock import MockProvider
-from arbstr_asgi.serve import serving
-from arbstr_asgi.terminal.remote import RemoteSource
-from arbstr_asgi.terminal.watch import WINDOW, TailPoller
+from arbstr_asgi.ledger.ledger import Ledger
 from tests.support.databases import an_entry, run_sql
 from tests.support.servers import spawned
 
@@ -449,8 +449,8 @@ def test_tail_goes_on(config: str, monkeypatch: pytest.MonkeyPatch) -> None:
             raise found
         return list(found)
 
-    monkeypatch.setattr(TailPoller, "look", look)
-    monkeypatch.setattr("arbstr_asgi.terminal.lookups._POLL", 0.0)
+    monkeypatch.setattr(TailPoller, "poll", look)
+    monkeypatch.setattr("arbstr_asgi.cli.stats._POLL", 0.0)
     result = arbstr("tail", "-c", config)
     assert (result.exit_code, result.stdout) == (0, "")
     assert result.stderr.split("\n")[:2] == ["down; trying again", "again; trying again"]
@@ -462,7 +462,7 @@ def process(folder: Path, *arguments: str) -> "subprocess.Popen[str]":
     # Whoever runs the tests behind a shell's `&` has SIGINT ignored, and so would the command.
     heard = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"
     return subprocess.Popen(
-        [sys.executable, "-c", f"{heard}; from arbstr_asgi.cli import main; main()", *arguments],
+        [sys.executable, "-c", f"{heard}; from arbstr_asgi.cli.main import main; main()", *arguments],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

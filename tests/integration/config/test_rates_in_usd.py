@@ -9,11 +9,11 @@ import pytest
 from click.testing import CliRunner
 
 from arbstr_asgi import Config, ConfigError, Provider
-from arbstr_asgi.cli import main
-from arbstr_asgi.config.rates import RATES, Rates
-from arbstr_asgi.listing import provider_listing
-from arbstr_asgi.pricing import cost
-from arbstr_asgi.usage import Usage
+from arbstr_asgi.api.providers import provider_listing
+from arbstr_asgi.cli.main import main
+from arbstr_asgi.config.provider import RATES, Rates
+from arbstr_asgi.protocols.usage import Usage
+from arbstr_asgi.providers.pricing import cost
 
 PRICE = Decimal("1538.4615384615")
 TOML = """

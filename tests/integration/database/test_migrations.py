@@ -18,9 +18,12 @@ from alembic.config import Config
 from alembic.script import ScriptDirectory
 from databases import Database
 
+from arbstr_asgi.database import database as migrate
+from arbstr_asgi.database import migrations, schema
+from arbstr_asgi.database.columns import ATTEMPT_COLUMNS, COLUMNS
+from arbstr_asgi.database.database import migration_sql
 from arbstr_asgi.errors import ConfigError, LedgerError
-from arbstr_asgi.ledger import Ledger, migrate, migration_sql, migrations, schema
-from arbstr_asgi.ledger.columns import ATTEMPT_COLUMNS, COLUMNS
+from arbstr_asgi.ledger.ledger import Ledger
 from tests.support.databases import an_entry, dialect_of, run_sql, sqlite_file
 
 
@@ -334,7 +337,7 @@ def test_alembic_is_imported_only_when_behind(tmp_path: Path) -> None:
     opened(url)
     program = (
         "import asyncio, sys\n"
-        "from arbstr_asgi.ledger import Ledger\n"
+        "from arbstr_asgi.ledger.ledger import Ledger\n"
         "async def main():\n"
         "    ledger = Ledger(sys.argv[1]); await ledger.open(); await ledger.close()\n"
         "asyncio.run(main())\n"

@@ -17,7 +17,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from arbstr_asgi import Arbstr, ArbstrError, Caller, Server, Token
-from arbstr_asgi.callers import MAX_TAGS_BYTES
+from arbstr_asgi.gateway.auth import MAX_TAGS_BYTES
 from tests.support.asgi_client import (
     JSON_TYPE,
     PLAIN,

@@ -5,8 +5,8 @@ import uuid
 
 import pytest
 
-from arbstr_asgi.callid import new_request_id
-from arbstr_asgi.closing import Closing
+from arbstr_asgi._utils import new_request_id
+from arbstr_asgi.gateway.attempt import Closing
 
 
 def test_the_last_first_whatever_fails() -> None:

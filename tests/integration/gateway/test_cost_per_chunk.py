@@ -9,7 +9,8 @@ from typing import Any
 import httpx
 import pytest
 
-from arbstr_asgi import Arbstr, Config, DatabaseConfig, Provider, Server, exchange
+from arbstr_asgi import Arbstr, Config, DatabaseConfig, Provider, Server
+from arbstr_asgi.gateway import call
 
 TEN_SECONDS = 10.0
 LEDGER_SECONDS = 0.15  # in which the row of the answer is written, so that its timers are not counted
@@ -82,7 +83,7 @@ def stream(folder: Path, chunks: int, monkeypatch: pytest.MonkeyPatch) -> Counte
     def answer(request: httpx.Request) -> httpx.Response:
         return httpx.Response(200, headers={"content-type": "text/event-stream"}, stream=Stream(chunks, loop))
 
-    open_meter = exchange.open_meter
+    open_meter = call.open_meter
 
     def open_counted(**options: Any) -> Any:
         return CountingMeter(open_meter(**options), loop)
@@ -112,7 +113,7 @@ def stream(folder: Path, chunks: int, monkeypatch: pytest.MonkeyPatch) -> Counte
             (row,) = await arbstr.ledger.rows()
             assert (row["input_tokens"], row["end_reason"]) == (7, "completed")
 
-    monkeypatch.setattr(exchange, "open_meter", open_counted)
+    monkeypatch.setattr(call, "open_meter", open_counted)
     with asyncio.Runner(loop_factory=lambda: loop) as runner:
         runner.run(main())
     monkeypatch.undo()

@@ -19,11 +19,10 @@ import httpx
 import pytest
 
 from arbstr_asgi import Arbstr, ArbstrMiddleware, ConfigError
-from arbstr_asgi.entry import LedgerEntry
-from arbstr_asgi.estimating import estimator
-from arbstr_asgi.estimating.estimator import Estimator
-from arbstr_asgi.estimating.keeping import MAX_STREAM_BYTES
-from arbstr_asgi.estimating.tokens import PIECE, Stopped, Tokenizer
+from arbstr_asgi.database.records import LedgerEntry
+from arbstr_asgi.gateway import estimator
+from arbstr_asgi.gateway.estimator import MAX_STREAM_BYTES, Estimator
+from arbstr_asgi.protocols.tokenizer import PIECE, Stopped, Tokenizer
 from tests.integration.telemetry.test_prometheus import scrape
 from tests.support.asgi_client import (
     EVENTS,
@@ -341,7 +340,7 @@ def test_nothing_is_kept(tmp_path: Path, caplog: pytest.LogCaptureFixture, monke
     def failing(self: Estimator, tokenizer: Any, text: str) -> int:
         raise ValueError(text)
 
-    monkeypatch.setattr(Estimator, "keep", kept)
+    monkeypatch.setattr(Estimator, "sample", kept)
 
     async def main() -> str:
         answer = streaming(delta(CANARY), STOP, DONE)

@@ -13,7 +13,7 @@ import h11
 import pytest
 
 from arbstr_asgi import Arbstr, Config, DatabaseConfig, Failover, Policies, Provider, Rule, Server
-from arbstr_asgi.serve import serving
+from arbstr_asgi.cli.server import serving
 from tests.support.fake_provider import Provider as Script
 from tests.support.fake_provider import provider
 from tests.support.raw_http_client import Wire, ask

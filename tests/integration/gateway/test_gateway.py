@@ -11,12 +11,11 @@ from typing import Any
 import httpx
 import pytest
 
-import arbstr_asgi.metering
-import arbstr_asgi.metering.events
-import arbstr_asgi.metering.plain
+import arbstr_asgi.protocols.body_meter
+import arbstr_asgi.protocols.stream_meter
 from arbstr_asgi import DatabaseConfig
-from arbstr_asgi.gateway import STOP_SECONDS
-from arbstr_asgi.ledger import Ledger
+from arbstr_asgi.gateway.gateway import STOP_SECONDS
+from arbstr_asgi.ledger.ledger import Ledger
 from tests.support.asgi_client import (
     EVENTS,
     JSON_TYPE,
@@ -98,12 +97,12 @@ def test_metering_bug(
     def bug(*args: Any, **options: Any) -> Any:
         raise RuntimeError("a bug of ours")
 
-    reading = arbstr_asgi.metering.ReplySummary
+    reading = arbstr_asgi.protocols.reply.ReplySummary
     if where == "decode":
-        monkeypatch.setattr(arbstr_asgi.metering.events, "decode", bug)
-        monkeypatch.setattr(arbstr_asgi.metering.plain, "decode", bug)
+        monkeypatch.setattr(arbstr_asgi.protocols.stream_meter, "decode", bug)
+        monkeypatch.setattr(arbstr_asgi.protocols.body_meter, "decode", bug)
     else:
-        for name in [name for name in vars(reading) if name.startswith("learn")]:
+        for name in [name for name in vars(reading) if name.startswith("update")]:
             monkeypatch.setattr(reading, name, bug)
     chunks = [event[at : at + 50] for event in EVENTS for at in range(0, len(event), 50)]
     answer = streaming(*chunks) if body == STREAM_REQUEST else None
@@ -231,7 +230,7 @@ def test_health(tmp_path: Path) -> None:
 
 def test_not_ready(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A database that raises under a running process is told, but no reason to send clients away: the calls go on."""
-    from arbstr_asgi.ledger.sqlite import Sqlite
+    from arbstr_asgi.database.drivers.sqlite import Sqlite
 
     async def broken(*args: Any) -> Any:
         raise OSError("disk on fire")
@@ -303,7 +302,7 @@ def test_cannot_open(
     way: Way, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """No ledger, no calls: a 503, a CRITICAL line each time, nothing sent; and another try at a later call."""
-    monkeypatch.setattr("arbstr_asgi.gateway.SECONDS_UNTIL_RETRY", 0.0)
+    monkeypatch.setattr("arbstr_asgi.gateway.gateway.SECONDS_UNTIL_RETRY", 0.0)
     folder = tmp_path / "not yet there"
 
     async def main() -> None:

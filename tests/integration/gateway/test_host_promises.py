@@ -10,9 +10,9 @@ import msgspec
 import pytest
 
 from arbstr_asgi import Drain, Provider
-from arbstr_asgi.entry import LedgerEntry
-from arbstr_asgi.ledger import Ledger
-from arbstr_asgi.upstream import HttpxClient
+from arbstr_asgi.database.records import LedgerEntry
+from arbstr_asgi.ledger.ledger import Ledger
+from arbstr_asgi.providers.client import HttpxClient
 from tests.support.asgi_client import (
     EVENTS,
     JSON_TYPE,

@@ -12,7 +12,7 @@ import httpx
 import pytest
 
 from arbstr_asgi import Arbstr, Config, DatabaseConfig, Provider, Server
-from arbstr_asgi.chat import ensure_stream_options, parse
+from arbstr_asgi.protocols.chat import ensure_stream_options, parse
 
 FIVE_SECONDS = 5.0
 UNKNOWN = "no-such-call"

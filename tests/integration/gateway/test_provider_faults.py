@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from arbstr_asgi import Arbstr
-from arbstr_asgi.serve import serving
+from arbstr_asgi.cli.server import serving
 from tests.support.fake_provider import (
     RESPONSE_ID,
     RESPONSE_MODEL,

@@ -11,9 +11,9 @@ import httpx
 import pytest
 
 from arbstr_asgi import Arbstr, Provider
-from arbstr_asgi.interrupt import Deadline
-from arbstr_asgi.pricing import cost
-from arbstr_asgi.usage import Usage, read_usage
+from arbstr_asgi.gateway.deadline import Deadline
+from arbstr_asgi.protocols.usage import Usage, read_usage
+from arbstr_asgi.providers.pricing import cost
 from tests.support.asgi_client import PLAIN_REQUEST, Provided, call, configured
 from tests.support.fake_provider import plain, provider, stream
 from tests.support.raw_http_client import Wire, ask

@@ -10,9 +10,9 @@ from typing import Any
 import msgspec
 import pytest
 
-from arbstr_asgi.entry import LedgerEntry
-from arbstr_asgi.holding import StrictHold
-from arbstr_asgi.metering import ReplySummary
+from arbstr_asgi.database.records import LedgerEntry
+from arbstr_asgi.gateway.strict import StrictHold
+from arbstr_asgi.protocols.reply import ReplySummary
 from tests.support.asgi_client import PLAIN_REQUEST, STREAM_REQUEST, Call, Message, Provided, rows
 from tests.support.asgi_client import configured as in_process
 from tests.support.asgi_client import running as in_lifespan

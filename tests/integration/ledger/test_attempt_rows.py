@@ -10,11 +10,11 @@ from typing import Any
 import msgspec
 import pytest
 
-from arbstr_asgi.entry import AttemptEntry, LedgerEntry
-from arbstr_asgi.ledger import Ledger
-from arbstr_asgi.ledger.slots import SpillLocks
-from arbstr_asgi.ledger.spill import SpillStore
-from arbstr_asgi.ledger.values import record
+from arbstr_asgi.database.records import AttemptEntry, LedgerEntry
+from arbstr_asgi.database.values import record
+from arbstr_asgi.ledger.ledger import Ledger
+from arbstr_asgi.ledger.spill.locks import SpillLocks
+from arbstr_asgi.ledger.spill.store import SpillStore
 from tests.support.databases import an_entry, dialect_of, run_sql, sqlite_file
 from tests.support.raw_http_client import eventually
 

@@ -10,17 +10,20 @@ from typing import Any
 
 import pytest
 
-from arbstr_asgi.entry import AttemptEntry
-from arbstr_asgi.ledger import Ledger, holder, sqlite, values
-from arbstr_asgi.ledger.backlog import WriteQueue
-from arbstr_asgi.ledger.columns import ATTEMPT_COLUMNS, COLUMNS
-from arbstr_asgi.ledger.driver import BulkStatement
-from arbstr_asgi.ledger.hand import PendingBatches, upsert_operations
-from arbstr_asgi.ledger.holder import HeldConnection
-from arbstr_asgi.ledger.losses import LossCounters
-from arbstr_asgi.ledger.marks import DirtyHours
-from arbstr_asgi.ledger.statements import statements
-from arbstr_asgi.ledger.target import LedgerDatabase
+from arbstr_asgi.database import connections as holder
+from arbstr_asgi.database import values
+from arbstr_asgi.database.columns import ATTEMPT_COLUMNS, COLUMNS
+from arbstr_asgi.database.connections import HeldConnection
+from arbstr_asgi.database.database import LedgerDatabase
+from arbstr_asgi.database.drivers import sqlite
+from arbstr_asgi.database.drivers.base import BulkStatement
+from arbstr_asgi.database.records import AttemptEntry
+from arbstr_asgi.database.statements import statements
+from arbstr_asgi.ledger.batch import PendingBatches, upsert_operations
+from arbstr_asgi.ledger.ledger import Ledger
+from arbstr_asgi.ledger.queue import WriteQueue
+from arbstr_asgi.ledger.status import LossCounters
+from arbstr_asgi.stats.rollups.dirty_hours import DirtyHours
 from tests.support.databases import an_entry, run_sql, sqlite_file
 from tests.support.raw_http_client import eventually
 
@@ -194,7 +197,7 @@ def test_a_connection_that_cannot_be_opened_fails_its_work(tmp_path: Path) -> No
 
 def test_what_was_written_after_all_leaves_the_spill(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Rows that were spilled because the database was slow are not read back when it has taken them."""
-    from arbstr_asgi.ledger.spill import SpillStore
+    from arbstr_asgi.ledger.spill.store import SpillStore
 
     async def never(*_: Any) -> Any:
         raise AssertionError("there is nothing to be read")
@@ -249,8 +252,8 @@ def test_what_was_committed_while_it_was_spilled_is_known(tmp_path: Path) -> Non
 
 def test_a_newer_state_stays_in_the_spill(tmp_path: Path) -> None:
     """What is taken out because the database has it is that state, and none that has come since."""
-    from arbstr_asgi.ledger.slots import SpillLocks
-    from arbstr_asgi.ledger.spill import SpillStore
+    from arbstr_asgi.ledger.spill.locks import SpillLocks
+    from arbstr_asgi.ledger.spill.store import SpillStore
 
     async def main() -> None:
         spill = SpillStore(SpillLocks(tmp_path).claim())

@@ -12,11 +12,11 @@ from urllib.parse import urlsplit
 
 import pytest
 
+from arbstr_asgi.database.database import LedgerDatabase
+from arbstr_asgi.database.drivers.base import load
 from arbstr_asgi.errors import LedgerError
-from arbstr_asgi.ledger import Ledger
-from arbstr_asgi.ledger.driver import load
-from arbstr_asgi.ledger.slots import SpillLock, SpillLocks
-from arbstr_asgi.ledger.target import LedgerDatabase
+from arbstr_asgi.ledger.ledger import Ledger
+from arbstr_asgi.ledger.spill.locks import SpillLock, SpillLocks
 from tests.support.databases import an_entry, dialect_of, run_sql, sqlite_file
 from tests.support.tcp_proxy import Gate
 

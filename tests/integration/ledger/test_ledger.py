@@ -15,9 +15,9 @@ from typing import Any
 
 import pytest
 
-from arbstr_asgi.entry import LedgerEntry
+from arbstr_asgi.database.records import LedgerEntry
 from arbstr_asgi.errors import ConfigError, LedgerError
-from arbstr_asgi.ledger import Ledger
+from arbstr_asgi.ledger.ledger import Ledger
 from tests.support.databases import an_entry, dialect_of, run_sql
 
 ALL: dict[str, Any] = {
@@ -485,8 +485,8 @@ def test_a_program_that_closes_nothing_still_ends_with_its_rows(database_url: st
     program = textwrap.dedent("""
         import asyncio, sys
         from datetime import UTC, datetime
-        from arbstr_asgi.entry import Entry
-        from arbstr_asgi.ledger import Ledger
+        from arbstr_asgi.database.records import LedgerEntry
+        from arbstr_asgi.ledger.ledger import Ledger
 
         async def main():
             ledger = Ledger(sys.argv[1])

@@ -16,9 +16,11 @@ from typing import Any
 import pytest
 
 from arbstr_asgi.errors import LedgerError
-from arbstr_asgi.ledger import QueueLimits, Ledger, hand
-from arbstr_asgi.ledger.slots import SpillLocks
-from arbstr_asgi.ledger.spill import SpillStore
+from arbstr_asgi.ledger import batch as hand
+from arbstr_asgi.ledger.ledger import Ledger
+from arbstr_asgi.ledger.spill.locks import SpillLocks
+from arbstr_asgi.ledger.spill.store import SpillStore
+from arbstr_asgi.ledger.status import QueueLimits
 from tests.support.databases import an_entry, dialect_of, run_sql, sqlite_file
 from tests.support.raw_http_client import eventually
 from tests.support.tcp_proxy import Gate
@@ -235,7 +237,7 @@ def program(url: str, end: str) -> subprocess.Popen[str]:
     source = f"""
         import asyncio, os, sys
         from tests.support.databases import an_entry
-        from arbstr_asgi.ledger import Ledger
+        from arbstr_asgi.ledger.ledger import Ledger
 
         async def main():
             ledger = Ledger({url!r})
@@ -543,7 +545,7 @@ def test_a_spill_keeps_the_newest_state(tmp_path: Path) -> None:
     """States of one call are one row; what has changed since it was read is not removed."""
 
     async def main() -> None:
-        from arbstr_asgi.ledger.values import record
+        from arbstr_asgi.database.values import record
 
         spill = SpillStore(SpillLocks(tmp_path / "spill").claim())
         await spill.open()
@@ -565,7 +567,7 @@ def test_a_spill_knows_how_many_rows_it_has(tmp_path: Path) -> None:
     """Through new rows, newer states, removals, an emptied table and another opening, as a count of all would say."""
 
     async def main() -> None:
-        from arbstr_asgi.ledger.values import record
+        from arbstr_asgi.database.values import record
 
         def counted() -> list[tuple[Any, ...]]:
             return run_sql(f"sqlite:///{tmp_path}/spill/1.db", "SELECT count(*) FROM requests")

@@ -6,9 +6,10 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
-from arbstr_asgi.entry import LedgerEntry
-from arbstr_asgi.ledger import Ledger, writer
-from arbstr_asgi.ledger.backlog import WriteQueue
+from arbstr_asgi.database.records import LedgerEntry
+from arbstr_asgi.ledger import writer
+from arbstr_asgi.ledger.ledger import Ledger
+from arbstr_asgi.ledger.queue import WriteQueue
 from tests.support.databases import an_entry
 from tests.support.raw_http_client import eventually
 
@@ -141,7 +142,7 @@ def test_a_closed_ledger_follows_nobody(tmp_path: Path) -> None:
 
 def test_an_update_stays_behind_the_call() -> None:
     """A call that follows an update of the same id is left for the next time, as an entry is."""
-    from arbstr_asgi.ledger.backlog import UsageUpdate
+    from arbstr_asgi.ledger.queue import UsageUpdate
 
     backlog = WriteQueue()
     backlog.add(UsageUpdate.create("call", 1, 2, None, lambda _: None), 0.0)

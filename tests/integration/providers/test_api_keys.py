@@ -12,11 +12,11 @@ from typing import Any
 import httpx
 import pytest
 
-import arbstr_asgi.keys
+import arbstr_asgi.providers.api_keys
 from arbstr_asgi import ConfigError, Provider
-from arbstr_asgi.config.apikey import masked
+from arbstr_asgi.config.api_keys import masked
 from arbstr_asgi.errors import ProviderKeyError
-from arbstr_asgi.keys import ApiKeys
+from arbstr_asgi.providers.api_keys import ApiKeys
 from tests.support.asgi_client import JSON_TYPE, STREAM_REQUEST, Chunks, Provided, call, configured, good, running
 from tests.support.fake_provider import plain, provider
 from tests.support.raw_http_client import ask
@@ -91,15 +91,15 @@ def test_settled_file_is_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     path.write_text("key-1")
     now = path.stat().st_mtime_ns
     reads: list[str] = []
-    read = arbstr_asgi.keys.read_key_file
+    read = arbstr_asgi.providers.api_keys.read_key_file
 
     def counted(path: str) -> Any:
         reads.append(path)
         return read(path)
 
-    monkeypatch.setattr(arbstr_asgi.keys, "read_key_file", counted)
+    monkeypatch.setattr(arbstr_asgi.providers.api_keys, "read_key_file", counted)
     for later, count in ((0, 1), (1, 2), (3_000_000_000, 3), (4_000_000_000, 3)):
-        monkeypatch.setattr(arbstr_asgi.keys, "time_ns", lambda later=later: now + later)
+        monkeypatch.setattr(arbstr_asgi.providers.api_keys, "time_ns", lambda later=later: now + later)
         assert asyncio.run(keys.get(of_file(path))) == "key-1"
         assert len(reads) == count
 
@@ -169,7 +169,7 @@ def test_warns_once_a_minute(tmp_path: Path, caplog: pytest.LogCaptureFixture, m
     asyncio.run(keys.get(of_file(path)))
     path.unlink()
     for now, lines in ((0.0, 1), (59.0, 1), (60.0, 2), (61.0, 2)):
-        monkeypatch.setattr(arbstr_asgi.keys, "monotonic", lambda now=now: now)
+        monkeypatch.setattr(arbstr_asgi.providers.api_keys, "monotonic", lambda now=now: now)
         assert asyncio.run(keys.get(of_file(path))) == "key-1"
         assert len(caplog.records) == lines
     path.write_text("key-2")

@@ -13,9 +13,9 @@ import pytest
 import uvloop
 
 from arbstr_asgi import Arbstr, ArbstrMiddleware, ConfigError, Provider
+from arbstr_asgi.cli.server import serving
 from arbstr_asgi.errors import UpstreamError, UpstreamTimeout, UpstreamUnreachable
-from arbstr_asgi.serve import serving
-from arbstr_asgi.upstream import HttpxClient
+from arbstr_asgi.providers.client import HttpxClient
 from tests.support.certificates import Authority
 from tests.support.fake_provider import Provider as Upstream
 from tests.support.fake_provider import plain, provider, stream

@@ -11,8 +11,8 @@ import httpx
 import pytest
 
 from arbstr_asgi import Caller
-from arbstr_asgi.asking import MAX_REFUSAL_BYTES
-from arbstr_asgi.learning import MAX_PAIRS, MAX_SHOWN, StreamOptionsSupport
+from arbstr_asgi.gateway.attempt import MAX_REFUSAL_BYTES
+from arbstr_asgi.providers.stream_options import MAX_PAIRS, MAX_SHOWN, StreamOptionsSupport
 from tests.support.asgi_client import (
     EVENTS,
     JSON_TYPE,

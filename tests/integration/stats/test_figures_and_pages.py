@@ -7,8 +7,8 @@ from decimal import Decimal
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
-from arbstr_asgi.entry import LedgerEntry
-from arbstr_asgi.stats import GROUPS, SORTS, Filters, RequestsQuery, StatsQuery
+from arbstr_asgi.database.records import LedgerEntry
+from arbstr_asgi.stats.query import GROUPS, SORTS, Filters, RequestsQuery, StatsQuery
 from tests.support import reference_stats as naive
 from tests.support.databases import an_entry
 from tests.support.ledger_bench import Bench, bench

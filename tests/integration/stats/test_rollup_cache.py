@@ -4,12 +4,12 @@ from datetime import timedelta
 
 import pytest
 
-from arbstr_asgi.ledger import memory
-from arbstr_asgi.ledger.memory import RollupCache, CacheEntry
 from arbstr_asgi.stats.histogram import of
-from arbstr_asgi.stats.plan import HOUR
-from arbstr_asgi.stats.tally import NAMES, Totals
-from arbstr_asgi.stats.zones import number_of
+from arbstr_asgi.stats.planner import HOUR
+from arbstr_asgi.stats.rollups import cache
+from arbstr_asgi.stats.rollups.cache import CacheEntry, RollupCache
+from arbstr_asgi.stats.timezones import number_of
+from arbstr_asgi.stats.totals import NAMES, Totals
 from tests.integration.stats.test_rollups_maintenance import DAY, compare, filled
 from tests.support.databases import an_entry
 from tests.support.ledger_bench import Bench, bench
@@ -35,7 +35,7 @@ def test_memory_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     """The questions that were not asked for longest are forgotten; one answer that is too large too."""
     alone = CacheEntry()
     alone.tallies[("a",), 0] = EACH
-    monkeypatch.setattr(memory, "MOST", 3 * alone.measured())
+    monkeypatch.setattr(cache, "MOST", 3 * alone.measured())
     known = RollupCache()
     for name in "abcdc":
         found = known.of(1, name)

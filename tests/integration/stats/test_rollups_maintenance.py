@@ -12,16 +12,21 @@ from typing import Any
 import msgspec
 import pytest
 
-from arbstr_asgi.entry import AttemptEntry, LedgerEntry
+from arbstr_asgi.database.columns import COLUMNS
+from arbstr_asgi.database.drivers.sqlite import Sqlite
+from arbstr_asgi.database.records import AttemptEntry, LedgerEntry
+from arbstr_asgi.database.values import record
 from arbstr_asgi.errors import LedgerError
-from arbstr_asgi.ledger import Ledger, caretaker, live, pages, roller, open_reader
-from arbstr_asgi.ledger.columns import COLUMNS
-from arbstr_asgi.ledger.slots import SpillLocks
-from arbstr_asgi.ledger.spill import SpillStore
-from arbstr_asgi.ledger.sqlite import Sqlite
-from arbstr_asgi.ledger.values import record
-from arbstr_asgi.stats import GROUPS, Filters, Rebuilt, RequestsQuery, StatsQuery
-from arbstr_asgi.stats.plan import PERIODS
+from arbstr_asgi.ledger.ledger import Ledger
+from arbstr_asgi.ledger.queries import open_reader
+from arbstr_asgi.ledger.spill.locks import SpillLocks
+from arbstr_asgi.ledger.spill.store import SpillStore
+from arbstr_asgi.stats import live
+from arbstr_asgi.stats import pagination as pages
+from arbstr_asgi.stats.planner import PERIODS
+from arbstr_asgi.stats.query import GROUPS, Filters, Rebuilt, RequestsQuery, StatsQuery
+from arbstr_asgi.stats.rollups import builder as roller
+from arbstr_asgi.stats.rollups import scheduler as caretaker
 from tests.support import reference_stats as naive
 from tests.support.databases import an_entry, run_sql
 from tests.support.ledger_bench import Bench, bench

@@ -162,7 +162,7 @@ def test_serve_at_a_level(level: str, info: bool, tmp_path: Path) -> None:
 
 def test_levels_reach_the_loggers(monkeypatch: pytest.MonkeyPatch) -> None:
     """What `prepare` sets is the level of the package and of its server, and of nobody else."""
-    from arbstr_asgi.serve import prepare
+    from arbstr_asgi.cli.server import prepare
 
     for name in ("arbstr_asgi", "hypercorn.error"):
         monkeypatch.setattr(logging.getLogger(name), "level", logging.NOTSET)

@@ -17,9 +17,8 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from arbstr_asgi import ArbstrError, Config, DatabaseConfig, Policies, Provider, Rule, Server, Token
-from arbstr_asgi.entry import AttemptEntry, LedgerEntry
-from arbstr_asgi.metrics.labels import outcome_of
-from arbstr_asgi.metrics.metrics import Metrics
+from arbstr_asgi.database.records import AttemptEntry, LedgerEntry
+from arbstr_asgi.telemetry.prometheus import Metrics, outcome_of
 from tests.support.asgi_client import (
     EVENTS,
     JSON_TYPE,

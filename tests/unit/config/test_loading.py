@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from arbstr_asgi import Config, ConfigError, Drain, Logging, Provider, Rates, Server, Token
-from arbstr_asgi.config.keysources import key_sources
+from arbstr_asgi.config.api_keys import key_sources
 from arbstr_asgi.config.settings import DatabaseConfig, Limits
 
 MINIMAL: dict[str, Any] = {"providers": [{"name": "alpha", "url": "https://api.example.com/v1"}]}

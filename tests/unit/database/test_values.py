@@ -11,15 +11,14 @@ from databases import Database
 from hypothesis import given
 from hypothesis import strategies as st
 
-from arbstr_asgi.entry import AttemptEntry, LedgerEntry
+from arbstr_asgi.database import values
+from arbstr_asgi.database.columns import ATTEMPT_COLUMNS, COLUMNS, Kind
+from arbstr_asgi.database.drivers.base import describe_error, load
+from arbstr_asgi.database.records import AttemptEntry, LedgerEntry
+from arbstr_asgi.database.statements import statements
 from arbstr_asgi.errors import LedgerError
-from arbstr_asgi.ledger import values
-from arbstr_asgi.ledger.backlog import WriteQueue, FlushMarker, UsageUpdate, newer_state
-from arbstr_asgi.ledger.columns import ATTEMPT_COLUMNS, COLUMNS, Kind
-from arbstr_asgi.ledger.driver import load
-from arbstr_asgi.ledger.faults import describe_error
-from arbstr_asgi.ledger.losses import LossCounters
-from arbstr_asgi.ledger.statements import statements
+from arbstr_asgi.ledger.queue import FlushMarker, UsageUpdate, WriteQueue, newer_state
+from arbstr_asgi.ledger.status import LossCounters
 from tests.support.databases import an_entry
 
 ANYTHING = st.one_of(
@@ -112,7 +111,7 @@ def test_integers_are_of_64_bits(raw: int) -> None:
 @given(st.datetimes(timezones=st.one_of(st.none(), st.timezones())))
 def test_moments_are_utc_and_never_later(raw: datetime) -> None:
     """Aware UTC in whole milliseconds, cut and not rounded; the text sorts as the time does."""
-    from arbstr_asgi.ledger.driver import iso
+    from arbstr_asgi.database.drivers.base import iso
 
     moment = values.timestamp(raw)
     assert moment.tzinfo is UTC
@@ -285,7 +284,7 @@ def test_errors_are_the_rows_or_the_databases() -> None:
 
 def test_a_promise_whose_caller_left_is_settled_quietly() -> None:
     """Settling a cancelled future does nothing."""
-    from arbstr_asgi.ledger.backlog import make_future
+    from arbstr_asgi.ledger.queue import make_future
 
     async def main() -> None:
         settle, future = make_future()

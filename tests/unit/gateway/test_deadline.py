@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from arbstr_asgi.interrupt import Deadline
+from arbstr_asgi.gateway.deadline import Deadline
 
 
 def test_fire() -> None:

@@ -3,8 +3,7 @@
 import pytest
 
 from arbstr_asgi import Drain, Provider
-from arbstr_asgi.drains import DrainLimiter
-from arbstr_asgi.leaving import DisconnectAction, disconnect_action
+from arbstr_asgi.gateway.disconnects import DisconnectAction, DrainLimiter, disconnect_action
 
 USUAL = {"complete": False, "done": False, "held": False, "answered": True, "streaming": True, "room": True}
 CASES = [

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from arbstr_asgi.lifespan import Lifespan
+from arbstr_asgi.gateway.lifespan import Lifespan
 
 Log = list[str]
 

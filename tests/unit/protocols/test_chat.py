@@ -7,10 +7,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from arbstr_asgi import splice
-from arbstr_asgi.chat import ADDED, ensure_stream_options, parse
 from arbstr_asgi.errors import RequestError
-from arbstr_asgi.spans import BOM
+from arbstr_asgi.protocols import json_edit
+from arbstr_asgi.protocols.chat import ADDED, ensure_stream_options, parse
+from arbstr_asgi.protocols.json_edit import BOM
 
 BLANK = st.sampled_from(["", " ", "\n", "\t ", "\r\n"])
 TEXTS = st.one_of(
@@ -185,7 +185,7 @@ def test_last_duplicate_counts() -> None:
 
 def test_many_decoys() -> None:
     """More look-alikes than a search tries still leave the right member edited."""
-    decoys = ",".join('{"stream_options":null}' for _ in range(splice.MAX_TRIES + 4))
+    decoys = ",".join('{"stream_options":null}' for _ in range(json_edit.MAX_TRIES + 4))
     body = '{"model":"m","stream":true,"stream_options":null,"x":[' + decoys + "]}"
     assert sent(body) == body.replace("null", '{"include_usage":true}', 1).encode()
 
@@ -259,6 +259,6 @@ def test_for_the_provider_to_judge(body: str) -> None:
 
 def test_large_and_odd() -> None:
     """A large request that can't be edited cheaply is a 400 rather than seconds of work."""
-    body = b'{"model":"m","stream":true,"stream\\u005foptions":{},"x":[' + b"1," * splice.MAX_WALK_BYTES + b"1]}"
+    body = b'{"model":"m","stream":true,"stream\\u005foptions":{},"x":[' + b"1," * json_edit.MAX_WALK_BYTES + b"1]}"
     with pytest.raises(RequestError):
         ensure_stream_options(parse(body))

@@ -13,11 +13,13 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from arbstr_asgi.metering import ReplySummary, decoding, open_meter, plain
-from arbstr_asgi.metering.excerpt import MAX_CHOICES, MAX_KEPT, MAX_TEXT
-from arbstr_asgi.metering.pruning import MAX_NESTING
-from arbstr_asgi.metering.reading import decode
-from arbstr_asgi.spans import BOM
+from arbstr_asgi.protocols import body_meter as plain
+from arbstr_asgi.protocols import meters as decoding
+from arbstr_asgi.protocols.incremental_json import MAX_NESTING
+from arbstr_asgi.protocols.json_edit import BOM
+from arbstr_asgi.protocols.json_excerpt import MAX_CHOICES, MAX_KEPT, MAX_TEXT
+from arbstr_asgi.protocols.meters import open_meter
+from arbstr_asgi.protocols.reply import ReplySummary, decode
 
 MIB = 1024 * 1024
 USAGE = {"prompt_tokens": 7, "completion_tokens": 2, "prompt_tokens_details": {"cached_tokens": 1}}
@@ -351,7 +353,7 @@ def test_a_bug_in_the_pruner(monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(*_: object) -> None:
         raise RuntimeError("a bug")
 
-    monkeypatch.setattr("arbstr_asgi.metering.pruning.Pruner.feed", broken)
+    monkeypatch.setattr("arbstr_asgi.protocols.incremental_json.IncrementalReader.feed", broken)
     body = large(b'""')
     reading = by_pieces(*sliced(body, 10))
     assert (reading.usage, reading.finished) == (None, True)

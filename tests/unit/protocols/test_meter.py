@@ -7,8 +7,14 @@ from typing import Any
 
 import pytest
 
-from arbstr_asgi.metering import Meter, ReplySummary, decoding, events, lean, open_meter, plain
-from arbstr_asgi.metering.lean import FastPath
+from arbstr_asgi.protocols import body_meter as plain
+from arbstr_asgi.protocols import meters as decoding
+from arbstr_asgi.protocols import stream_fast_path as lean
+from arbstr_asgi.protocols import stream_meter as events
+from arbstr_asgi.protocols.meter import Meter
+from arbstr_asgi.protocols.meters import open_meter
+from arbstr_asgi.protocols.reply import ReplySummary
+from arbstr_asgi.protocols.stream_fast_path import FastPath
 from tests.support.sample_replies import BYE, DONE, HELLO, ONLY, STREAMS, USAGE, Stream, chunk, event
 
 SSE = "text/event-stream; charset=utf-8"

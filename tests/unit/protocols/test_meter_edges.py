@@ -9,7 +9,9 @@ from typing import Any
 
 import pytest
 
-from arbstr_asgi.metering import Meter, ReplySummary, open_meter
+from arbstr_asgi.protocols.meter import Meter
+from arbstr_asgi.protocols.meters import open_meter
+from arbstr_asgi.protocols.reply import ReplySummary
 
 MIB = 1024 * 1024
 DONE = b"data: [DONE]\n\n"
@@ -388,7 +390,8 @@ def failing(*_: object, **__: object) -> Any:
 
 def break_reading(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let every way to read an event raise."""
-    from arbstr_asgi.metering import events, lean
+    from arbstr_asgi.protocols import stream_fast_path as lean
+    from arbstr_asgi.protocols import stream_meter as events
 
     class Broken:
         decode = failing
@@ -569,9 +572,9 @@ def test_long_comment_in_small_pieces() -> None:
 
 def test_cumulative_usage_is_not_searched_for_nulls(monkeypatch: pytest.MonkeyPatch) -> None:
     """A chunk whose one usage is an object has no null usage to look for, which would cost 20 us each."""
-    from arbstr_asgi.metering import stripping
+    from arbstr_asgi.protocols import json_edit
 
-    monkeypatch.setattr(stripping, "members", failing)
+    monkeypatch.setattr(json_edit, "scan_members", failing)
     sent = event(chunk(usage=USAGE))
     assert feed(opened(strip=True), [sent, sent]) == sent + sent
 

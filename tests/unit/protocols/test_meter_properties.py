@@ -7,9 +7,10 @@ from typing import Any, NamedTuple
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from arbstr_asgi.metering import Meter, open_meter
-from arbstr_asgi.metering.reading import ReplySummary
-from arbstr_asgi.spans import BOM
+from arbstr_asgi.protocols.json_edit import BOM
+from arbstr_asgi.protocols.meter import Meter
+from arbstr_asgi.protocols.meters import open_meter
+from arbstr_asgi.protocols.reply import ReplySummary
 
 
 class Piece(NamedTuple):

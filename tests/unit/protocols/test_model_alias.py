@@ -8,11 +8,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from arbstr_asgi import splice
-from arbstr_asgi.aliasing import with_model
-from arbstr_asgi.chat import ChatRequest, ensure_stream_options, parse
 from arbstr_asgi.errors import RequestError
-from arbstr_asgi.spans import BOM, scan_members
+from arbstr_asgi.protocols import json_edit
+from arbstr_asgi.protocols.chat import ChatRequest, ensure_stream_options, parse, with_model
+from arbstr_asgi.protocols.json_edit import BOM, scan_members
 from tests.unit.protocols.test_chat import BLANK, OPTIONS, VALUES, dumped, escaped
 
 MODELS = st.sampled_from(["m", "gpt-4o", "é", "\ud83d", 'a"model":"m"', "\\", "😀"])
@@ -90,7 +89,7 @@ def test_spellings(body: str, expected: str) -> None:
 
 def large(model: str, rest: str) -> ChatRequest:
     """A request of more than a megabyte."""
-    return parse(b'{%s:"m",%s,"x":[%s1]}' % (model.encode(), rest.encode(), b"1," * splice.MAX_WALK_BYTES))
+    return parse(b'{%s:"m",%s,"x":[%s1]}' % (model.encode(), rest.encode(), b"1," * json_edit.MAX_WALK_BYTES))
 
 
 def repeated(decoy: str, times: int) -> str:
@@ -100,7 +99,7 @@ def repeated(decoy: str, times: int) -> str:
 
 def test_many_decoys() -> None:
     """More look-alikes than a search tries still leave the right model replaced."""
-    decoys = ",".join('{"model":"m"}' for _ in range(splice.MAX_TRIES + 4))
+    decoys = ",".join('{"model":"m"}' for _ in range(json_edit.MAX_TRIES + 4))
     body = '{"model":"m","x":[' + decoys + "]}"
     assert with_model(body.encode(), parse(body.encode()), "n") == body.replace('"m"', '"n"', 1).encode()
 
@@ -116,7 +115,7 @@ def test_large_and_odd() -> None:
     for request in (
         large('"mod\\u0065l"', '"y":1'),
         large('"model"', repeated('{"model":"m"}', 3)),
-        large('"model"', repeated('{"model":1}', splice.MAX_LOOKS)),
+        large('"model"', repeated('{"model":1}', json_edit.MAX_LOOKS)),
     ):
         with pytest.raises(RequestError, match="'model' is spelled in an unusual way"):
             with_model(request.body, request, "n")
@@ -125,7 +124,7 @@ def test_large_and_odd() -> None:
 def test_grown_body() -> None:
     """What could be walked when it came can be walked when we have added to it."""
     start = '{"mod\\u0065l":"m","stream":true,"x":"\\ud83d'
-    body = (start + "a" * (splice.MAX_WALK_BYTES - len(start) - 2) + '"}').encode()
+    body = (start + "a" * (json_edit.MAX_WALK_BYTES - len(start) - 2) + '"}').encode()
     request = parse(body)
     assert read(with_model(ensure_stream_options(request), request, "n"))["model"] == "n"
 

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from arbstr_asgi.metering import open_meter
-from arbstr_asgi.metering.reading import ReplySummary
+from arbstr_asgi.protocols.meters import open_meter
+from arbstr_asgi.protocols.reply import ReplySummary
 
 SHARED = Path(__file__).resolve().parents[4] / "shared"
 CASES = sorted(path.parent for kind in ("corpus", "adversarial") for path in (SHARED / kind).glob("*/expected.json"))

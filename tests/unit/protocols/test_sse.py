@@ -4,8 +4,9 @@ from itertools import pairwise
 
 import pytest
 
-from arbstr_asgi.metering import ReplySummary, open_meter
-from arbstr_asgi.metering.sse import parse_block
+from arbstr_asgi.protocols.meters import open_meter
+from arbstr_asgi.protocols.reply import ReplySummary
+from arbstr_asgi.protocols.sse import parse_block
 
 # The standard's examples: a stream and the data of the events that it dispatches.
 EXAMPLES = [

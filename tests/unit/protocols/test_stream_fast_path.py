@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from arbstr_asgi.metering import lean
-from arbstr_asgi.metering.events import EventMeter
-from arbstr_asgi.metering.reading import ReplySummary
-from arbstr_asgi.metering.template import EventTemplate
+from arbstr_asgi.protocols import stream_fast_path
+from arbstr_asgi.protocols.reply import ReplySummary
+from arbstr_asgi.protocols.stream_fast_path import EventTemplate
+from arbstr_asgi.protocols.stream_meter import EventMeter
 
 PLACES = ("content", "reasoning_content", "reasoning")
 USUAL = b'data: {"id":"c","model":"m","choices":[{"index":0,"delta":{"content":" word"}}],"usage":null}\n\n'
@@ -44,7 +44,7 @@ streams = st.lists(st.builds(event, deltas, rests, ascii_only=st.booleans(), spa
 
 def run(chunks: list[bytes], *, strip: bool, lessons: int) -> tuple[bytes, dict[str, Any]]:
     """What the client gets and what was learned."""
-    with patch.object(lean, "MAX_LESSONS", lessons):
+    with patch.object(stream_fast_path, "MAX_LESSONS", lessons):
         meter = EventMeter(ReplySummary(), strip=strip)
     out = b"".join(meter.feed(chunk) for chunk in chunks) + meter.finish()
     return out, {name: getattr(meter.summary, name) for name in ReplySummary.__slots__}
@@ -59,8 +59,8 @@ def test_templates_change_nothing(blocks: list[bytes], strip: bool, cuts: list[i
     ends = [0, *sorted({min(cut, len(whole)) for cut in cuts}), len(whole)]
     pieces = [whole[start:end] for start, end in pairwise(ends) if start < end]
     expected = run(stream, strip=strip, lessons=0)
-    assert run(stream, strip=strip, lessons=lean.MAX_LESSONS) == expected
-    assert run(pieces, strip=strip, lessons=lean.MAX_LESSONS) == expected
+    assert run(stream, strip=strip, lessons=stream_fast_path.MAX_LESSONS) == expected
+    assert run(pieces, strip=strip, lessons=stream_fast_path.MAX_LESSONS) == expected
 
 
 @pytest.mark.parametrize("strip", [True, False])

@@ -9,11 +9,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from arbstr_asgi import Provider, Rates
-from arbstr_asgi.chat import ChatRequest, parse
-from arbstr_asgi.estimate import MAX_COUNT, OUTPUT_TOKENS, Estimate, estimate_tokens
-from arbstr_asgi.pricing import cost, cost_estimate
-from arbstr_asgi.prompt import MAX_OBJECTS, MAX_REPAIR_BYTES
-from arbstr_asgi.usage import Usage
+from arbstr_asgi.protocols.chat import ChatRequest, parse
+from arbstr_asgi.protocols.prompt import MAX_OBJECTS, MAX_REPAIR_BYTES
+from arbstr_asgi.protocols.token_estimate import MAX_COUNT, OUTPUT_TOKENS, Estimate, estimate_tokens
+from arbstr_asgi.protocols.usage import Usage
+from arbstr_asgi.providers.pricing import cost, cost_estimate
 from tests.unit.protocols.test_model_alias import bodies
 
 

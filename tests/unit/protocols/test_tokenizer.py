@@ -5,15 +5,15 @@ from typing import Any
 
 import pytest
 
-from arbstr_asgi.estimating import texts
-from arbstr_asgi.estimating.keeping import (
+from arbstr_asgi.gateway.estimator import (
     MAX_BYTES,
     MAX_PLAIN_BYTES,
     MAX_REQUEST_BYTES,
     MAX_STREAM_BYTES,
-    SampleBudget,
     ReplySample,
+    SampleBudget,
 )
+from arbstr_asgi.protocols import token_estimate
 
 
 def request(*messages: Any, **more: Any) -> bytes:
@@ -47,8 +47,8 @@ ASKED: list[tuple[bytes, list[str] | None, int]] = [
 @pytest.mark.parametrize(("body", "expected", "overhead"), ASKED)
 def test_asked(body: bytes, expected: list[str] | None, overhead: int) -> None:
     """Messages count with their roles, names and calls, and tools too; what isn't text makes the whole unknown."""
-    found = texts.prompt_texts(body)
-    assert found == (None if expected is None else texts.PromptTexts(expected, overhead))
+    found = token_estimate.prompt_texts(body)
+    assert found == (None if expected is None else token_estimate.PromptTexts(expected, overhead))
 
 
 ANSWERED: list[tuple[bytes, bool, list[str] | None, int]] = [
@@ -81,8 +81,8 @@ ANSWERED: list[tuple[bytes, bool, list[str] | None, int]] = [
 @pytest.mark.parametrize(("kept", "whole", "expected", "events"), ANSWERED)
 def test_answered(kept: bytes, whole: bool, expected: list[str] | None, events: int) -> None:
     """All that a choice says counts: text, thoughts and calls; a reply without a choice says nothing."""
-    found = texts.reply_texts(kept, whole=whole)
-    assert found == (None if expected is None else texts.ReplyTexts(expected, events))
+    found = token_estimate.reply_texts(kept, whole=whole)
+    assert found == (None if expected is None else token_estimate.ReplyTexts(expected, events))
 
 
 @pytest.mark.parametrize(("streaming", "limit"), [(True, MAX_STREAM_BYTES), (False, MAX_PLAIN_BYTES)])

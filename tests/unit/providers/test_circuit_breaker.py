@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from arbstr_asgi import Provider
-from arbstr_asgi.breaker import CircuitBreaker, CircuitBreakers, BreakerTicket
-from arbstr_asgi.routing import Candidate
+from arbstr_asgi.providers.circuit_breaker import BreakerTicket, CircuitBreaker, CircuitBreakers
+from arbstr_asgi.providers.routing import Candidate
 
 THRESHOLD, OPEN, LEASE = 3, 30.0, 20.0
 

@@ -1,7 +1,7 @@
 """Which headers pass: allow-lists in both directions."""
 
 from arbstr_asgi import Provider
-from arbstr_asgi.headers import Headers, HeaderPolicy, RawHeaders
+from arbstr_asgi.providers.headers import HeaderPolicy, Headers, RawHeaders
 
 PLAIN = Provider(name="a", url="http://h")
 KEY = "our-key"

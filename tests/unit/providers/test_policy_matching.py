@@ -10,11 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from arbstr_asgi import Policies
-from arbstr_asgi.chat import ChatRequest, parse
 from arbstr_asgi.config.policies import Rule
 from arbstr_asgi.errors import RequestError
-from arbstr_asgi.matching import MAX_SCANNED, PolicyMatcher
-from arbstr_asgi.prompt import MAX_OBJECTS
+from arbstr_asgi.protocols.chat import ChatRequest, parse
+from arbstr_asgi.protocols.prompt import MAX_OBJECTS
+from arbstr_asgi.providers.routing import MAX_SCANNED, PolicyMatcher
 from tests.unit.protocols.test_model_alias import bodies
 
 

@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 
 from arbstr_asgi import Provider
-from arbstr_asgi.pricing import cost
-from arbstr_asgi.usage import Usage
+from arbstr_asgi.protocols.usage import Usage
+from arbstr_asgi.providers.pricing import cost
 
 
 def rates(**facts: Any) -> Provider:

@@ -7,11 +7,11 @@ from typing import Any
 import pytest
 
 from arbstr_asgi import Provider, Rates
-from arbstr_asgi.chat import ChatRequest, parse
 from arbstr_asgi.config.policies import Rule
 from arbstr_asgi.errors import MAX_QUOTED, RequestError
-from arbstr_asgi.estimate import Estimate, estimate_tokens
-from arbstr_asgi.routing import rank_providers
+from arbstr_asgi.protocols.chat import ChatRequest, parse
+from arbstr_asgi.protocols.token_estimate import Estimate, estimate_tokens
+from arbstr_asgi.providers.routing import rank_providers
 
 
 def asked(size: int = 2000, answer: int = 500, model: str = "m") -> ChatRequest:

@@ -12,13 +12,14 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from arbstr_asgi.account import CallRecord
-from arbstr_asgi.callers import Caller
 from arbstr_asgi.config.provider import Provider
-from arbstr_asgi.stats import Cursor, RequestsQuery, StatsQuery, histogram
-from arbstr_asgi.stats.plan import HOUR, PERIODS, RollupState, only_rows, split_time
-from arbstr_asgi.stats.zones import bound, number_of, start_of
-from arbstr_asgi.usage import Usage
+from arbstr_asgi.gateway.auth import Caller
+from arbstr_asgi.gateway.record import CallRecord
+from arbstr_asgi.protocols.usage import Usage
+from arbstr_asgi.stats import histogram
+from arbstr_asgi.stats.planner import HOUR, PERIODS, RollupState, only_rows, split_time
+from arbstr_asgi.stats.query import Cursor, RequestsQuery, StatsQuery
+from arbstr_asgi.stats.timezones import bound, number_of, start_of
 
 NOW = datetime(2026, 1, 5, 12, 30, tzinfo=UTC)
 RANGE: dict[str, Any] = {"since": NOW - timedelta(days=1), "until": NOW}

@@ -13,18 +13,20 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from arbstr_asgi.errors import RequestError
-from arbstr_asgi.stats import GROUPS, SORTS, Cursor
-from arbstr_asgi.stats.moments import end_of_second, parse_timestamp, format_timestamp
 from arbstr_asgi.stats.params import (
     END_REASONS,
     FILTERS,
     FOR_REQUESTS,
     FOR_STATS,
     FORMATS,
+    end_of_second,
+    format_timestamp,
     is_id,
     list_query,
+    parse_timestamp,
     stats_query,
 )
+from arbstr_asgi.stats.query import GROUPS, SORTS, Cursor
 
 NOW = datetime(2026, 11, 22, 10, 0, 0, 500_000, tzinfo=UTC)
 END = datetime(2026, 11, 22, 10, 0, 1, tzinfo=UTC)

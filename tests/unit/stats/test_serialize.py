@@ -12,18 +12,23 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from arbstr_asgi.listing import to_json
-from arbstr_asgi.stats import Cursor, Stats, Group, Page, Percentiles, shapes
-from arbstr_asgi.stats.lines import csv_line, row_format
+from arbstr_asgi.api.providers import to_json
+from arbstr_asgi.cli.output import (
+    MOST_STEPS,
+    TimeBuckets,
+    escape_terminal,
+    escape_terminal_json,
+    groups_of,
+    request_line,
+    sparkline,
+    stats_text,
+    table,
+)
+from arbstr_asgi.cli.tail import SeenRequests
+from arbstr_asgi.stats import serialize
 from arbstr_asgi.stats.params import list_query, stats_query
-from arbstr_asgi.stats.shapes import NO_FIGURES
-from arbstr_asgi.stats.telling import plain
-from arbstr_asgi.terminal.recent import SeenRequests
-from arbstr_asgi.terminal.screen import groups_of, request_line, stats_text
-from arbstr_asgi.terminal.series import MOST_STEPS, TimeBuckets
-from arbstr_asgi.terminal.shown import escape_terminal, escape_terminal_json
-from arbstr_asgi.terminal.sparkline import sparkline
-from arbstr_asgi.terminal.table import table
+from arbstr_asgi.stats.query import Cursor, Group, Page, Percentiles, Stats
+from arbstr_asgi.stats.serialize import NO_FIGURES, csv_line, plain, row_format
 
 NOW = datetime(2026, 11, 22, 10, 0, 0, 500_000, tzinfo=UTC)
 SOME = Stats(
@@ -99,19 +104,19 @@ def grouped(*pairs: tuple[str, str]) -> dict[str, Any]:
     keys: dict[str, Any] = {"hour": datetime(2026, 11, 22, 10, tzinfo=timezone(timedelta(hours=1)))}
     keys["day"] = date(2026, 11, 22)
     group = Group(tuple(keys.get(name, "gpt") for name in query.group_by), SOME)
-    return shapes.stats(query, SOME, [group], ["idle", "gpt"])
+    return serialize.stats(query, SOME, [group], ["idle", "gpt"])
 
 
 def test_stats() -> None:
     """Without groups there are the original's keys, and ours beside them."""
     query = stats_query([("since", "2026-11-22T00:00:00Z")], NOW)
     expected = {"since": "2026-11-22T00:00:00.000+00:00", "until": "2026-11-22T10:00:01.000+00:00", **TOLD}
-    assert shapes.stats(query, SOME) == expected
+    assert serialize.stats(query, SOME) == expected
 
 
 def test_nothing() -> None:
     """A time without requests is said to be empty, and all its figures are 0 or unknown."""
-    found = shapes.stats(stats_query([], NOW), NO_FIGURES)
+    found = serialize.stats(stats_query([], NOW), NO_FIGURES)
     assert (found["empty"], found["message"]) == (True, "No requests found in the specified time range")
     assert found["counts"] == {"total": 0, "success": 0, "error": 0, "streaming": 0, "in_flight": 0}
     assert found["costs"] == {"total_cost_sats": 0, "total_input_tokens": 0, "total_output_tokens": 0}
@@ -147,14 +152,14 @@ def test_groups(group_by: str, keys: dict[str, str]) -> None:
 def test_truncated() -> None:
     """More groups than were asked for are cut off, and that is said; NULL is a key."""
     query = stats_query([("group_by", "tenant"), ("limit", "1")], NOW)
-    found = shapes.stats(query, SOME, [Group((None,), SOME), Group(("a",), SOME)])
+    found = serialize.stats(query, SOME, [Group((None,), SOME), Group(("a",), SOME)])
     assert ([group["tenant"] for group in found["groups"]], found["truncated"]) == ([None], True)
 
 
 def test_page() -> None:
     """A page has the original's keys; a success has no error, and what is unknown is not zero."""
     asked = list_query([("per_page", "2"), ("page", "2")], NOW)
-    found = shapes.requests(asked, Page([ROW, FAILED], 5, Cursor(NOW, 7)))
+    found = serialize.requests(asked, Page([ROW, FAILED], 5, Cursor(NOW, 7)))
     head = {name: found[name] for name in ("page", "per_page", "total", "total_pages", "next_cursor")}
     assert head == {"page": 2, "per_page": 2, "total": 5, "total_pages": 3, "next_cursor": Cursor(NOW, 7).encode()}
     good, bad = found["data"]
@@ -186,14 +191,14 @@ def test_page() -> None:
 def test_page_without_a_total() -> None:
     """Where counting would take long there is no total, and behind a cursor no page."""
     asked = list_query([("cursor", Cursor(NOW, 1).encode())], NOW)
-    found = shapes.requests(asked, Page([], None, None))
+    found = serialize.requests(asked, Page([], None, None))
     assert (found["total"], found["total_pages"], found["page"], found["next_cursor"]) == (None,) * 4
 
 
 def test_detail() -> None:
     """A detail has all columns by their names, and the attempts."""
     attempt = {"number": 1, "cost_sats": Decimal("0.000000000"), "timestamp": NOW}
-    found = shapes.detail(ROW, [attempt])
+    found = serialize.detail(ROW, [attempt])
     assert {**found, "tries": None} == {**ROW, "timestamp": "2026-11-22T09:00:00.123Z", "tries": None}
     assert found["tries"] == [{"number": 1, "cost_sats": 0, "timestamp": "2026-11-22T10:00:00.500Z"}]
 
@@ -313,7 +318,7 @@ def test_screen_without_groups() -> None:
     answer = decoded(grouped())
     hours = [{"hour": f"2026-11-21T0{hour}:00:00+00:00", **decoded(dict(TOLD))} for hour in (8, 9)]
     assert "requests over time  ██" in stats_text(answer, steps, hours)
-    empty = decoded(shapes.stats(stats_query([], NOW), NO_FIGURES))
+    empty = decoded(serialize.stats(stats_query([], NOW), NO_FIGURES))
     assert stats_text(empty).splitlines()[-1] == "No requests found in the specified time range"
 
 
@@ -323,7 +328,7 @@ def test_screen_of_a_liar() -> None:
     answer["groups"][0]["provider"] = CONTROL
     answer |= {"since": CONTROL, "tz": CONTROL}
     assert stats_text(answer).replace("\n", "").isprintable()
-    page = decoded({"data": [shapes.request(FAILED)]})["data"]
+    page = decoded({"data": [serialize.request(FAILED)]})["data"]
     for name in ("timestamp", "model", "end_reason", "end_user"):
         page[0][name] = CONTROL
     page[0]["error"] = {"status": CONTROL, "message": CONTROL}
@@ -332,11 +337,11 @@ def test_screen_of_a_liar() -> None:
 
 def test_request_line() -> None:
     """A line says when, what, whose, how much and how long, with units."""
-    line = request_line(decoded(shapes.request(ROW)))
+    line = request_line(decoded(serialize.request(ROW)))
     parts = ("2026-11-22T09:00:00.123Z", "200", "completed", "alpha", "gpt", "alice", "7 in", "- out", "1.5 sats")
     assert [part for part in parts if part not in line] == []
     assert line.endswith("12 ms")
-    assert request_line(decoded(shapes.request(FAILED))).endswith("upstream_error")
+    assert request_line(decoded(serialize.request(FAILED))).endswith("upstream_error")
 
 
 @pytest.mark.parametrize(

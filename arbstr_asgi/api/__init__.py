@@ -1,0 +1,1 @@
+"""The endpoints beside the metered ones: models, costs, providers, health, metrics, statistics."""

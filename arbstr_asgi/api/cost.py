@@ -1,0 +1,46 @@
+"""What a request would cost if it came now, in the shape of POST /v1/cost."""
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import msgspec
+
+from arbstr_asgi.api.providers import UNIT
+from arbstr_asgi.config.provider import Provider
+from arbstr_asgi.protocols.chat import ChatRequest
+from arbstr_asgi.protocols.token_estimate import estimate_tokens
+from arbstr_asgi.providers.circuit_breaker import CircuitBreakers
+from arbstr_asgi.providers.routing import PolicyMatcher, rank_providers
+
+
+def estimate_cost(
+    providers: Sequence[Provider],
+    matcher: PolicyMatcher,
+    breakers: CircuitBreakers,
+    request: ChatRequest,
+    policy: str | None,
+    now: float,
+) -> dict[str, Any]:
+    """Whom the request would go to first, and an estimate in tokens and sats; None is unknown.
+
+    `policy` is the one that the client names, `now` is seconds on the breakers' clock. Raises RequestError where the
+    request itself would be refused.
+    """
+    estimate = estimate_tokens(request)
+    found = rank_providers(providers, request, matcher.match(request, policy), estimate=estimate)
+    chosen = breakers.choose(found, now)
+    rates = chosen.provider.rates(request.model, chosen.model)
+    return {
+        "model": msgspec.Raw(json.dumps(request.model).encode()),  # which may hold a lone surrogate
+        "provider": chosen.provider.name,
+        "estimated_input_tokens": estimate.input_tokens,
+        "estimated_output_tokens": estimate.output_tokens,
+        "estimated_cost_sats": chosen.cost,
+        "rates": {
+            "input_rate_sats_per_1m": rates.input_rate,
+            "output_rate_sats_per_1m": rates.output_rate,
+            "base_fee_sats": rates.base_fee,
+        },
+        "rate_unit": UNIT,
+    }

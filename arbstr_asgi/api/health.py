@@ -1,0 +1,66 @@
+"""Whether the process lives, whether rows are safe, whether providers answer."""
+
+import asyncio
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+
+from arbstr_asgi.config.provider import Provider
+from arbstr_asgi.errors import LedgerError
+from arbstr_asgi.gateway.gateway import Gateway
+
+
+def health(providers: Sequence[Provider], states: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """The providers and their breakers' `states`, by name.
+
+    The status is `ok`, `degraded` where a breaker is not closed, and `unhealthy` where each of them is open.
+    """
+    found = {provider.name: {**states[provider.name], "tier": provider.tier} for provider in providers}
+    return {"status": _status({state["state"] for state in found.values()}), "providers": found}
+
+
+def _status(states: set[str]) -> str:
+    if states == {"open"}:
+        return "unhealthy"
+    return "ok" if states == {"closed"} else "degraded"
+
+
+class HealthEndpoints:
+    """The endpoints without a guard; none of them says a URL or a key. `snapshot` is that of the sub-app."""
+
+    def __init__(self, gateway: Gateway, snapshot: Callable[[], dict[str, Any]]) -> None:
+        self._gateway = gateway
+        self._snapshot = snapshot
+
+    def routes(self) -> list[Route]:
+        """The routes."""
+        return [
+            Route("/livez", self._livez),
+            Route("/readyz", self._readyz),
+            Route("/health", self._health),
+        ]
+
+    async def _livez(self, request: Request) -> Response:
+        return JSONResponse({"status": "ok"})
+
+    async def _readyz(self, request: Request) -> Response:
+        """Ready while rows are safe: a database that is down is none of the clients' business."""
+        ledger, facts = self._gateway.ledger, self._snapshot()
+        if not ledger.is_open or not ledger.has_room(1):
+            reason = "too much waits to be written" if ledger.is_open else "the ledger is not open"
+            return JSONResponse({"status": "unavailable", "reason": reason, **facts}, status_code=503)
+        try:
+            await ledger.check()
+        except LedgerError as error:
+            status = "spilling" if facts["spills"] else "holding"
+            return JSONResponse({"status": status, "reason": error.summary(), **facts})
+        return JSONResponse({"status": "ok", **facts})
+
+    async def _health(self, request: Request) -> Response:
+        """503 only while every breaker is open, which ends by the time alone: a 503 that stops calls must not stay."""
+        gateway = self._gateway
+        facts = health(gateway.config.providers, gateway.breakers.states(asyncio.get_running_loop().time()))
+        return JSONResponse(facts, status_code=503 if facts["status"] == "unhealthy" else 200)

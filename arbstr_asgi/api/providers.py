@@ -1,0 +1,99 @@
+"""What is told of the providers: as data in the shape of GET /providers, and as rows for people."""
+
+from collections.abc import Mapping, Sequence
+from decimal import Decimal
+from typing import Any
+
+import msgspec
+
+from arbstr_asgi.config.api_keys import masked
+from arbstr_asgi.config.config import Config
+from arbstr_asgi.config.provider import Provider, Rates
+
+COLUMNS = ("name", "url", "models", "input", "output", "base", "key")
+UNIT = "sats_per_1m_tokens"
+_IN_USD = {"input_rate": "input_rate_usd_per_1m", "output_rate": "output_rate_usd_per_1m", "base_fee": "base_fee_usd"}
+
+_json = msgspec.json.Encoder(decimal_format="number")
+
+
+def provider_listing(config: Config, keys: Mapping[str, str] | None = None) -> dict[str, Any]:
+    """The providers and their rates, in sats per 1,000,000 tokens (`base_fee_sats` per request); None is unknown.
+
+    What is given in USD is there in USD too, and `sats_per_usd` beside it. `keys`, by provider name, are those that are
+    not in the configuration itself; of any key the mask is shown at most.
+    """
+    return {
+        "providers": [_listed(provider, (keys or {}).get(provider.name)) for provider in config.providers],
+        "rate_unit": UNIT,
+        **({} if config.sats_per_usd is None else {"sats_per_usd": config.sats_per_usd}),
+    }
+
+
+def to_json(listing: Mapping[str, Any]) -> bytes:
+    """As JSON, with exact amounts as numbers."""
+    return _json.encode(listing)
+
+
+def _listed(provider: Provider, key: str | None) -> dict[str, Any]:
+    return {
+        "name": provider.name,
+        "url": provider.url,
+        "models": list(provider.models),
+        "input_rate_sats_per_1m": provider.input_rate,
+        "output_rate_sats_per_1m": provider.output_rate,
+        "base_fee_sats": provider.base_fee,
+        **{_IN_USD[name]: usd for name, usd in provider.usd.items() if name in _IN_USD},
+        "model_rate_count": len(provider.model_rates),
+        "tier": provider.tier,
+        "source": None,
+        "provider_id": None,
+        "routable": True,
+        "has_api_key": provider.has_key,
+        "api_key": masked(provider.api_key) or masked(key),
+    }
+
+
+def provider_rows(config: Config, keys: Sequence[str]) -> list[dict[str, Any]]:
+    """A row for each provider, and one below it for each model with rates of its own.
+
+    `keys` are what is said of each provider's key.
+    """
+    rows = []
+    for provider, key in zip(config.providers, keys, strict=True):
+        models = ", ".join(provider.models) or "every model"
+        rows.append({"name": provider.name, "url": provider.url, "models": models, **_rates(provider), "key": key})
+        for model, rates in provider.model_rates.items():
+            rows.append({"name": "", "url": "", "models": model, **_rates(rates), "key": ""})
+    return rows
+
+
+def said_in_usd(provider: Provider) -> list[str]:
+    """What a provider charges in USD, in both units: a line for itself, and one for each model with its own rates."""
+    every = [
+        (provider.name, provider),
+        *((f"{provider.name}, {model}", r) for model, r in provider.model_rates.items()),
+    ]
+    return [
+        f"{name}: {', '.join(f'{rate} {_both(getattr(charges, rate), usd)}' for rate, usd in charges.usd.items())}"
+        for name, charges in every
+        if charges.usd
+    ]
+
+
+def _rates(rates: Provider | Rates) -> dict[str, Any]:
+    named = {"input": "input_rate", "output": "output_rate", "base": "base_fee"}
+    return {column: _shown(rates, name) for column, name in named.items()}
+
+
+def _shown(rates: Provider | Rates, name: str) -> Decimal | str | None:
+    sats: Decimal | None = getattr(rates, name)
+    return sats if sats is None or name not in rates.usd else f"{_plain(sats)} ({_plain(rates.usd[name])} USD)"
+
+
+def _both(sats: Decimal, usd: Decimal) -> str:
+    return f"{_plain(sats)} sats ({_plain(usd)} USD)"
+
+
+def _plain(amount: Decimal) -> str:
+    return f"{amount.normalize():f}"

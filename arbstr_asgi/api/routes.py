@@ -1,0 +1,89 @@
+"""What the sub-app tells those who may call: models, what a request would cost, providers, and what was used."""
+
+import asyncio
+import json
+from collections.abc import Awaitable, Callable
+
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from arbstr_asgi.api import stats as reports
+from arbstr_asgi.api.cost import estimate_cost
+from arbstr_asgi.api.models import model, model_list
+from arbstr_asgi.api.providers import provider_listing, to_json
+from arbstr_asgi.errors import ArbstrError, ServerError
+from arbstr_asgi.gateway.auth import Caller
+from arbstr_asgi.gateway.call import POLICY
+from arbstr_asgi.gateway.gateway import Gateway
+from arbstr_asgi.gateway.request_body import ClientDisconnected
+from arbstr_asgi.gateway.responses import send_error
+from arbstr_asgi.providers import headers as h
+from arbstr_asgi.providers.api_keys import keys_in_files
+
+Answer = Callable[[Gateway, Request, Caller], Awaitable[bytes | ASGIApp]]
+
+
+class AuthenticatedEndpoint:
+    """An endpoint for those whom the gateway lets in, as it does for a call; `answer` gives JSON or an app."""
+
+    def __init__(self, gateway: Gateway, answer: Answer) -> None:
+        self._gateway = gateway
+        self._answer = answer
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """The ASGI application."""
+        try:
+            caller = await self._gateway.identify(scope)
+            said = await self._answer(self._gateway, Request(scope, receive), caller)
+        except ArbstrError as error:
+            await send_error(send, error, [])
+        except ClientDisconnected:
+            return
+        else:
+            answer = Response(said, media_type="application/json") if isinstance(said, bytes) else said
+            await answer(scope, receive, send)
+
+
+def routes(gateway: Gateway) -> list[Route]:
+    """The routes, each behind the gateway's guard."""
+    return [
+        Route("/v1/models", AuthenticatedEndpoint(gateway, _models), methods=["GET"]),
+        Route("/v1/models/{model:path}", AuthenticatedEndpoint(gateway, _model), methods=["GET"]),
+        Route("/v1/cost", AuthenticatedEndpoint(gateway, _cost), methods=["POST"]),
+        Route("/providers", AuthenticatedEndpoint(gateway, _providers), methods=["GET"]),
+        Route("/metrics", AuthenticatedEndpoint(gateway, _metrics), methods=["GET"]),
+        Route("/v1/stats", AuthenticatedEndpoint(gateway, reports.stats), methods=["GET"]),
+        Route("/v1/requests", AuthenticatedEndpoint(gateway, reports.requests), methods=["GET"]),
+        Route("/v1/requests/{correlation_id:path}", AuthenticatedEndpoint(gateway, reports.detail), methods=["GET"]),
+    ]
+
+
+async def _models(gateway: Gateway, request: Request, caller: Caller) -> bytes:
+    return json.dumps(model_list(gateway.config.providers)).encode()
+
+
+async def _model(gateway: Gateway, request: Request, caller: Caller) -> bytes:
+    return json.dumps(model(gateway.config.providers, request.path_params["model"])).encode()
+
+
+async def _cost(gateway: Gateway, request: Request, caller: Caller) -> bytes:
+    policy = h.Headers(request.scope["headers"]).get(POLICY)
+    async with gateway.ask_ledger(request.scope, request.receive) as asked:
+        now = asyncio.get_running_loop().time()
+        return to_json(estimate_cost(gateway.config.providers, gateway.matcher, gateway.breakers, asked, policy, now))
+
+
+async def _providers(gateway: Gateway, request: Request, caller: Caller) -> bytes:
+    keys, _ = keys_in_files(gateway.config)
+    return to_json(provider_listing(gateway.config, keys))
+
+
+async def _metrics(gateway: Gateway, request: Request, caller: Caller) -> Response:
+    if gateway.metrics is None:
+        message = 'Metrics need prometheus-client: pip install "arbstr-asgi[metrics]".'
+        raise ServerError(message, status_code=501, code="metrics_not_installed")
+    gateway.update_gauges()
+    text, media_type = await asyncio.to_thread(gateway.metrics.exposition)
+    return Response(text, media_type=media_type)

@@ -1,0 +1,1 @@
+"""The `arbstr` command: all that knows click or hypercorn."""

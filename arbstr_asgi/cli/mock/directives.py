@@ -1,0 +1,74 @@
+"""What a mock provider is told to do, in the words of the request that it gets.
+
+`[mock: stall]` in the last user message is for both providers, `[mock-cheap: 503]` for one of them; several words, as
+in `[mock: slow no-usage]`, and several brackets add up."""
+
+import re
+from collections.abc import Iterator
+from typing import Any
+
+CHEAP, EXPENSIVE = "mock-cheap", "mock-expensive"
+BOTH = "mock"
+STATUS = re.compile(r"[45][0-9][0-9]")
+ANY_STATUS = "400-599"
+WORDS = {
+    "reset": "closes the connection without an answer",
+    "stall": "says nothing for 30 s",
+    "hang": "stops in the middle for 30 s",
+    "cut": "closes the connection in the middle",
+    "slow": "takes its time: five words a second",
+    "error-event": "begins with an error, under status 200",
+    "late-error": "ends in the middle with an error, under status 200",
+    "no-usage": "does not say what it used",
+    "usage-everywhere": "says in every event what it has used so far",
+    "no-done": "ends a stream without [DONE]",
+    "comments": "puts a comment before every event",
+}
+MEANINGS = {ANY_STATUS: "answers with this status and an error", **WORDS}
+
+_ORDER = re.compile(r"\[(mock[\w-]*):([^\][]*)\]")
+
+
+class UnknownDirective(ValueError):
+    """What no mock provider understands; the message lists all that they do."""
+
+    def __init__(self, said: str) -> None:
+        super().__init__(
+            f"mock: {said[:40]!r} is not understood. Say [{BOTH}: WORD], [{CHEAP}: WORD] or [{EXPENSIVE}: WORD]; "
+            f"the words: {', '.join(MEANINGS)}"
+        )
+
+
+def directives(messages: Any, name: str) -> frozenset[str]:
+    """The words for the provider `name`. Raises UnknownOrder, also for what another one is told."""
+    found: set[str] = set()
+    for whom, said in _ORDER.findall(_last_said(messages)):
+        if whom not in (BOTH, CHEAP, EXPENSIVE):
+            raise UnknownDirective(whom)
+        words = said.replace(",", " ").split()
+        for word in words or [""]:
+            if word not in WORDS and not STATUS.fullmatch(word):
+                raise UnknownDirective(word)
+        if whom in (BOTH, name):
+            found.update(words)
+    return frozenset(found)
+
+
+def status(told: frozenset[str]) -> int | None:
+    """The status to answer with; None: a good one."""
+    return max((int(word) for word in told if STATUS.fullmatch(word)), default=None)
+
+
+def _last_said(messages: Any) -> str:
+    for message in reversed(messages if isinstance(messages, list) else []):
+        if isinstance(message, dict) and message.get("role") == "user":
+            return "\n".join(_texts(message.get("content")))
+    return ""
+
+
+def _texts(content: Any) -> Iterator[str]:
+    if isinstance(content, str):
+        yield content
+    for part in content if isinstance(content, list) else []:
+        if isinstance(part, dict) and isinstance(part.get("text"), str):
+            yield part["text"]

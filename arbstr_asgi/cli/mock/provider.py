@@ -1,0 +1,190 @@
+"""A provider that needs no key and no network: it answers every chat completion with the same words."""
+
+import asyncio
+import hashlib
+import json
+from collections.abc import AsyncIterator, Iterator, Sequence
+from typing import Any, NamedTuple
+
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import Response, StreamingResponse
+from starlette.routing import Route
+from starlette.types import Send
+
+from arbstr_asgi.cli.mock.directives import UnknownDirective, directives, status
+
+REPLY = "Every token that passes through here is counted, priced and written down, and nobody waits for it."
+CREATED = 1_700_000_000
+SECONDS_PER_WORD = 0.01
+SECONDS_PER_SLOW_WORD = 0.2
+SECONDS_OF_NOTHING = 30.0
+KEPT = 100  # bodies
+
+
+ERROR = {"error": {"message": "mock: told to fail", "type": "server_error", "param": None, "code": "mock"}}
+WORDS = REPLY.split()
+
+
+def counted(given: int, answered: int = len(WORDS)) -> dict[str, int]:
+    """Usage of so many tokens."""
+    return {"prompt_tokens": given, "completion_tokens": answered, "total_tokens": given + answered}
+
+
+def completion(common: dict[str, Any], given: int, told: frozenset[str]) -> bytes:
+    """A whole answer to `given` tokens."""
+    if told & {"error-event", "late-error"}:
+        return _to_json(ERROR)
+    choices = [{"index": 0, "message": {"role": "assistant", "content": REPLY}, "finish_reason": "stop"}]
+    said = {**common, "object": "chat.completion", "choices": choices}
+    return _to_json(said if "no-usage" in told else {**said, "usage": counted(given)})
+
+
+def events(common: dict[str, Any], given: int, told: frozenset[str], *, asked: bool) -> list[bytes]:
+    """The same as a stream, with usage where it is `asked` for."""
+    found = list(_events(common, given, told, asked=asked and "no-usage" not in told))
+    if "error-event" in told:
+        found = [_event(ERROR)]
+    elif "late-error" in told:
+        found = [*found[: len(found) // 2], _event(ERROR)]
+    if "comments" in told:
+        found = [b": mock\n\n" + event for event in found]
+    return found
+
+
+def _events(common: dict[str, Any], given: int, told: frozenset[str], *, asked: bool) -> Iterator[bytes]:
+    chunk = {**common, "object": "chat.completion.chunk"}
+    deltas = [{"role": "assistant", "content": ""}, *({"content": word + " "} for word in WORDS), {}]
+    for place, delta in enumerate(deltas):
+        finish = "stop" if not delta else None
+        said = {**chunk, "choices": [{"index": 0, "delta": delta, "finish_reason": finish}]}
+        if "usage-everywhere" in told:
+            said["usage"] = counted(given, min(place, len(WORDS)))
+        elif asked:
+            said["usage"] = None
+        yield _event(said)
+    if asked:
+        yield _event({**chunk, "choices": [], "usage": counted(given)})
+    if "no-done" not in told:
+        yield b"data: [DONE]\n\n"
+
+
+def _event(value: dict[str, Any]) -> bytes:
+    return b"data: " + _to_json(value) + b"\n\n"
+
+
+def _to_json(value: dict[str, Any]) -> bytes:
+    return json.dumps(value, separators=(",", ":")).encode()
+
+
+class MockProvider:
+    """An ASGI application; `received` holds the bodies of the requests as they came, the newest last (at most 100).
+
+    `name` is that by which a message tells it what to do.
+    """
+
+    def __init__(self, name: str = "mock") -> None:
+        self.name = name
+        self.received: list[bytes] = []
+        self.app = Starlette(routes=[Route("/v1/chat/completions", self._chat, methods=["POST"])])
+
+    async def _chat(self, request: Request) -> Response:
+        body = await request.body()
+        self.received = [*self.received[1 - KEPT :], body]
+        try:
+            asked = _read(body, self.name)
+        except UnknownDirective as error:
+            return _refusal(str(error))
+        except (ValueError, KeyError, AttributeError, TypeError, RecursionError):
+            return _refusal("mock: not a chat completion")
+        gone = "stall" in asked.told and await _leaves(request, SECONDS_OF_NOTHING)
+        return _json(ERROR, 504) if gone else _answer(asked)
+
+
+class _Asked(NamedTuple):
+    """What matters of a request: what every part of the answer has, and how much was said."""
+
+    common: dict[str, Any]
+    given: int
+    stream: bool
+    usage: bool
+    told: frozenset[str]
+
+
+def _read(body: bytes, name: str) -> _Asked:
+    asked = json.loads(body)
+    messages = asked.get("messages")
+    digest = hashlib.sha256(str(messages).encode("utf-8", "replace")).hexdigest()
+    return _Asked(
+        {"id": f"chatcmpl-{digest[:24]}", "created": CREATED, "model": str(asked["model"])},
+        len(str(messages or "").split()),
+        asked.get("stream") is True,
+        (asked.get("stream_options") or {}).get("include_usage") is True,
+        directives(messages, name),
+    )
+
+
+def _answer(asked: _Asked) -> Response:
+    told, failing = asked.told, status(asked.told)
+    if "reset" in told:
+        # No answer is more than a status in between, and all that hypercorn ends without a sound.
+        return _Reply([], told | {"cut"}, status=102)
+    if failing is not None:
+        return _json(ERROR, failing)
+    if asked.stream:
+        return _Reply(events(asked.common, asked.given, told, asked=asked.usage), told, kind="text/event-stream")
+    whole = completion(asked.common, asked.given, told)
+    middle = len(whole) // 2
+    return _Reply([whole[:middle], whole[middle:]], told, length=len(whole))
+
+
+class _Reply(StreamingResponse):
+    """A reply in parts, with a pause after each, that may stop in the middle."""
+
+    def __init__(
+        self,
+        parts: Sequence[bytes],
+        told: frozenset[str],
+        *,
+        status: int = 200,
+        kind: str = "application/json",
+        length: int | None = None,
+    ) -> None:
+        headers = {} if length is None else {"content-length": str(length)}
+        super().__init__(self._played(parts, told), status, headers, kind)
+        self._whole = not told & {"cut", "hang"}
+
+    async def _played(self, parts: Sequence[bytes], told: frozenset[str]) -> AsyncIterator[bytes]:
+        pause = SECONDS_PER_SLOW_WORD if "slow" in told else SECONDS_PER_WORD
+        for part in parts if self._whole else parts[: len(parts) // 2]:
+            yield part
+            await asyncio.sleep(pause)
+        if "hang" in told:
+            await asyncio.sleep(SECONDS_OF_NOTHING)
+
+    async def stream_response(self, send: Send) -> None:
+        """Send it; a body without an end makes the server close the connection."""
+        await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+        async for part in self.body_iterator:
+            await send({"type": "http.response.body", "body": part, "more_body": True})
+        if self._whole:
+            await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+
+async def _leaves(request: Request, seconds: float) -> bool:
+    """Wait; True as soon as the peer has gone."""
+    try:
+        async with asyncio.timeout(seconds):
+            while (await request.receive())["type"] != "http.disconnect":
+                pass
+    except TimeoutError:
+        return False
+    return True
+
+
+def _json(value: dict[str, Any], status_code: int) -> Response:
+    return Response(json.dumps(value).encode(), status_code, media_type="application/json")
+
+
+def _refusal(message: str) -> Response:
+    return _json({"error": {"message": message, "type": "invalid_request_error", "param": None, "code": None}}, 400)

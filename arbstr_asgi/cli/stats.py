@@ -1,0 +1,122 @@
+"""`arbstr stats` and `arbstr tail`: the ledger, looked at from a terminal."""
+
+import asyncio
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import click
+
+from arbstr_asgi.api.providers import to_json
+from arbstr_asgi.cli.options import Pairs, as_pairs, filter_options, server_options, stats_options
+from arbstr_asgi.cli.output import Json, TimeBuckets, escape_terminal_json, groups_of, request_line, stats_text
+from arbstr_asgi.cli.sources import STATS, Source, open_source
+from arbstr_asgi.cli.tail import TailPoller
+from arbstr_asgi.errors import ArbstrError, LedgerError
+from arbstr_asgi.stats.params import MOST_GROUPS
+
+_POLL = 1.0  # seconds between looks
+_FIRST_SHOWN = 10  # requests that have finished before
+
+
+_LONGEST = timedelta(days=10_000)  # for which days are counted
+
+
+async def overview(source: Source, pairs: Pairs) -> str:
+    """What is to be shown for the parameters of GET /v1/stats. Raises what the source does."""
+    answer = await source.get(STATS, pairs)
+    names = [*answer.get("group_by", ())]
+    since, until = (datetime.fromisoformat(answer[name]) for name in ("since", "until"))
+    if answer.get("empty") or until - since > _LONGEST:
+        return stats_text(answer)
+    steps = TimeBuckets.create(since, until, answer.get("tz") or dict(pairs).get("tz", "UTC"))
+    over_time = await _over_time(source, pairs, answer, names, steps)
+    return stats_text(answer) if over_time is None else stats_text(answer, steps, over_time)
+
+
+async def _over_time(
+    source: Source, pairs: Pairs, answer: Json, names: list[str], steps: TimeBuckets
+) -> list[Json] | None:
+    """The same groups for each step; None where that can't be asked, or is too much."""
+    kept = [name for name in names if name != steps.unit]
+    if len(kept) > 1 or {"hour", "day"} & {*kept}:
+        return None
+    times = [("since", answer["since"]), ("until", answer["until"]), ("limit", str(MOST_GROUPS))]
+    replaced = {"group_by", "range", *dict(times)}
+    asked = [pair for pair in pairs if pair[0] not in replaced]
+    found = await source.get(STATS, [*asked, *times, ("group_by", ",".join([*kept, steps.unit]))])
+    return None if found["truncated"] else groups_of(found)
+
+
+@click.command()
+@server_options
+@stats_options
+@filter_options
+@click.option("--json", "as_json", is_flag=True, help="As JSON, in the shape of GET /v1/stats.")
+def stats(path: Path, url: str | None, token_file: Path | None, *, as_json: bool, **given: str | None) -> None:
+    """Show what was used: requests, tokens, cost and durations, and how they went over time.
+
+    Asks the config's database, for reading only, or with --url a running server. Cost and what was saved are in sats;
+    saved is what the dearest providers that could have answered would have cost more. Unpriced requests have no known
+    cost and are in no sum.
+    """
+    asyncio.run(_stats(path, url, token_file, as_pairs(given), as_json=as_json))
+
+
+@click.command()
+@server_options
+@filter_options
+def tail(path: Path, url: str | None, token_file: Path | None, **given: str | None) -> None:
+    """Show each request when it has finished, and before that the last few; Ctrl-C ends it.
+
+    A request that takes longer than ten minutes is not shown, nor all of more than 1,000 in a second.
+    """
+    try:
+        asyncio.run(_tail(path, url, token_file, as_pairs(given)))
+    except KeyboardInterrupt:
+        click.echo(err=True)
+
+
+async def _stats(path: Path, url: str | None, token_file: Path | None, pairs: Pairs, *, as_json: bool) -> None:
+    async with open_source(path, url, token_file) as asked:
+        with _understood():
+            if as_json:
+                click.echo(escape_terminal_json(to_json(await asked.get(STATS, pairs)).decode()))
+            else:
+                click.echo(await overview(asked, pairs))
+
+
+async def _tail(path: Path, url: str | None, token_file: Path | None, pairs: Pairs) -> None:
+    async with open_source(path, url, token_file) as asked:
+        watch = TailPoller(asked, pairs)
+        with _understood():
+            _show((await watch.poll())[-_FIRST_SHOWN:])
+        trouble = False
+        while True:
+            await asyncio.sleep(_POLL)
+            try:
+                with _understood():
+                    _show(await watch.poll())
+                trouble = False
+            except LedgerError as error:
+                if not trouble:
+                    click.echo(f"{error.message}; trying again", err=True)
+                trouble = True
+
+
+def _show(requests: list[dict[str, Any]]) -> None:
+    for request in requests:
+        click.secho(request_line(request), fg=None if request["success"] else "red")
+
+
+@contextmanager
+def _understood() -> Iterator[None]:
+    """Another server's answer may have any shape."""
+    try:
+        yield
+    except ArbstrError:
+        raise
+    except (LookupError, TypeError, AttributeError, ValueError, ArithmeticError):
+        raise LedgerError("the server's answer is not understood: is it arbstr, of this version?") from None

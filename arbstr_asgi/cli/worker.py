@@ -1,0 +1,24 @@
+"""`python -m arbstr_asgi.cli.worker`: one of the processes that `arbstr serve --workers N` runs; nobody types it."""
+
+import sys
+
+from arbstr_asgi.app import Arbstr
+from arbstr_asgi.cli.server import overridden, prepare, run, serve_on
+from arbstr_asgi.config.config import Config
+from arbstr_asgi.errors import ConfigError
+from arbstr_asgi.telemetry.multiprocess import use_worker_number
+
+
+def main(path: str, listen: str, workers: str, listener: str, alive: str) -> None:
+    """Serve on the listening socket until SIGTERM or SIGINT, or until `alive` says that the supervisor has gone."""
+    try:
+        config = overridden(Config.load(path), listen, int(workers))
+    except ConfigError as error:
+        sys.exit(f"Error: {error.message}")
+    use_worker_number()
+    prepare(config.logging.number)
+    run(serve_on(Arbstr(config), int(listener), config.server.grace, alive=int(alive)))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

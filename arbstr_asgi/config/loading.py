@@ -1,0 +1,100 @@
+"""A configuration file: read, `${NAME}` filled in from the environment, and where in it a mistake is."""
+
+import os
+import re
+import tomllib
+from collections.abc import Callable, Mapping
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from arbstr_asgi.errors import ConfigError
+
+_ANY_KEY = "[...]"
+
+
+def read_toml(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """What a TOML file says, its fractions as exact decimals. Raises ConfigError, which names the file."""
+    try:
+        return tomllib.loads(Path(path).read_text("utf-8"), parse_float=Decimal)
+    except OSError as error:
+        raise ConfigError(f"{path}: {error.strerror or 'cannot be read'}") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: not valid TOML: {error}") from None
+
+
+_VARIABLE = re.compile(r"\$\{([^}]*)\}")
+
+
+def names_in(text: str) -> list[str]:
+    """The variables that `text` names, in order."""
+    return _VARIABLE.findall(text)
+
+
+def expanded(value: Any, environ: Mapping[str, str], path: str = "") -> Any:
+    """A copy of `value` with the variables in all of its strings filled in. Raises ConfigError for one not set."""
+    if isinstance(value, Mapping):
+        return {key: expanded(item, environ, f"{path}.{key}".lstrip(".")) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [expanded(item, environ, f"{path}[{index}]") for index, item in enumerate(value)]
+    if not isinstance(value, str):
+        return value
+
+    def look_up(match: re.Match[str]) -> str:
+        name = match.group(1)
+        if not environ.get(name):
+            raise ConfigError(f"{path}: environment variable {name or '(no name)'} is not set")
+        return environ[name]
+
+    if "${" in _VARIABLE.sub("", value):
+        raise ConfigError(f"{path}: has a ${{ without its }}")
+    return _VARIABLE.sub(look_up, value)
+
+
+_STEP = re.compile(r"\.([^.\[]+)|\[(\d+)\]")
+# What our own checks begin with: the rest of the path, as in "headers.X-Team: …".
+_INNER = re.compile(r"[a-z0-9_]+(\[\d+\])?(\.[^:\s]+)*")
+
+
+def error_with_path(
+    error: msgspec.ValidationError, mapping: Mapping[str, Any], convert: Callable[[Any], object]
+) -> str:
+    """The message of `error`, which `convert` has raised for `mapping`, with its whole path before it."""
+    what, found, where = str(error).rpartition(" - at `$")
+    if not found:
+        return str(error)
+    path = where.rstrip("`")
+    if _ANY_KEY in path:
+        path = _with_key(path, str(error), mapping, convert)
+    path = path.lstrip(".")
+    inner, separator, rest = what.partition(": ")
+    if separator and _INNER.fullmatch(inner):
+        return f"{path}.{inner}: {rest}".lstrip(".")
+    return f"{path}: {what}"
+
+
+def _with_key(path: str, message: str, mapping: Mapping[str, Any], convert: Callable[[Any], object]) -> str:
+    """`path` with the key that msgspec leaves out: the one that alone gives the same message."""
+    before, _, after = path.partition(_ANY_KEY)
+    steps = [name or int(index) for name, index in _STEP.findall(before)]
+    table: Any = mapping
+    for step in steps:
+        table = table[step]
+    for key in table:
+        try:
+            convert(_replaced(mapping, steps, {key: table[key]}))
+        except msgspec.ValidationError as error:
+            if str(error) == message:
+                return f"{before}.{key}{after}"
+    return before + after
+
+
+def _replaced(value: Any, steps: list[Any], new: Any) -> Any:
+    """A copy of `value` with `new` at the end of `steps`."""
+    if not steps:
+        return new
+    copy = dict(value) if isinstance(value, Mapping) else list(value)
+    copy[steps[0]] = _replaced(copy[steps[0]], steps[1:], new)
+    return copy

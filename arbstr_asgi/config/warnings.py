@@ -1,0 +1,57 @@
+"""What is probably not meant in a configuration, in a line each."""
+
+import os
+import stat
+from collections.abc import Sequence
+from pathlib import Path
+
+from arbstr_asgi.config.api_keys import KeySource, conventional
+from arbstr_asgi.config.config import Config
+from arbstr_asgi.config.provider import Provider
+
+
+def about_settings(config: Config) -> list[str]:
+    """Costs that are unknown, keys that are missing, a path that nobody guards."""
+    found = [
+        f"provider {provider.name}: input_rate or output_rate is not set, so its cost is unknown (NULL)"
+        for provider in config.providers
+        if _costs_unknown(provider)
+    ]
+    found += [
+        f"provider {provider.name}: no key for an https:// provider; "
+        f"set {conventional(provider.name)}, or api_key or api_key_file"
+        for provider in config.providers
+        if provider.url.startswith("https:")
+        and not (provider.forward_authorization or provider.sends_own_credentials(client_authorizes=False))
+    ]
+    server = config.server
+    if not (server.public or server.auth_token or server.tokens):
+        found.append("nobody guards the server: set server.auth_token, or server.public = true if that is meant")
+    return found
+
+
+def about_keys(config: Config, sources: Sequence[KeySource], path: Path) -> list[str]:
+    """Keys that are in the configuration file, at `path`, itself, and files that others can read."""
+    found = [
+        f"provider {source.provider}: its key itself is in {path}; "
+        f'say api_key = "${{VARIABLE}}" or api_key_file, or set {conventional(source.provider)} instead'
+        for source in sources
+        if source.kind == "literal"
+    ]
+    if _open_to_others(path):
+        found.append(f"{path} can be read by others; chmod 600 it if it holds a key")
+    files = [provider.api_key_file for provider in config.providers if provider.api_key_file is not None]
+    return found + [f"{file} can be read by others; chmod 600 it" for file in files if _open_to_others(Path(file))]
+
+
+def _costs_unknown(provider: Provider) -> bool:
+    every = [provider.rates(model) for model in (*provider.models, *provider.aliases)] or [provider]
+    return any(rates.input_rate is None or rates.output_rate is None for rates in every)
+
+
+def _open_to_others(path: Path) -> bool:
+    """On Windows modes say nothing; a file that isn't there is for others to report."""
+    try:
+        return os.name != "nt" and bool(path.stat().st_mode & (stat.S_IRWXG | stat.S_IRWXO))
+    except OSError:
+        return False

@@ -1,0 +1,1 @@
+"""One way to three databases: rows, columns, SQL, connections, migrations."""

@@ -1,0 +1,1 @@
+"""SQLite, PostgreSQL, and MariaDB or MySQL, each through its raw driver."""

@@ -1,0 +1,176 @@
+"""MariaDB and MySQL, through aiomysql."""
+
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager, suppress
+from datetime import datetime
+from decimal import Decimal
+from typing import Any
+
+import aiomysql
+from pymysql import err
+
+from arbstr_asgi.database.drivers.base import (
+    CONVERSION_ERRORS,
+    IN_REQUESTS,
+    OUTAGES,
+    READ_TIMEOUT,
+    BulkStatement,
+    Driver,
+    SpecialColumns,
+    encoded,
+    is_connection_error,
+    iso,
+)
+from arbstr_asgi.database.values import Row
+
+# NULL, no default, out of range, cut, not a date, not this charset, too long, a trigger's SIGNAL, CHECK, CHECK
+_ROW_CODES = {1048, 1364, 1264, 1265, 1292, 1366, 1406, 1644, 3819, 4025}
+_NO_SUCH_DATABASE = 1049
+_LOST_CODES = {(1053,), (1927,), (2003,), (2006,), (2013,), (2055,)}  # shutting down, killed, unreachable, gone
+
+
+class _Cursor(aiomysql.Cursor):  # type: ignore[misc]
+    """Asks for each value's type once, where the driver's own asks five times; a row has fifty values."""
+
+    def _escape_args(self, args: Any, conn: Any) -> Any:
+        if not isinstance(args, tuple):
+            return super()._escape_args(args, conn)
+        literal, escape, string = _LITERALS.get, conn.escape, conn.escape_string
+        return tuple([f"'{string(v)}'" if type(v) is str else literal(type(v), escape)(v) for v in args])
+
+
+_LITERALS: dict[type, Callable[[Any], str]] = {
+    int: str,
+    Decimal: str,
+    bool: lambda value: "true" if value else "false",
+    type(None): lambda _: "NULL",
+}
+
+
+class Mysql:
+    """Naive UTC for moments; DDL commits by itself, so the lock is one of the connection."""
+
+    dialect = "mysql"
+    options: Mapping[str, Any] = {"min_size": 1, "max_size": 5, "connect_timeout": 10, "charset": "utf8mb4"}
+    keeps_connection = False
+    batch_timeout = 15.0
+
+    async def prepare(self, raw: Any, *, own: bool, durable: bool) -> None:
+        pass
+
+    @asynccontextmanager
+    async def begin(self, raw: Any) -> AsyncIterator[None]:
+        nested = self.in_transaction(raw)  # a second BEGIN would commit the host's transaction
+        await self._run(raw, "SAVEPOINT arbstr" if nested else "BEGIN")
+        try:
+            yield
+        except Exception:
+            await self._run(raw, "ROLLBACK TO SAVEPOINT arbstr" if nested else "ROLLBACK")
+            raise
+        await self._run(raw, "RELEASE SAVEPOINT arbstr" if nested else "COMMIT")
+
+    @asynccontextmanager
+    async def reading(self, raw: Any, seconds: float = READ_TIMEOUT) -> AsyncIterator[None]:
+        if self.in_transaction(raw):
+            yield
+            return
+        name, unit = ("max_statement_time", 1) if "MariaDB" in raw.get_server_info() else ("max_execution_time", 1000)
+        await self._run(raw, f"SET @arbstr = @@{name}, SESSION {name} = {max(int(seconds * unit), 1)}")
+        await self._run(raw, "START TRANSACTION WITH CONSISTENT SNAPSHOT, READ ONLY")
+        try:
+            yield
+        except Exception:
+            await self._run(raw, "ROLLBACK")
+            await self._run(raw, f"SET SESSION {name} = @arbstr")
+            raise
+        await self._run(raw, "COMMIT")
+        await self._run(raw, f"SET SESSION {name} = @arbstr")
+
+    def in_transaction(self, raw: Any) -> bool:
+        return bool(raw.get_transaction_status())
+
+    async def write(self, raw: Any, steps: Sequence[BulkStatement]) -> None:
+        async with self.begin(raw):
+            for sql, rows in steps:
+                await self.execute_many(raw, sql, rows)
+
+    async def execute_many(self, raw: Any, sql: str, rows: Sequence[Row]) -> None:
+        async with raw.cursor(_Cursor) as cursor:
+            await cursor.executemany(sql, rows)
+
+    async def execute(self, raw: Any, sql: str, parameters: Sequence[Any]) -> int:
+        async with raw.cursor() as cursor:
+            await cursor.execute(sql, parameters)
+            return int(cursor.rowcount)
+
+    async def fetch(self, raw: Any, sql: str, parameters: Sequence[Any] = ()) -> list[Sequence[Any]]:
+        async with raw.cursor() as cursor:
+            await cursor.execute(sql, parameters)
+            return list(await cursor.fetchall())
+
+    async def has_table(self, raw: Any, table: str) -> bool:
+        sql = "SELECT 1 FROM information_schema.tables WHERE table_schema = DATABASE() AND table_name = %s"
+        return bool(await self.fetch(raw, sql, (table,)))
+
+    async def lock(self, raw: Any, prefix: str) -> None:
+        got = await self.fetch(raw, f"SELECT GET_LOCK({_LOCK_NAME}, 60)", (prefix,))
+        if got[0][0] != 1:
+            raise TimeoutError("somebody else has been migrating for 60 s")
+
+    async def unlock(self, raw: Any, prefix: str) -> None:
+        await self.fetch(raw, f"SELECT RELEASE_LOCK({_LOCK_NAME})", (prefix,))
+
+    def encode(self, row: Row, special: SpecialColumns = IN_REQUESTS) -> Row:
+        return encoded(row, special, _text, self.money)
+
+    def money(self, value: Decimal | None) -> Decimal | None:
+        return value
+
+    def is_row_error(self, error: BaseException) -> str | None:
+        if isinstance(error, err.MySQLError):
+            code = error.args[0] if error.args and isinstance(error.args[0], int) else None
+            unsent = isinstance(error, err.ProgrammingError) and code is None
+            if unsent or code in _ROW_CODES or isinstance(error, (err.DataError, err.IntegrityError)):
+                return f"{type(error).__name__} {code}" if code else type(error).__name__
+            return None
+        return type(error).__name__ if isinstance(error, CONVERSION_ERRORS) else None
+
+    def is_transient(self, error: BaseException) -> bool:
+        if isinstance(error, err.MySQLError):
+            return bool(error.args[:1] != (_NO_SUCH_DATABASE,))
+        return isinstance(error, OUTAGES)
+
+    def is_connection_lost(self, error: BaseException) -> bool:
+        if isinstance(error, err.MySQLError):
+            return isinstance(error, err.InterfaceError) or error.args[:1] in _LOST_CODES
+        return is_connection_error(error)
+
+    def read_timestamp(self, value: datetime) -> datetime:
+        return _naive(value)
+
+    async def spare(self, raw: Any) -> None:
+        pass  # its server's affair
+
+    def abandon(self, raw: Any) -> None:
+        with suppress(Exception):
+            raw.close()
+
+    async def _run(self, raw: Any, sql: str) -> None:
+        async with raw.cursor() as cursor:
+            await cursor.execute(sql)
+
+
+# Locks have names for the whole server: ours says which database and which tables.
+_LOCK_NAME = "CONCAT('arbstr.', MD5(CONCAT(DATABASE(), '/', %s)))"
+
+
+def _naive(value: datetime) -> datetime:
+    # The driver drops an offset silently; normalised values have none. Four times as fast as `replace`.
+    return datetime.combine(value.date(), value.time())
+
+
+def _text(value: datetime) -> str:
+    return iso(value)[:-1]  # no literal takes the offset
+
+
+DRIVER: Driver = Mysql()

@@ -1,0 +1,239 @@
+"""SQLite, through aiosqlite."""
+
+import asyncio
+import functools
+import re
+import sqlite3
+import threading
+import time
+import weakref
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from datetime import datetime
+from decimal import Decimal
+from itertools import chain
+from typing import Any, TypeVar
+
+from arbstr_asgi.database.drivers.base import (
+    CONVERSION_ERRORS,
+    IN_REQUESTS,
+    OUTAGES,
+    READ_TIMEOUT,
+    BulkStatement,
+    Driver,
+    SpecialColumns,
+    encoded,
+    iso,
+    plain,
+)
+from arbstr_asgi.database.values import Row
+
+T = TypeVar("T")
+
+_PATIENCE = 5.0  # seconds to wait for another writer's lock
+_SLICE = 250  # ms of that which one call waits: a waiting call can be neither cancelled nor interrupted
+_MOST = 256  # rows in a statement
+_SPARING = 100  # pages of 4 KB that a WAL has when it is emptied
+_VALUES = re.compile(r"(?<=VALUES )\([?, ]+\)")
+_BEGIN = "BEGIN IMMEDIATE"  # a deferred one fails at once when another commits in between
+_open: weakref.WeakSet[Any] = weakref.WeakSet()  # connections that are ours
+_writing: weakref.WeakSet[Any] = weakref.WeakSet()  # and those that are prepared for batches
+
+
+class Sqlite:
+    """Text for moments and money; waits in slices for other writers."""
+
+    dialect = "sqlite"
+    options: Mapping[str, Any] = {"timeout": 2.0}
+    keeps_connection = True
+    batch_timeout = None  # a call given up would still get its lock, later, for nobody
+
+    async def prepare(self, raw: Any, *, own: bool, durable: bool) -> None:
+        await raw.execute_fetchall(f"PRAGMA busy_timeout = {_SLICE}")
+        if own:
+            # A lasting property of the file, so not for a host's; changing it ignores busy_timeout.
+            await _patiently(lambda: raw.execute_fetchall("PRAGMA journal_mode = WAL"))
+            if not durable:
+                await raw.execute_fetchall("PRAGMA synchronous = NORMAL")
+            _let_process_end(raw)
+        if durable:
+            await raw.execute_fetchall("PRAGMA synchronous = FULL")
+
+    @asynccontextmanager
+    async def begin(self, raw: Any) -> AsyncIterator[None]:
+        nested = self.in_transaction(raw)
+        if nested:
+            await raw.execute_fetchall("SAVEPOINT arbstr")
+        else:
+            await _patiently(lambda: raw.execute_fetchall(_BEGIN))
+        try:
+            yield
+            await raw.execute_fetchall("RELEASE SAVEPOINT arbstr" if nested else "COMMIT")
+        except Exception:
+            if self.in_transaction(raw):  # SQLite has rolled back by itself when the disk is full
+                await raw.execute_fetchall("ROLLBACK TO SAVEPOINT arbstr" if nested else "ROLLBACK")
+            raise
+
+    @asynccontextmanager
+    async def reading(self, raw: Any, seconds: float = READ_TIMEOUT) -> AsyncIterator[None]:
+        if self.in_transaction(raw):
+            yield
+            return
+        await raw.execute_fetchall("BEGIN")
+        late = asyncio.create_task(_interrupt(raw, seconds))
+        try:
+            yield
+        finally:
+            late.cancel()
+            if self.in_transaction(raw):
+                await raw.execute_fetchall("ROLLBACK")
+
+    def in_transaction(self, raw: Any) -> bool:
+        return bool(raw.in_transaction)
+
+    async def write(self, raw: Any, steps: Sequence[BulkStatement]) -> None:
+        if raw not in _writing and not raw.in_transaction:
+            # What a statement of many rows may have to undo would go to a file; readers may sort more than fits.
+            await raw.execute_fetchall("PRAGMA temp_store = MEMORY")
+            _writing.add(raw)
+        await _patiently(lambda: _in_its_thread(raw, _write, steps))
+
+    async def execute_many(self, raw: Any, sql: str, rows: Sequence[Row]) -> None:
+        cursor = await raw.executemany(sql, rows)
+        await cursor.close()
+
+    async def execute(self, raw: Any, sql: str, parameters: Sequence[Any]) -> int:
+        cursor = await raw.execute(sql, parameters)
+        matched = int(cursor.rowcount)
+        await cursor.close()
+        return matched
+
+    async def fetch(self, raw: Any, sql: str, parameters: Sequence[Any] = ()) -> list[Sequence[Any]]:
+        return list(await _patiently(lambda: raw.execute_fetchall(sql, parameters)))
+
+    async def has_table(self, raw: Any, table: str) -> bool:
+        return bool(await self.fetch(raw, "SELECT 1 FROM sqlite_master WHERE name = ? COLLATE NOCASE", (table,)))
+
+    async def lock(self, raw: Any, prefix: str) -> None:
+        await _patiently(lambda: raw.execute_fetchall(_BEGIN), patience=60.0)
+
+    async def unlock(self, raw: Any, prefix: str) -> None:
+        pass
+
+    def encode(self, row: Row, special: SpecialColumns = IN_REQUESTS) -> Row:
+        return encoded(row, special, iso, plain)
+
+    def money(self, value: Decimal | None) -> str | None:
+        return plain(value)  # a NUMERIC column would make it a float
+
+    def is_row_error(self, error: BaseException) -> str | None:
+        row_errors = (sqlite3.IntegrityError, sqlite3.DataError, sqlite3.InterfaceError, *CONVERSION_ERRORS)
+        binding = isinstance(error, sqlite3.ProgrammingError) and "binding" in str(error)
+        if not binding and not isinstance(error, row_errors):
+            return None
+        return getattr(error, "sqlite_errorname", None) or type(error).__name__
+
+    def is_transient(self, error: BaseException) -> bool:
+        if getattr(error, "sqlite_errorname", "").startswith(("SQLITE_NOTADB", "SQLITE_CANTOPEN")):
+            return False
+        return isinstance(error, (sqlite3.Error, *OUTAGES))
+
+    def is_connection_lost(self, error: BaseException) -> bool:
+        return False
+
+    def read_timestamp(self, value: datetime) -> str:
+        return iso(value)
+
+    async def spare(self, raw: Any) -> None:
+        # A WAL that fills the disk can't be emptied: that takes room in the database's file. By itself it is at 4 MB.
+        await raw.execute_fetchall(f"PRAGMA wal_autocheckpoint = {_SPARING}")
+        if not self.in_transaction(raw):
+            await _patiently(lambda: raw.execute_fetchall("PRAGMA wal_checkpoint(PASSIVE)"))
+
+    def abandon(self, raw: Any) -> None:
+        pass  # closing it is all that releasing it does
+
+
+def _let_process_end(raw: Any) -> None:
+    """Stop aiosqlite's thread when the main one has ended: it is no daemon, so an open connection keeps the process.
+
+    Nobody else would, where there is no lifespan and the loop ends without cancelling its tasks (granian's does).
+    """
+    _open.add(raw)
+    _watch_process()
+
+
+@functools.cache
+def _watch_process() -> None:
+    def stop() -> None:
+        threading.main_thread().join()
+        for raw in list(_open):
+            raw.stop()
+
+    threading.Thread(target=stop, name="arbstr-exit", daemon=True).start()
+
+
+async def _interrupt(raw: Any, seconds: float) -> None:
+    """End the statement that runs after so many seconds, and each that follows it."""
+    await asyncio.sleep(seconds)
+    while True:
+        await raw.interrupt()
+        await asyncio.sleep(_SLICE / 1000)
+
+
+def _write(connection: sqlite3.Connection, steps: Sequence[BulkStatement]) -> None:
+    nested = connection.in_transaction
+    connection.execute("SAVEPOINT arbstr" if nested else _BEGIN)
+    try:
+        for sql, rows in steps:
+            most = connection.getlimit(sqlite3.SQLITE_LIMIT_VARIABLE_NUMBER) // len(rows[0]) if rows else 0
+            for some in _packs(rows, min(most, _MOST)):
+                connection.execute(_for_several(sql, len(some)), [*chain.from_iterable(some)])
+        connection.execute("RELEASE SAVEPOINT arbstr" if nested else "COMMIT")
+    except Exception:
+        if connection.in_transaction:
+            connection.execute("ROLLBACK TO SAVEPOINT arbstr" if nested else "ROLLBACK")
+        raise
+
+
+def _packs(rows: Sequence[Row], most: int) -> Iterator[Sequence[Row]]:
+    """The rows in few parts: each is a statement, and each statement a turn for the loop, which may be busy.
+
+    Their sizes are powers of two, so that there are not many different statements.
+    """
+    first = 0
+    while first < len(rows):
+        size = 1 << (min(len(rows) - first, most).bit_length() - 1)
+        yield rows[first : first + size]
+        first += size
+
+
+@functools.cache
+def _for_several(sql: str, rows: int) -> str:
+    """A statement with the VALUES of one row, for so many."""
+    return _VALUES.sub(lambda found: ", ".join([found[0]] * rows), sql, count=1)
+
+
+async def _in_its_thread(raw: Any, work: Callable[..., T], *arguments: Any) -> T:
+    """Have aiosqlite's thread call `work(connection, *arguments)`, with the connection of Python's own `sqlite3`.
+
+    Each of aiosqlite's public calls is a way there and back, and each way waits until a busy loop comes round: a batch
+    of eight took longer than its rows may wait. What runs a function there is private, and as old as aiosqlite itself.
+    """
+    found: T = await raw._execute(work, raw._conn, *arguments)
+    return found
+
+
+async def _patiently(call: Callable[[], Awaitable[T]], *, patience: float = _PATIENCE) -> T:
+    deadline = time.monotonic() + patience
+    while True:
+        try:
+            return await call()
+        except sqlite3.OperationalError as error:
+            busy = (error.sqlite_errorcode & 0xFF) in {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED}
+            if not busy or time.monotonic() > deadline:
+                raise
+        await asyncio.sleep(0.01)
+
+
+DRIVER: Driver = Sqlite()

@@ -1,0 +1,89 @@
+"""What of our tables is there, and what to do about it."""
+
+from typing import Any, NamedTuple
+
+from arbstr_asgi.database.columns import ATTEMPT_COLUMNS, FIRST_COLUMNS, ROLLUP_COLUMNS
+from arbstr_asgi.database.connections import ConnectionTasks
+from arbstr_asgi.database.drivers.base import Driver
+from arbstr_asgi.database.statements import Statements, statements
+from arbstr_asgi.errors import LedgerError
+
+HEAD = "0003"  # the newest revision in migrations/versions, known without importing Alembic
+
+_MIGRATION_TIMEOUT = 120.0  # seconds
+
+
+class SchemaState(NamedTuple):
+    """The tables as they are; `version` None: never migrated to the end."""
+
+    version: str | None
+
+
+async def ensure(sessions: ConnectionTasks, prefix: str, *, migrate: bool) -> str:
+    """Bring the tables up to date, or raise LedgerError when they aren't and may not be changed.
+
+    Returns what was done: `0003 (up to date)` or `nothing -> 0003`. A newer schema is fine: within a major version
+    it only has more columns.
+    """
+    sql = statements(sessions.driver.dialect, prefix)
+    found = await sessions.run(lambda raw: inspect_schema(sessions.driver, raw, sql))
+    if found.version is not None and found.version >= HEAD:
+        return f"{found.version} (up to date)"
+    if not migrate:
+        what = "is missing" if found.version is None else f"is at revision {found.version}, {HEAD} is needed"
+        raise LedgerError(f"the ledger's table {sql.table} {what}: run `arbstr migrate`, or set migrate=True")
+
+    async def upgrade(raw: Any) -> SchemaState | None:
+        async def behind() -> SchemaState | None:  # asked under the lock: another process may have been quicker
+            now = await inspect_schema(sessions.driver, raw, sql)
+            return now if now.version is None or now.version < HEAD else None
+
+        from arbstr_asgi.database import migrations
+
+        return await migrations.upgrade(sessions.driver, raw, prefix, behind)
+
+    before = await sessions.run(upgrade, timeout=_MIGRATION_TIMEOUT)
+    return f"{HEAD} (up to date)" if before is None else f"{before.version or 'nothing'} -> {HEAD}"
+
+
+async def inspect_schema(driver: Driver, raw: Any, sql: Statements) -> SchemaState:
+    """Raises LedgerError when a table of our names isn't ours, or one of ours has gone."""
+    # The tables before their version: another process may be migrating, and both appear at once, the version never
+    # later.
+    there = [await driver.has_table(raw, name) for name, _, _ in _tables(sql)]
+    versioned = await driver.has_table(raw, sql.version_table)
+    versions = await driver.fetch(raw, sql.version) if versioned else []
+    version = str(versions[0][0]) if versions else None
+    for (name, since, columns), found in zip(_tables(sql), there, strict=True):
+        made = version is not None and version >= since
+        if found and not made and not (versioned and await _left_unfinished(driver, raw, name, columns)):
+            raise LedgerError(
+                f"there is a table {name} that is not the ledger's (no version in {sql.version_table} that has it); "
+                "it was not touched. Set table_prefix, or rename it"
+            )
+        if made and not found and not await driver.has_table(raw, name):
+            raise LedgerError(f"{sql.version_table} says {version}, but the table {name} is missing")
+    return SchemaState(version)
+
+
+def _tables(sql: Statements) -> list[tuple[str, str, set[str]]]:
+    """Our tables, the revision that made each, and its columns then."""
+    return [
+        (sql.names.requests, "0001", {"id", *(column.name for column in FIRST_COLUMNS)}),
+        (sql.names.attempts, "0002", {"id", *(column.name for column in ATTEMPT_COLUMNS)}),
+        (sql.names.rollups, "0003", {*ROLLUP_COLUMNS}),
+        (sql.names.dirty_hours, "0003", {"hour", "writer", "mark"}),
+    ]
+
+
+async def _left_unfinished(driver: Driver, raw: Any, table: str, columns: set[str]) -> bool:
+    """Whether a migration of ours was killed between CREATE TABLE and the version's INSERT.
+
+    Only on MySQL, where DDL commits by itself. Ours: the version table is there, without this revision, and the columns
+    are exactly those of the revision. The migration then goes on from there.
+    """
+    if driver.dialect != "mysql":
+        return False
+    sql = "SELECT column_name FROM information_schema.columns WHERE table_schema = DATABASE() AND table_name = %s"
+    found = {str(row[0]) for row in await driver.fetch(raw, sql, (table,))}
+    return found == columns

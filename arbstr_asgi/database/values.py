@@ -1,0 +1,205 @@
+"""Values for the ledger: made fit for every database once, before any driver sees them; and read back.
+
+Each driver bites differently (a NUL, a lone surrogate, an over-long text, an offset, NaN). What comes out of here is
+taken by all three and means the same in each."""
+
+import math
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime, timedelta
+from decimal import ROUND_HALF_EVEN, Context, Decimal, InvalidOperation
+from operator import attrgetter
+from typing import Any, NamedTuple
+
+from arbstr_asgi.database.columns import ATTEMPT_COLUMNS, COLUMNS, Column, Columns, Kind
+from arbstr_asgi.database.records import AttemptEntry, LedgerEntry
+
+Row = tuple[Any, ...]
+
+_LEAST, _MOST = -(2**63), 2**63 - 1
+_WITHIN_A_MILLISECOND = [timedelta(microseconds=number) for number in range(1000)]
+
+
+class Record(NamedTuple):
+    """One state of a call as it is stored: its row, and one for each of its attempts."""
+
+    row: Row
+    attempts: tuple[Row, ...] = ()
+
+    @property
+    def correlation_id(self) -> str:
+        """Which call it is."""
+        return str(self.row[0])
+
+
+_NANO = Decimal("1e-9")
+_NOTHING = Decimal("0.000000000")
+# Our own, since the host may have changed the thread's; what needs more digits than NUMERIC(24, 9) has is refused.
+_MONEY = Context(prec=24, rounding=ROUND_HALF_EVEN, traps=[InvalidOperation])
+
+
+def identifier(value: Any, length: int = 36) -> str:
+    """A correlation id as it is stored: printable ASCII, anything else becomes `?`."""
+    text = str(value)
+    if not (text.isascii() and text.isprintable()):
+        text = "".join(c if c.isascii() and c.isprintable() else "?" for c in text)
+    return text[:length]
+
+
+def text(value: Any, length: int) -> str:
+    """Without NUL and lone surrogates (they become U+FFFD), at most `length` characters."""
+    clean = value if type(value) is str else str(value)
+    if not clean.isascii():
+        clean = clean[: 2 * length].encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    return clean[:length].replace("\0", "\ufffd")
+
+
+def document(value: Any, length: int) -> str:
+    """The same, at most `length` bytes of UTF-8."""
+    clean = text(value, length)
+    return clean.encode()[:length].decode(errors="ignore")
+
+
+def integer(value: Any) -> int | None:
+    """An int of 64 bits, or None; a bool is not a number."""
+    if not isinstance(value, int) or isinstance(value, bool):
+        return None
+    return int(value) if _LEAST <= value <= _MOST else None
+
+
+def real(value: Any) -> float | None:
+    """A finite float, or None."""
+    if value is None:
+        return None
+    try:
+        number = float(value)
+    except (TypeError, ValueError, OverflowError):
+        return None
+    return number if math.isfinite(number) else None
+
+
+def money(value: Any) -> Decimal | None:
+    """Nine decimals, the even neighbour at a tie; None when it isn't a finite amount below 10**15."""
+    if isinstance(value, int) and not isinstance(value, bool):
+        value = Decimal(value)
+    if not isinstance(value, Decimal) or value.is_nan():
+        return None
+    try:
+        return _MONEY.quantize(value, _NANO) or _NOTHING  # no database keeps the sign of a zero
+    except InvalidOperation:
+        return None
+
+
+def timestamp(value: datetime) -> datetime:
+    """Aware UTC, cut to milliseconds (one driver would round up, into the next day); naive means UTC."""
+    try:
+        utc = value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
+    except OverflowError:
+        utc = value.replace(tzinfo=UTC)
+    return utc - _WITHIN_A_MILLISECOND[utc.microsecond % 1000]  # ten times as fast as `replace`; nor is it folded
+
+
+# What is right as it is, as nearly everything is, passes with one call and few questions.
+
+
+def _fits_text(column: Column, convert: Callable[[Any, int], str]) -> Callable[[Any], str | None]:
+    length, absent = column.length, "" if column.required else None
+
+    def fit(value: Any) -> str | None:
+        if value is None:
+            return absent
+        if type(value) is str and len(value) <= length and value.isascii() and "\0" not in value:
+            return value
+        return convert(value, length)
+
+    return fit
+
+
+def _fits_integer(column: Column) -> Callable[[Any], int | None]:
+    absent = 0 if column.required else None
+
+    def fit(value: Any) -> int | None:
+        if type(value) is int and _LEAST <= value <= _MOST:
+            return value
+        return absent if (number := integer(value)) is None else number
+
+    return fit
+
+
+def _converter(column: Column) -> Callable[[Any], Any]:
+    match column.kind:
+        case Kind.IDENTIFIER:
+            return lambda value: identifier(value, column.length)
+        case Kind.TEXT:
+            return _fits_text(column, text)
+        case Kind.DOCUMENT:
+            return _fits_text(column, document)
+        case Kind.INTEGER:
+            return _fits_integer(column)
+    others: dict[Kind, Callable[[Any], Any]] = {Kind.REAL: real, Kind.MONEY: money, Kind.BOOLEAN: bool}
+    return others.get(column.kind, timestamp)
+
+
+_CONVERTERS = tuple(_converter(column) for column in COLUMNS)
+_OF_ATTEMPTS = tuple(_converter(column) for column in ATTEMPT_COLUMNS[1:])
+_facts = attrgetter(*(column.name for column in COLUMNS))
+_facts_of_attempt = attrgetter(*(column.name for column in ATTEMPT_COLUMNS[1:]))
+
+
+def normalise(entry: LedgerEntry) -> Row:
+    """The row of an entry, in the order of `COLUMNS`, in Python values that fit every database."""
+    return tuple([convert(value) for convert, value in zip(_CONVERTERS, _facts(entry), strict=True)])
+
+
+def normalise_attempt(correlation_id: str, attempt: AttemptEntry) -> Row:
+    """The row of an attempt, in the order of `ATTEMPT_COLUMNS`."""
+    converted = [convert(value) for convert, value in zip(_OF_ATTEMPTS, _facts_of_attempt(attempt), strict=True)]
+    return (correlation_id, *converted)
+
+
+def record(entry: LedgerEntry) -> Record:
+    """The row of an entry and those of its attempts."""
+    row = normalise(entry)
+    return Record(row, tuple([normalise_attempt(row[0], attempt) for attempt in entry.tries]))
+
+
+def salvage(entry: LedgerEntry, now: datetime) -> Row:
+    """The row of an entry that can't be normalised: what of it can be, with `now` for an arrival that is none."""
+    substitutes: dict[Kind, Any] = {Kind.TIMESTAMP: timestamp(now), Kind.BOOLEAN: False, Kind.INTEGER: 0}
+    row: list[Any] = []
+    for column, convert in zip(COLUMNS, _CONVERTERS, strict=True):
+        try:
+            row.append(convert(getattr(entry, column.name)))
+        except Exception:  # noqa: BLE001 - whatever it is, the other columns are fine
+            row.append(substitutes.get(column.kind, "?") if column.required else None)
+    return tuple(row)
+
+
+def read_timestamp(value: Any) -> datetime:
+    """A stored moment as aware UTC."""
+    found = datetime.fromisoformat(value) if isinstance(value, str) else value
+    return found.replace(tzinfo=UTC) if found.tzinfo is None else found.astimezone(UTC)
+
+
+def _read_money(value: Any) -> Decimal:
+    return (value if isinstance(value, Decimal) else Decimal(str(value))).quantize(_NANO, context=_MONEY)
+
+
+_READERS: dict[Kind, Callable[[Any], Any]] = {
+    Kind.TIMESTAMP: read_timestamp,
+    Kind.MONEY: _read_money,
+    Kind.BOOLEAN: bool,
+}
+
+
+def read_row(row: Sequence[Any], columns: Columns = COLUMNS) -> Row:
+    """A stored row as it was normalised."""
+    return tuple(read(row, columns).values())
+
+
+def read(row: Sequence[Any], columns: Columns = COLUMNS) -> dict[str, Any]:
+    """A stored row in Python values, equal on every database."""
+    found: dict[str, Any] = {}
+    for column, value in zip(columns, row, strict=True):
+        reader = _READERS.get(column.kind)
+        found[column.name] = value if value is None or reader is None else reader(value)
+    return found

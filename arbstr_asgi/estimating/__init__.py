@@ -1,1 +1,0 @@
-"""Token counts of calls whose provider gave none."""

@@ -1,0 +1,1 @@
+"""The main path: one call from its request to its row."""

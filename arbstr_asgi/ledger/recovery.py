@@ -1,0 +1,172 @@
+"""Brings what is on disk into the database: our own spill, those of dead processes, and the calls they left open."""
+
+import logging
+from collections.abc import Callable, Collection
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from arbstr_asgi.database import values
+from arbstr_asgi.database.drivers.base import Driver, describe_error
+from arbstr_asgi.database.statements import Statements
+from arbstr_asgi.database.values import Record
+from arbstr_asgi.ledger.batch import PendingBatches
+from arbstr_asgi.ledger.spill.locks import SpillLocks
+from arbstr_asgi.ledger.spill.store import Spill, SpillStore
+from arbstr_asgi.ledger.status import LossCounters
+from arbstr_asgi.stats.rollups.dirty_hours import DirtyHours
+
+logger = logging.getLogger("arbstr_asgi.ledger")
+
+BATCH = 500  # rows
+ABANDONED = "abandoned: its process ended before the reply did"
+STRANGERS = timedelta(hours=24)  # after which a call of a process that we can't ask about is given up
+_LONG = 0.05  # seconds that a batch may take: meanwhile, what comes waits
+_LEAST = 25  # rows, however long it takes
+_PAUSE = 5.0  # seconds without a further attempt when a spill itself fails
+
+
+class Recovery:
+    """What is left to do beside writing what comes; all of it can be done again, since revisions decide."""
+
+    def __init__(
+        self,
+        driver: Driver,
+        statements: Statements,
+        losses: LossCounters,
+        shelter: Spill | None,
+        marker: DirtyHours,
+        stale: Collection[Record],
+        now: Callable[[], float],
+    ) -> None:
+        self._driver = driver
+        self._statements = statements
+        self._losses = losses
+        self._marker = marker
+        self._stale = stale  # what is in our own spill and need not be brought back
+        self._slots = None if shelter is None else shelter.slots
+        self._spill = None if shelter is None else shelter.spill
+        self._now = now
+        self._not_before = float("-inf")
+        self._batch_size = BATCH
+        self._orphans: list[SpillStore] | None = None  # None: not looked for yet
+        self._open_calls = True
+
+    @property
+    def waiting(self) -> bool:
+        """Whether `some` has something to do."""
+        if not self.own_waiting and not self._open_calls:
+            return False
+        return self._now() >= self._not_before
+
+    @property
+    def own_rows(self) -> bool:
+        """Whether our own spill holds any rows, so that one of them may be the only state of its call."""
+        return self._spill is not None and self._spill.rows > 0
+
+    @property
+    def own_waiting(self) -> bool:
+        """Whether our own spill holds rows that the database has not got yet."""
+        return self._spill is not None and self._spill.rows > len(self._stale)
+
+    @property
+    def seconds_to_wait(self) -> float | None:
+        """How long until there is something to do again, if there will be."""
+        if not self.own_waiting and not self._open_calls:
+            return None
+        return max(self._not_before - self._now(), 0.0)
+
+    async def replay_batch(self, raw: Any) -> None:
+        """One batch or one other step. Raises what the database raises; trouble with a spill only makes a pause."""
+        if self._spill is not None and self._spill.rows:
+            await self._batch(raw, self._spill)
+        elif self._orphans is None:
+            try:
+                self._orphans = [] if self._slots is None else await self._claim(self._slots)
+            except OSError as error:
+                self._trouble(error)
+        elif self._orphans:
+            if self._orphans[0].rows:
+                await self._batch(raw, self._orphans[0])
+            else:
+                await self._orphans.pop(0).close()
+        else:
+            before = datetime.now(UTC)  # a process that starts now has no call yet
+            try:
+                living = set() if self._slots is None else self._slots.living()
+            except OSError as error:
+                self._trouble(error)
+                return
+            await self._abandon(raw, living, before)
+            self._open_calls = False
+
+    async def replay_own(self, raw: Any) -> None:
+        """All of our own spill, for what must come behind it; as far as it can be read."""
+        while self._spill is not None and self._spill.rows and self._now() >= self._not_before:
+            await self._batch(raw, self._spill)
+
+    async def close(self) -> None:
+        """Let go of the spills of others."""
+        for orphan in self._orphans or ():
+            await orphan.close()
+
+    async def _batch(self, raw: Any, spill: SpillStore) -> None:
+        begun = self._now()
+        try:
+            kept = await spill.read(self._batch_size)
+        except Exception as error:  # noqa: BLE001
+            self._trouble(error)
+            return
+        hand = PendingBatches(self._driver, self._statements, self._losses, self._marker)
+        hand.put([record for _, record in kept])
+        while hand:
+            await hand.write(raw)
+        try:
+            await spill.remove(kept)
+        except Exception as error:  # noqa: BLE001
+            self._trouble(error)
+        late = self._now() - begun > _LONG
+        self._batch_size = max(self._batch_size // 2, _LEAST) if late else min(self._batch_size * 2, BATCH)
+
+    async def _claim(self, slots: SpillLocks) -> list[SpillStore]:
+        """The spills of dead processes; one that can't be read is told and left."""
+        found: list[SpillStore] = []
+        for slot in slots.orphans():
+            spill = SpillStore(slot)
+            try:
+                await spill.open()
+            except Exception as error:  # noqa: BLE001
+                await spill.close()
+                logger.warning("ledger: the spill %s can't be read: %s", slot.file, describe_error(error))
+            else:
+                found.append(spill)
+        return found
+
+    async def _abandon(self, raw: Any, living: set[str], before: datetime) -> None:
+        """Close the calls of dead processes: those of this folder that nobody living holds, others after a day."""
+        after = 0
+        while True:
+            parameters = (self._driver.read_timestamp(values.timestamp(before)), after, BATCH)
+            found = await self._driver.fetch(raw, self._statements.in_flight, parameters)
+            dead = {call: at for _, call, worker_id, at in found if self._dead(worker_id, at, living, before)}
+            if dead:
+                marks = self._marker.of(map(values.read_timestamp, dead.values()))
+                async with self._driver.begin(raw):
+                    await self._driver.execute_many(raw, self._statements.mark_hour, marks)
+                    for call in dead:
+                        await self._driver.execute(raw, self._statements.abandon, (ABANDONED, call))
+                        await self._driver.execute(raw, self._statements.abandon_attempt, (ABANDONED, call))
+                logger.warning("ledger: %d calls of processes that died are closed as abandoned", len(dead))
+            if len(found) < BATCH:
+                return
+            after = found[-1][0]
+
+    def _dead(self, worker_id: str | None, arrival: Any, living: set[str], now: datetime) -> bool:
+        if worker_id in living:
+            return False
+        if self._slots is not None and f":{self._slots.id}." in (worker_id or ""):
+            return True
+        return values.read_timestamp(arrival) < now - STRANGERS
+
+    def _trouble(self, error: Exception) -> None:
+        self._not_before = self._now() + _PAUSE
+        logger.warning("ledger: the spill can't be replayed, trying again: %s", describe_error(error))

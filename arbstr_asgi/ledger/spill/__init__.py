@@ -1,0 +1,1 @@
+"""Rows on local disk while the database can't take them."""

@@ -1,0 +1,128 @@
+"""The spill's folder: a numbered slot for each process, and a lock on it that tells the living from the dead.
+
+A slot is a lock file and an SQLite file. Whoever runs holds a lock on its slot (`flock`, which the system takes back
+from a process however it dies), so a free lock means that its owner is dead and that what it has left is anyone's to
+finish. Lock files stay: a lock on a file that has been deleted would lock nobody out."""
+
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+from uuid import uuid4
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
+MAX_SLOTS = 4096
+
+
+class SpillLock:
+    """One place in the folder, ours while its lock is held."""
+
+    def __init__(self, file: Path, lock: int) -> None:
+        self.file = file  # the SQLite file
+        self._lock = lock
+
+    @property
+    def size(self) -> int:
+        """Bytes on disk."""
+        found = 0
+        for path in (self.file, self.file.with_name(f"{self.file.name}-wal")):
+            with suppress(OSError):
+                found += path.stat().st_size
+        return found
+
+    def sign(self, worker_id: str) -> None:
+        """Write down who holds the lock."""
+        os.ftruncate(self._lock, 0)
+        os.pwrite(self._lock, worker_id.encode(), 0)
+
+    def release(self) -> None:
+        """Let go of the lock; the slot is anyone's."""
+        os.close(self._lock)
+
+
+class SpillLocks:
+    """All the slots of one ledger on this machine. Raises OSError where the folder can't be used."""
+
+    def __init__(self, folder: Path) -> None:
+        if fcntl is None:
+            raise OSError("file locks are not supported on this system")
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._folder = folder
+        self.id = _folder_id(folder)
+
+    def claim(self) -> SpillLock:
+        """The first slot that nobody holds, made if need be."""
+        for number in range(1, MAX_SLOTS):
+            slot = self._try(number)
+            if slot is not None:
+                _create(slot.file)
+                return slot
+        raise OSError(f"more than {MAX_SLOTS} processes use {self._folder}")
+
+    def orphans(self) -> Iterator[SpillLock]:
+        """Slots with a file whose owners are dead, claimed one after the other."""
+        for number in self._numbers():
+            slot = self._try(number)
+            if slot is not None and slot.file.exists():
+                yield slot
+            elif slot is not None:
+                slot.release()
+
+    def living(self) -> set[str]:
+        """The worker ids of those who hold a slot now."""
+        found: set[str] = set()
+        for number in self._numbers():
+            slot = self._try(number)
+            if slot is not None:
+                slot.release()
+            else:
+                with suppress(OSError):
+                    found.add((self._folder / f"{number}.lock").read_text("ascii", "replace"))
+        return found
+
+    def _numbers(self) -> list[int]:
+        names = (path.stem for path in self._folder.glob("*.lock"))
+        return sorted(int(name) for name in names if name.isdecimal())
+
+    def _try(self, number: int) -> SpillLock | None:
+        lock = os.open(self._folder / f"{number}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(lock)
+            return None
+        except OSError:
+            os.close(lock)
+            raise
+        return SpillLock(self._folder / f"{number}.db", lock)
+
+
+def _create(file: Path) -> None:
+    """SQLite gives the files beside it the same mode."""
+    os.close(os.open(file, os.O_RDWR | os.O_CREAT, 0o600))
+    file.chmod(0o600)
+
+
+def _folder_id(folder: Path) -> str:
+    """Eight characters that this folder has kept since it was made, whatever its host is called today."""
+    path = folder / "id"
+    mine = folder / f".{uuid4().hex}"
+    mine.write_text(uuid4().hex[:8], "ascii")
+    try:
+        os.link(mine, path)  # unlike a rename it fails where somebody else was first
+    except FileExistsError:
+        pass
+    finally:
+        mine.unlink()
+    return path.read_text("ascii")
+
+
+def new_worker_id(folder_id: str) -> str:
+    """A name for this process's ledger, never used before: host, process, folder, and something random."""
+    host = "".join(c for c in socket.gethostname() if c.isascii() and c.isprintable())[:24]
+    return f"{host}:{os.getpid()}:{folder_id}.{uuid4().hex[:8]}"

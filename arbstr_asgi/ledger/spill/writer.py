@@ -1,0 +1,103 @@
+"""Moves to the spill what the database has not taken in time."""
+
+import asyncio
+import contextvars
+from collections.abc import Callable
+from contextlib import suppress
+
+from arbstr_asgi.ledger.batch import Batch, PendingBatches
+from arbstr_asgi.ledger.queue import WriteQueue
+from arbstr_asgi.ledger.retry import RetryLoop
+from arbstr_asgi.ledger.spill.store import SpillStore
+
+PATIENCE = 0.15  # seconds from an entry's coming to its spilling
+BATCH = 500  # rows
+AT_ONCE = 128  # rows that are taken out of the spill
+
+
+class SpillWriter:
+    """A task beside the writer's; both work on the same `backlog` and `hand`, and never wait for each other."""
+
+    def __init__(self, spill: SpillStore, backlog: WriteQueue, hand: PendingBatches, now: Callable[[], float]) -> None:
+        self._spill = spill
+        self._queue = backlog
+        self._batches = hand
+        self._now = now
+        self._event = asyncio.Event()
+        self._retry = RetryLoop(f"ledger's spill {spill.slot.file}", lambda: None)
+        self._task = asyncio.create_task(self._run(), name="arbstr-spill", context=contextvars.Context())
+
+    @property
+    def works(self) -> bool:
+        """Whether the last attempt to write succeeded."""
+        return not self._retry.failures
+
+    def wake(self) -> None:
+        """Something has come."""
+        self._event.set()
+
+    async def stop(self, timeout: float) -> None:
+        """End the task, then spill everything that is left, however young, within `timeout` seconds."""
+        self._task.cancel()
+        await asyncio.wait({self._task})
+        with suppress(Exception):  # what is left is counted by whoever stops us
+            async with asyncio.timeout(timeout):
+                await self._spill_all(self._now())
+                await self._forget(len(self._batches.stale))
+
+    async def _run(self) -> None:
+        while True:
+            await self._until_late()
+            retrying = self._retry.retrying(asyncio.sleep, lambda: False, self._waiting)
+            await retrying(self._spill_late)
+
+    async def _until_late(self) -> None:
+        while True:
+            since = self._since()
+            left = PATIENCE if since is None else since + PATIENCE - self._now()
+            if left <= 0:
+                return
+            if self._batches.stale and left > PATIENCE / 2:
+                await self._forget(AT_ONCE)
+            elif since is None:
+                self._event.clear()
+                await self._event.wait()
+            else:
+                await asyncio.sleep(left)
+
+    async def _forget(self, limit: int) -> None:
+        """Take out what has been committed since; where that fails it is replayed, which changes nothing."""
+        some = self._batches.stale[:limit]
+        with suppress(Exception):
+            await self._spill.forget(some)
+        del self._batches.stale[: len(some)]
+
+    async def _spill_late(self) -> None:
+        await self._spill_all(self._now() - PATIENCE)
+
+    async def _spill_all(self, until: float) -> None:
+        """Spill, batch by batch, while the oldest came before `until`."""
+        while True:
+            since = self._queue.since
+            if since is not None and since <= until:
+                self._batches.take(self._queue, BATCH)
+            chunk = self._first()
+            if chunk is None or chunk.since > until:
+                return
+            await self._spill.write(chunk.records)
+            self._batches.mark_spilled(chunk)
+            self._retry.recovered()
+
+    def _first(self) -> Batch | None:
+        return next(iter(self._batches.unspilled), None)
+
+    def _since(self) -> float | None:
+        """When the oldest came that is in memory alone."""
+        first = self._first()
+        waiting = self._queue.since
+        if first is None or waiting is None:
+            return waiting if first is None else first.since
+        return min(first.since, waiting)
+
+    def _waiting(self) -> int:
+        return len(self._queue) + len(self._batches)

@@ -1,0 +1,154 @@
+"""Chooses the meter for a reply, also for one that isn't what it is called, or has a content-encoding."""
+
+import zlib
+from typing import Any
+
+from arbstr_asgi.protocols.body_meter import PlainMeter
+from arbstr_asgi.protocols.json_edit import BOM
+from arbstr_asgi.protocols.meter import BeforeDone, Meter
+from arbstr_asgi.protocols.reply import ReplySummary
+from arbstr_asgi.protocols.stream_meter import MAX_EVENT_BYTES, EventMeter
+
+GZIP = 0x1F
+PIECE = 64 * 1024  # read at a time
+SLICE = 256 * 1024  # decoded at a time
+# A piece that decodes to more than this is a bomb, whose decoding would hold other streams up: JSON seldom shrinks to
+# a twentieth.
+SPARE_BYTES = 1024 * 1024
+MAX_RATIO = 64
+MAX_DECODED = 1024 * 1024 * 1024  # a minute of CPU or so, for one reply
+
+
+class SniffingMeter:
+    """For a reply to a streaming request that isn't called an event stream: its first bytes decide."""
+
+    def __init__(self, *, strip: bool, before_done: BeforeDone | None) -> None:
+        self.summary = ReplySummary()
+        self.edits = strip or before_done is not None
+        self._strip = strip
+        self._before_done = before_done
+        self._held = b""
+        self._inner: Meter | None = None
+
+    def feed(self, chunk: bytes) -> bytes:
+        """What the client gets for `chunk`; blank lines in front of everything pass at once."""
+        if self._inner is None:
+            if not self._held and not chunk.strip(b"\r\n"):
+                return chunk
+            self._held += chunk
+            self._inner = self._decide(self._held)
+            if self._inner is None:
+                return b"" if self.edits else chunk
+            out = self._inner.feed(self._held)
+            self._held = b""
+            return out if self.edits else chunk
+        return self._inner.feed(chunk)
+
+    def finish(self) -> bytes:
+        """The rest."""
+        if self._inner is None:
+            self._inner = PlainMeter(self.summary)
+            held = self._inner.feed(self._held)
+            return (held if self.edits else b"") + self._inner.finish()
+        return self._inner.finish()
+
+    def abandon(self) -> bool:
+        """Drop what is held."""
+        return self._inner is not None and self._inner.abandon()
+
+    def _decide(self, start: bytes) -> Meter | None:
+        if len(start) > MAX_EVENT_BYTES:
+            return PlainMeter(self.summary)
+        begin = start.lstrip(b"\r\n").removeprefix(BOM).lstrip(b"\r\n")
+        fields = (b"data:", b"event:", b":")
+        if begin.startswith(fields):
+            return EventMeter(self.summary, strip=self._strip, before_done=self._before_done)
+        undecided = any(field.startswith(begin) for field in fields) or BOM.startswith(begin)
+        return None if undecided else PlainMeter(self.summary)
+
+
+GZIP_OR_ZLIB = 32 + zlib.MAX_WBITS
+
+
+class DecodingMeter:
+    """Passes an encoded body untouched, and has it metered as it is decoded."""
+
+    edits = False
+
+    def __init__(self, inner: Meter, *, known: bool) -> None:
+        self.summary = inner.summary
+        self._inner = inner
+        self._known = known
+        self._decoder: Any = None
+        self._room = MAX_DECODED
+
+    def feed(self, chunk: bytes) -> bytes:
+        """Everything passes."""
+        for at in range(0, len(chunk), PIECE):
+            if self._known:
+                try:
+                    self._read(chunk[at : at + PIECE])
+                except zlib.error:
+                    self._known = False
+        return chunk
+
+    def _read(self, data: bytes) -> None:
+        room = min(self._room, SPARE_BYTES + MAX_RATIO * len(data))
+        self._room -= room
+        full = False
+        while data or full:
+            if self._decoder is None:
+                self._decoder = _decoder(data)
+            decoded = self._decoder.decompress(data, SLICE)
+            room -= len(decoded)
+            if room < 0:
+                self._known = False
+                return
+            self._inner.feed(decoded)
+            full = len(decoded) == SLICE
+            data = self._decoder.unconsumed_tail
+            if self._decoder.eof:  # of gzip, another member may follow
+                data, full = self._decoder.unused_data, False
+                self._decoder = None
+        self._room += room
+
+    def finish(self) -> bytes:
+        """Read the decoded body's end."""
+        self._inner.finish()
+        self.summary.finished = self.summary.finished or not self._known  # as far as can be told
+        return b""
+
+    def abandon(self) -> bool:
+        """No event of ours could follow inside an encoded body."""
+        return False
+
+
+def _decoder(chunk: bytes) -> Any:
+    """By the first byte: gzip, zlib, or the bare deflate that many servers send under that name."""
+    framed = chunk[0] == GZIP or chunk[0] & 0x0F == zlib.DEFLATED
+    return zlib.decompressobj(wbits=GZIP_OR_ZLIB if framed else -zlib.MAX_WBITS)
+
+
+def open_meter(
+    *,
+    content_type: str | None,
+    content_encoding: str | None,
+    streaming: bool,
+    strip: bool,
+    before_done: BeforeDone | None = None,
+) -> Meter:
+    """The meter for a reply, by the reply's own content type.
+
+    `streaming` says that the request asked for a stream, `strip` that what `include_usage` causes is ours to remove.
+    `before_done` makes bytes to be put in front of `[DONE]`. A content-encoding passes untouched.
+    """
+    is_sse = (content_type or "").partition(";")[0].strip().lower() == "text/event-stream"
+    encoding = (content_encoding or "identity").strip().lower()
+    if encoding != "identity":
+        inner: Meter = EventMeter(ReplySummary()) if is_sse else PlainMeter(ReplySummary())
+        return DecodingMeter(inner, known=encoding in ("gzip", "x-gzip", "deflate"))
+    if is_sse:
+        return EventMeter(ReplySummary(), strip=strip, before_done=before_done)
+    if streaming:
+        return SniffingMeter(strip=strip, before_done=before_done)
+    return PlainMeter(ReplySummary())

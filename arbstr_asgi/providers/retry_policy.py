@@ -1,0 +1,69 @@
+"""What an answer's status says: whether another provider is asked, and whether the one that gave it is in trouble."""
+
+from datetime import datetime
+from email.utils import parsedate_to_datetime
+from math import isnan
+
+from arbstr_asgi.providers.headers import Headers
+
+BUSY = (408, 429)  # says nothing of how the provider is
+CREDENTIALS = (401, 403)
+_LONGEST = 24 * 3600.0
+
+
+def should_failover(status: int, *, ours: bool) -> bool:
+    """Whether another provider may do better. `ours`: the credentials that went along were the server's own."""
+    return status in BUSY or _unusable(status) or (ours and status in CREDENTIALS)
+
+
+def is_provider_fault(status: int, *, ours: bool) -> bool:
+    """Whether the answer counts against the provider: a client's own 4xx doesn't."""
+    return should_failover(status, ours=ours) and status not in BUSY
+
+
+def is_retryable(status: int) -> bool:
+    """Whether the same provider may answer better in a while."""
+    return status in BUSY or 500 <= status < 600
+
+
+def is_client_fault(words: str) -> bool:
+    """Whether an error inside a reply (its type and code, see `error_words`) blames the request."""
+    code = _code(words)
+    if code is None:
+        return words.startswith("invalid_request_error")
+    return 400 <= code < 500 and code not in (*BUSY, *CREDENTIALS)
+
+
+def is_error_fault(words: str) -> bool:
+    """Whether an error inside a reply counts against the provider."""
+    return not is_client_fault(words) and _code(words) not in BUSY
+
+
+def _code(words: str) -> int | None:
+    last = words.rpartition(": ")[2]
+    return int(last) if last.isdecimal() else None
+
+
+def retry_after(headers: Headers, now: datetime) -> float | None:
+    """The seconds for which an answer asks to be left alone, by `retry-after-ms` (OpenAI's) or RFC 9110's
+    `retry-after`; None where it doesn't say."""
+    for name, unit in ((b"retry-after-ms", 1000), (b"retry-after", 1)):
+        said = (headers.get(name) or "").strip()
+        try:
+            seconds = float(said) / unit
+        except ValueError:
+            continue
+        return None if isnan(seconds) else min(max(seconds, 0.0), _LONGEST)
+    return _until(headers.get(b"retry-after"), now)
+
+
+def _until(said: str | None, now: datetime) -> float | None:
+    try:
+        at = parsedate_to_datetime(said or "")
+        return min(max((at - now).total_seconds(), 0.0), _LONGEST)
+    except (ValueError, TypeError, OverflowError):  # TypeError: a date without a zone
+        return None
+
+
+def _unusable(status: int) -> bool:
+    return status >= 500 or status < 200 or 300 <= status < 400

@@ -1,0 +1,1 @@
+"""Sums of hours, six hours and days: made, kept right, and read."""

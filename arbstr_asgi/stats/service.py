@@ -1,0 +1,105 @@
+"""What is said of the ledger, to whoever asks: an endpoint's client or the terminal."""
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from datetime import UTC, datetime
+from typing import Any, Literal, Protocol
+
+import msgspec
+
+from arbstr_asgi.config.provider import Provider
+from arbstr_asgi.errors import RequestError
+from arbstr_asgi.stats import serialize
+from arbstr_asgi.stats.params import ListQuery, Pairs, is_id, stats_query
+from arbstr_asgi.stats.query import Filters, Page, RequestsQuery, StatsQuery, Summary
+from arbstr_asgi.stats.serialize import Json
+
+_EVER = (datetime.min.replace(tzinfo=UTC), datetime.max.replace(tzinfo=UTC))
+
+
+class StatsStore(Protocol):
+    """What can be asked of a ledger; each raises LedgerError where it can't answer. See `Ledger`."""
+
+    async def summary(self, query: StatsQuery) -> Summary:
+        """Figures of the groups, and of all rows."""
+        ...
+
+    async def requests(self, query: RequestsQuery) -> Page:
+        """One page of rows."""
+        ...
+
+    def export(self, query: RequestsQuery) -> AsyncIterator[dict[str, Any]]:
+        """All rows from the page on."""
+        ...
+
+    async def distinct(self, column: Literal["model", "provider"]) -> list[str]:
+        """The names that rows have had in this column."""
+        ...
+
+    async def attempts(self, correlation_id: str) -> list[dict[str, Any]]:
+        """The attempts of one call, in their order."""
+        ...
+
+
+class StatsService:
+    """Answers from a ledger, with what the configuration knows of models and providers.
+
+    `whose` is the end user who asks, and who is told of nobody else; None asks about everybody. All raise LedgerError,
+    and RequestError for what can't be asked: 400 for a parameter, 403 for somebody else, 404 for what is not there.
+    """
+
+    def __init__(self, book: StatsStore, providers: Sequence[Provider], whose: str | None = None) -> None:
+        self._book = book
+        self._whose = whose
+        self._providers = {provider.name for provider in providers}
+        self._models = [
+            *dict.fromkeys(name for provider in providers for name in (*provider.models, *provider.aliases))
+        ]
+
+    async def stats(self, pairs: Pairs, now: datetime) -> Json:
+        """As GET /v1/stats says it; `now` is the current time, in UTC."""
+        query = stats_query(pairs, now)
+        query = msgspec.structs.replace(query, filters=await self.allowed(query.filters))
+        found = await self._book.summary(msgspec.structs.replace(query, limit=query.limit + 1))  # is there one more?
+        groups = found.groups if query.group_by else []
+        wanted = query.filters.model
+        models = [name for name in self._models if wanted in (None, name)]
+        return await asyncio.to_thread(serialize.stats, query, found.whole, groups, models)  # thousands, perhaps
+
+    async def requests(self, asked: ListQuery) -> Json:
+        """As GET /v1/requests says it."""
+        query = msgspec.structs.replace(asked.query, filters=await self.allowed(asked.query.filters))
+        return serialize.requests(asked, await self._book.requests(query))
+
+    async def detail(self, correlation_id: str) -> Json:
+        """One request and its attempts."""
+        since, until = _EVER
+        rows: list[dict[str, Any]] = []
+        if is_id(correlation_id):
+            filters = Filters(correlation_id=correlation_id, end_user=self._whose)
+            rows = (await self._book.requests(RequestsQuery(since=since, until=until, filters=filters, limit=1))).rows
+        if not rows:
+            raise RequestError(404, "There is no such request.", param="correlation_id", code="request_not_found")
+        return serialize.detail(rows[0], await self._book.attempts(correlation_id))
+
+    async def allowed(self, filters: Filters) -> Filters:
+        """What of it may be told to whoever asks. Raises RequestError.
+
+        That is a 403 for somebody else's figures and, if everybody's may be told, a 404 for a model or a provider that
+        nobody has ever heard of.
+        """
+        if self._whose is not None and filters.end_user not in (None, self._whose):
+            message = "An end user may ask about itself only."
+            raise RequestError(403, message, param="end_user", code="other_end_user")
+        if self._whose is not None:  # a 404 would tell it what others have used
+            return msgspec.structs.replace(filters, end_user=self._whose)
+        if filters.model is not None and filters.model not in self._models:
+            await self._look_up("model", filters.model)
+        if filters.provider is not None and filters.provider not in self._providers:
+            await self._look_up("provider", filters.provider)
+        return filters
+
+    async def _look_up(self, column: Literal["model", "provider"], name: str) -> None:
+        if name not in await self._book.distinct(column):
+            message = f"There is no such {column}, neither in the configuration nor in the ledger."
+            raise RequestError(404, message, param=column, code=f"{column}_not_found")

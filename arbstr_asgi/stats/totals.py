@@ -1,0 +1,89 @@
+"""Sums over rows that can be added up further, and the figures that they come to."""
+
+from collections.abc import Iterable
+from decimal import Context, Decimal
+from typing import NamedTuple
+
+import msgspec
+
+from arbstr_asgi.stats import histogram
+from arbstr_asgi.stats.histogram import Histogram
+from arbstr_asgi.stats.query import SOURCES, Percentiles, Stats
+
+DURATIONS = ("latency_ms", "ttft_ms", "stream_duration_ms")
+COUNTS = ("total", "success", "error", "streaming", "priced")
+NAMES = (
+    *COUNTS,
+    "input",
+    "output",
+    *(f"{way}:{source}" for source in SOURCES for way in ("input", "output")),
+    "cost",  # in billionths of a sat
+    "savings",
+    *DURATIONS,
+)
+PLACES = {name: place for place, name in enumerate(NAMES)}
+_EXACT = Context(prec=200)
+_SUMS = msgspec.json.Decoder(tuple[int, ...])
+
+
+class Totals(NamedTuple):
+    """The sums, in the order of `NAMES`, and a histogram for each of `DURATIONS`."""
+
+    sums: tuple[int, ...]
+    histograms: tuple[Histogram, ...]
+
+    @classmethod
+    def empty(cls) -> "Totals":
+        """Of no rows."""
+        return cls((0,) * len(NAMES), (Histogram(),) * len(DURATIONS))
+
+    @classmethod
+    def sum(cls, tallies: Iterable["Totals"]) -> "Totals":
+        """Of the rows of all of these, which are no rows twice."""
+        sums, histograms = zip(*tallies, strict=True)
+        return cls(
+            tuple(map(sum, zip(*sums, strict=True))), tuple(map(histogram.add_all, zip(*histograms, strict=True)))
+        )
+
+    @classmethod
+    def decode(cls, sums: str, *histograms: str) -> "Totals":
+        """What `encode` wrote."""
+        return cls(_SUMS.decode(sums), tuple(map(histogram.decode, histograms)))
+
+    def encode(self) -> tuple[str, ...]:
+        """The sums as compact JSON, and each histogram as text; the same for equal ones."""
+        return f"[{','.join(map(str, self.sums))}]", *map(histogram.encode, self.histograms)
+
+    @property
+    def total(self) -> int:
+        """How many rows."""
+        return self.sums[0]
+
+    def figures(self) -> Stats:
+        """What they come to."""
+        found = dict(zip(NAMES, self.sums, strict=True))
+        spreads = [_spread(found[name], one) for name, one in zip(DURATIONS, self.histograms, strict=True)]
+        return Stats(
+            total=found["total"],
+            success=found["success"],
+            error=found["error"],
+            streaming=found["streaming"],
+            input_tokens=found["input"],
+            output_tokens=found["output"],
+            tokens={source: (found[f"input:{source}"], found[f"output:{source}"]) for source in SOURCES},
+            cost_sats=_sats(found["cost"]),
+            priced=found["priced"],
+            savings_sats=_sats(found["savings"]),
+            latency_ms=spreads[0],
+            ttft_ms=spreads[1],
+            stream_duration_ms=spreads[2],
+        )
+
+
+def _sats(nanos: int) -> Decimal:
+    return Decimal(nanos).scaleb(-9, context=_EXACT)
+
+
+def _spread(total: int, counted: Histogram) -> Percentiles:
+    count, percentiles = histogram.percentiles(counted, 50, 95, 99)
+    return Percentiles(total / count, *percentiles) if count else Percentiles()

@@ -1,0 +1,1 @@
+"""What others are told of finished calls: Prometheus and the log."""

@@ -1,0 +1,303 @@
+"""Metrics for Prometheus: what is counted of each finished call. Imported only where prometheus-client is installed."""
+
+import logging
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, Literal, get_args
+
+from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Gauge, Histogram, generate_latest, values
+from prometheus_client.metrics_core import Metric
+from prometheus_client.multiprocess import MultiProcessCollector
+from prometheus_client.registry import Collector
+
+from arbstr_asgi._utils import Throttle
+from arbstr_asgi.config.config import Config
+from arbstr_asgi.database.records import AttemptEntry, LedgerEntry
+from arbstr_asgi.errors import ServerError
+from arbstr_asgi.ledger.status import Snapshot
+from arbstr_asgi.providers.circuit_breaker import State
+
+logger = logging.getLogger("arbstr_asgi")
+OTHER = "other"
+NONE = "none"
+ATTEMPTS = 3  # to read files that others are writing
+_OURS = "arbstr_"
+BUCKETS = (0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 20.0, 40.0, 80.0, 160.0, 320.0, 640.0)  # seconds
+SECONDS_BETWEEN_COMPLAINTS = 60.0
+
+
+_REASONS = {
+    400: "malformed",
+    401: "unauthorised",
+    403: "forbidden",
+    408: "too_slow",
+    413: "too_large",
+    415: "unsupported",
+    503: "unavailable",
+}
+
+
+class Labels:
+    """Tells the names of a configuration from those that clients make up."""
+
+    def __init__(self, config: Config) -> None:
+        self._models = frozenset(
+            name
+            for provider in config.providers
+            for name in (*provider.models, *provider.aliases, *provider.model_rates)
+        )
+
+    def model(self, asked: str) -> str:
+        """The model that a client asked for, if it is a configured one; else `other`."""
+        return asked if asked in self._models else OTHER
+
+
+def status_of(entry: LedgerEntry) -> str:
+    """The class of the status that the client got, `none` where it left before there was one."""
+    if entry.error_status is not None:
+        return f"{entry.error_status // 100}xx"
+    return NONE if entry.latency_ms is None else "2xx"
+
+
+def outcome_of(attempt: AttemptEntry) -> str:
+    """What came of an attempt: `ok`, `broken` (2xx, and an error behind it), another class of status, `no_answer`."""
+    if attempt.status is None:
+        return "no_answer"
+    if not 200 <= attempt.status < 300:
+        return f"{attempt.status // 100}xx" if 100 <= attempt.status < 600 else OTHER
+    return "ok" if attempt.error_message is None else "broken"
+
+
+def refusal_of(status: int) -> str:
+    """Why a request was refused that has no row, by the status of the refusal."""
+    return _REASONS.get(status, OTHER)
+
+
+STATES: tuple[str, ...] = get_args(State)
+_LEDGER = {
+    "queue_entries": "Entries that are recorded and wait in memory.",
+    "spilled_rows": "Rows that wait on disk.",
+    "spill_bytes": "The size of the file that they are in.",
+}
+_LOSSES = {
+    "degraded": "Rows that stand in the database without what it refused of them.",
+    "lost": "Entries that could not be kept.",
+    "late": "Answers that went out before their rows were durable.",
+}
+_Mode = Literal["livesum", "livemax"]
+
+
+class Gauges:
+    """One process's state. Where several share their metrics, sums over those that live; the oldest is the oldest."""
+
+    def __init__(self, registry: CollectorRegistry, providers: tuple[str, ...]) -> None:
+        def gauge(name: str, text: str, *labels: str, mode: _Mode = "livesum") -> Gauge:
+            return Gauge(f"arbstr_{name}", text, labels, registry=registry, multiprocess_mode=mode)
+
+        self._streams = gauge("streams_open", "Streams that a provider has begun to answer and that have not ended.")
+        drains = gauge("drains", "Replies that are read on for clients that have left.", "provider")
+        self._drains = {name: drains.labels(name) for name in providers}
+        text = "1 for the state that a provider's breaker is in; of several workers, how many see it so."
+        states = gauge("breaker_state", text, "provider", "state")
+        self._states = {(name, state): states.labels(name, state) for name in providers for state in STATES}
+        self._ledger = {name: gauge(f"ledger_{name}", text) for name, text in _LEDGER.items()}
+        text = "For how long the oldest row has waited that is not in the database; 0: none waits."
+        self._oldest = gauge("ledger_oldest_unwritten_seconds", text, mode="livemax")
+        self._losses = {
+            name: Counter(f"arbstr_ledger_{name}_total", text, registry=registry) for name, text in _LOSSES.items()
+        }
+        self._counted = dict.fromkeys(_LOSSES, 0)
+
+    def set(
+        self, snapshot: Snapshot, streams: int, drains: Mapping[str, int], states: Mapping[str, Mapping[str, Any]]
+    ) -> None:
+        """Say how things stand now."""
+        self._streams.set(streams)
+        for name, gauge in self._drains.items():
+            gauge.set(drains.get(name, 0))
+        for (name, state), gauge in self._states.items():
+            gauge.set(states[name]["state"] == state)
+        said = {
+            "queue_entries": snapshot.queued,
+            "spilled_rows": snapshot.spilled,
+            "spill_bytes": snapshot.spill_bytes,
+        }
+        for name, value in said.items():
+            self._ledger[name].set(value)
+        self._oldest.set(snapshot.oldest_unwritten_seconds or 0)
+        for name, counter in self._losses.items():
+            count = getattr(snapshot, name)
+            counter.inc(count - self._counted[name])
+            self._counted[name] = count
+
+
+def shared() -> bool:
+    """Whether prometheus-client is in its multiprocess mode."""
+    return bool(getattr(values.ValueClass, "_multiprocess", False))
+
+
+def exposed(registry: CollectorRegistry) -> tuple[bytes, str]:
+    """The text and its media type. Raises ServerError where the folder of several processes can't be read."""
+    if not shared():
+        return generate_latest(_Ours(registry)), CONTENT_TYPE_LATEST
+    for _ in range(ATTEMPTS):
+        try:
+            return generate_latest(_Ours(_of_all())), CONTENT_TYPE_LATEST
+        except Exception:  # noqa: BLE001, S112 - a file that has just begun is too short, and may raise anything
+            continue
+    raise ServerError("The metrics can't be read.", code="metrics_unavailable")
+
+
+def _of_all() -> MultiProcessCollector:
+    return MultiProcessCollector(None)  # type: ignore[no-untyped-call]
+
+
+class _Ours(Collector):
+    """What is ours in it, since a host keeps its own in the same folder; without the times when series began."""
+
+    def __init__(self, inner: Any) -> None:
+        self._inner = inner
+
+    def collect(self) -> Iterator[Metric]:
+        for metric in self._inner.collect():
+            if metric.name.startswith(_OURS):
+                metric.samples = [sample for sample in metric.samples if not sample.name.endswith("_created")]
+                yield metric
+
+
+_Children = tuple[Callable[[], None], Callable[[float], None], Callable[[float], None]]
+
+
+class Metrics:
+    """Counts calls in a registry of its own. What is called while a call goes on never raises."""
+
+    def __init__(self, config: Config) -> None:
+        registry = self._registry = CollectorRegistry()
+        self._providers = tuple(provider.name for provider in config.providers)
+        self._labels = Labels(config)
+        self._gauges: Gauges | None = None
+        self._quiet = Throttle(SECONDS_BETWEEN_COMPLAINTS)
+        call = ("provider", "model", "policy", "streaming", "end_reason", "status", "usage_source")
+        self._requests = Counter(
+            "arbstr_requests_total",
+            "Calls that have ended; status is the class of the client's.",
+            call,
+            registry=registry,
+        )
+        of_usage = ("provider", "model", "usage_source")
+        self._tokens = Counter(
+            "arbstr_tokens_total", "Tokens, as far as they are known.", (*of_usage, "type"), registry=registry
+        )
+        self._cost = Counter("arbstr_cost_sats_total", "Sats, as far as costs are known.", of_usage, registry=registry)
+        timed = ("provider", "streaming")
+        self._duration = Histogram(
+            "arbstr_request_duration_seconds",
+            "From a call's arrival to its end, with what was read on for clients that have left.",
+            timed,
+            registry=registry,
+            buckets=BUCKETS,
+        )
+        self._first_byte = Histogram(
+            "arbstr_time_to_first_byte_seconds",
+            "From a call's arrival to the beginning of the provider's answer.",
+            timed,
+            registry=registry,
+            buckets=BUCKETS,
+        )
+        self._attempts = Counter(
+            "arbstr_attempts_total", "Requests to providers.", ("provider", "outcome"), registry=registry
+        )
+        self._refused = Counter(
+            "arbstr_refused_total", "Requests that were refused and have no row.", ("reason",), registry=registry
+        )
+        # To find a child by its labels takes longer than all that is done with it then.
+        self._children: dict[tuple[object, ...], Counter] = {}
+        self._calls: dict[tuple[object, ...], _Children] = {}
+
+    @property
+    def shared(self) -> bool:
+        """Whether several processes keep their metrics in one folder, so that gauges must be set before others read."""
+        return shared()
+
+    def finished(self, entry: LedgerEntry, seconds: float) -> None:
+        """A call has ended, `seconds` after it came."""
+        try:
+            self._finished(entry, seconds)
+        except Exception as error:  # noqa: BLE001 - counting must never break the call that it counts
+            self._failed(error)
+
+    def estimated(self, entry: LedgerEntry) -> None:
+        """The usage of a call that has been counted without any has been estimated."""
+        try:
+            self._used(entry)
+        except Exception as error:  # noqa: BLE001
+            self._failed(error)
+
+    def refused(self, status: int) -> None:
+        """A request was refused with `status` before it was a call."""
+        try:
+            self._child(self._refused, refusal_of(status)).inc()
+        except Exception as error:  # noqa: BLE001
+            self._failed(error)
+
+    def state(
+        self, snapshot: Snapshot, streams: int, drains: Mapping[str, int], states: Mapping[str, Mapping[str, Any]]
+    ) -> None:
+        """Say how things stand."""
+        try:
+            if self._gauges is None:
+                self._gauges = Gauges(self._registry, self._providers)
+            self._gauges.set(snapshot, streams, drains, states)
+        except Exception as error:  # noqa: BLE001
+            self._failed(error)
+
+    def exposition(self) -> tuple[bytes, str]:
+        """All metrics in Prometheus' text format, and its media type. Takes milliseconds. Raises ServerError."""
+        return exposed(self._registry)
+
+    def _finished(self, entry: LedgerEntry, seconds: float) -> None:
+        facts = (entry.provider, self._labels.model(entry.model), entry.policy, entry.streaming, entry.end_reason)
+        key = (*facts, status_of(entry), entry.usage_source)
+        children = self._calls.get(key)
+        if children is None:
+            children = self._calls[key] = self._of_call(entry)
+        count, duration, first_byte = children
+        count()
+        duration(seconds)
+        if entry.latency_ms is not None:
+            first_byte(entry.latency_ms / 1000)
+        for attempt in entry.tries:
+            self._child(self._attempts, attempt.provider, outcome_of(attempt)).inc()
+        self._used(entry)
+
+    def _of_call(self, entry: LedgerEntry) -> _Children:
+        provider, model, streaming = entry.provider or NONE, self._labels.model(entry.model), _flag(entry.streaming)
+        facts = (provider, model, entry.policy or NONE, streaming, entry.end_reason, status_of(entry))
+        return (
+            self._requests.labels(*facts, entry.usage_source).inc,
+            self._duration.labels(provider, streaming).observe,
+            self._first_byte.labels(provider, streaming).observe,
+        )
+
+    def _used(self, entry: LedgerEntry) -> None:
+        of_usage = (entry.provider or NONE, self._labels.model(entry.model), entry.usage_source)
+        if entry.input_tokens is not None:
+            self._child(self._tokens, *of_usage, "input").inc(entry.input_tokens)
+        if entry.output_tokens is not None:
+            self._child(self._tokens, *of_usage, "output").inc(entry.output_tokens)
+        if entry.cost_sats is not None:
+            self._child(self._cost, *of_usage).inc(float(entry.cost_sats))
+
+    def _child(self, metric: Counter, *labels: str) -> Counter:
+        key = (metric, *labels)
+        child = self._children.get(key)
+        if child is None:
+            child = self._children[key] = metric.labels(*labels)
+        return child
+
+    def _failed(self, error: Exception) -> None:
+        if self._quiet.allow():
+            logger.error("metrics failed with %s", type(error).__name__)
+
+
+def _flag(value: bool) -> str:
+    return "true" if value else "false"

@@ -1,1 +1,0 @@
-"""What the commands show of a ledger, and what they do to one."""
