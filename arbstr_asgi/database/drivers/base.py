@@ -154,7 +154,7 @@ class Driver(Protocol):
 
 def load(dialect: str) -> Driver:
     """The driver for a dialect; only this one's package is imported."""
-    return cast("Driver", importlib.import_module(f"arbstr_asgi.ledger.{dialect}").DRIVER)
+    return cast("Driver", importlib.import_module(f"arbstr_asgi.database.drivers.{dialect}").DRIVER)
 
 
 def encoded(row: Row, special: SpecialColumns, moment: Any, money: Any) -> Row:

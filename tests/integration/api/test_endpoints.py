@@ -228,7 +228,7 @@ def test_health(tmp_path: Path) -> None:
 
             def passes(seconds: float) -> None:
                 for name in ("cheap", "mid", "dear"):
-                    breaker = app._gateway.breakers.of(name)
+                    breaker = app._gateway.breakers.get(name)
                     breaker.opened_at = None if breaker.opened_at is None else breaker.opened_at - seconds
 
             failing = {"cheap.invalid"}
@@ -241,7 +241,7 @@ def test_health(tmp_path: Path) -> None:
             for name in ("mid", "dear"):
                 now = asyncio.get_running_loop().time()
                 for _ in range(3):
-                    breakers.of(name).failed(breakers.of(name).admit(now), now)
+                    breakers.get(name).mark_failure(breakers.get(name).acquire(now), now)
             assert await told() == (503, "unhealthy", ["open"] * 3)
             asked_so_far = len(provided.requests)
             passes(29)
@@ -325,7 +325,7 @@ def test_cost_agrees_with_routing(way: str, tmp_path: Path) -> None:
             for earlier, name in enumerate(broken):
                 now = asyncio.get_running_loop().time() - 5 + earlier
                 for _ in range(3):
-                    breakers.of(name).failed(breakers.of(name).admit(now), now)
+                    breakers.get(name).mark_failure(breakers.get(name).acquire(now), now)
             states = breakers.states(asyncio.get_running_loop().time())
             told = said(await call(app, body, path="/v1/cost", headers={**JSON_TYPE, **headers}))
             assert breakers.states(asyncio.get_running_loop().time()) == states

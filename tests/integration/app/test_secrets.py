@@ -265,7 +265,7 @@ def test_providers(variant: int, request_body: bytes, tmp_path: Path, finds: Fin
             await leaving.begun.wait() if facts.get("response_headers") != "full" else await asyncio.sleep(0.05)
             leaving.begun.set()
             request = parse(STREAM_REQUEST)
-            finds.add_objects(config, *config.providers, SERVER, *SERVER.tokens, request, app, app._gateway._desk)
+            finds.add_objects(config, *config.providers, SERVER, *SERVER.tokens, request, app, app._gateway._deps)
             assert not task.done() or leaving.gone.is_set()
             never.set()
             await task
@@ -307,7 +307,7 @@ def test_keys_that_fail(tmp_path: Path, finds: Finds) -> None:
             async with running("middleware", config, Provided()) as app:
                 reply = await finds.attempt(name, Call(app, PLAIN_REQUEST, headers=HEADERS))
                 assert reply.error["code"] == "provider_key_unavailable"
-                finds.add_objects(config, app, app._gateway._desk, app._gateway._keys)
+                finds.add_objects(config, app, app._gateway._deps, app._gateway._api_keys)
                 finds.add("rows()", await rows(app))
         path = tmp_path / "rotated"
         path.write_text(KEY)
@@ -316,7 +316,7 @@ def test_keys_that_fail(tmp_path: Path, finds: Finds) -> None:
             for content in (KEY, f"{KEY}\x00", f"{KEY}-2"):
                 path.write_text(content)
                 assert (await finds.attempt(content[-4:], Call(app, PLAIN_REQUEST, headers=HEADERS))).status == 200
-            finds.add_objects(app._gateway._keys)
+            finds.add_objects(app._gateway._api_keys)
 
     asyncio.run(main())
     finds.add_database(tmp_path / "ledger.db")

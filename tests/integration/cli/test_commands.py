@@ -87,9 +87,9 @@ def test_without_hypercorn(command: list[str], monkeypatch: pytest.MonkeyPatch) 
     """Where hypercorn is not installed, what needs it says how to get it, in one line."""
     for name in [name for name in sys.modules if name.split(".")[0] == "hypercorn"]:
         monkeypatch.delitem(sys.modules, name)
-    for name in ("serve", "demo", "mocks", "mock_server"):
-        monkeypatch.delitem(sys.modules, f"arbstr_asgi.{name}", raising=False)
-        monkeypatch.delattr(f"arbstr_asgi.{name}", raising=False)
+    for name in ("server", "demo", "mock.server"):
+        monkeypatch.delitem(sys.modules, f"arbstr_asgi.cli.{name}", raising=False)
+        monkeypatch.delattr(f"arbstr_asgi.cli.{name}", raising=False)
     monkeypatch.setitem(sys.modules, "hypercorn", None)
     result = arbstr(*command)
     assert result.exit_code == 1

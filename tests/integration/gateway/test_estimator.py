@@ -72,7 +72,7 @@ def plain(body: bytes, status: int = 200) -> Callable[[httpx.Request], httpx.Res
 
 async def settled(app: Any) -> list[dict[str, Any]]:
     """The rows, once all that is to be estimated has been."""
-    await eventually(lambda: app._gateway._estimator.keeper.size == 0)
+    await eventually(lambda: app._gateway._estimator.budget.size == 0)
     return await rows(app)
 
 

@@ -275,7 +275,7 @@ def test_not_sent_after_all(body: bytes, how: str, tmp_path: Path) -> None:
         async with in_lifespan("middleware", in_process(tmp_path), Provided()) as app:
             inner = app._gateway
             gate.record = inner.ledger.record  # type: ignore[method-assign]
-            inner._desk = msgspec.structs.replace(inner._desk, commit=gate)
+            inner._deps = msgspec.structs.replace(inner._deps, commit=gate)
             one = Call(app, body)
 
             async def send(message: Message) -> None:

@@ -378,7 +378,7 @@ def test_middleware_has_none(tmp_path: Path) -> None:
         async with running("middleware", configured(tmp_path), Provided()) as app:
             await call(app, PLAIN_REQUEST)
             assert app._gateway.metrics is None
-            assert app._gateway._desk.measure is None
+            assert app._gateway._deps.on_finish is None
 
     asyncio.run(main())
 
@@ -387,8 +387,7 @@ def test_not_installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Without prometheus-client calls are served, and who asks for metrics is told what to install."""
     for name in [name for name in sys.modules if name.split(".")[0] == "prometheus_client"]:
         monkeypatch.delitem(sys.modules, name)
-    for name in ("metrics", "gauges", "exposition"):
-        monkeypatch.delitem(sys.modules, f"arbstr_asgi.metrics.{name}", raising=False)
+    monkeypatch.delitem(sys.modules, "arbstr_asgi.telemetry.prometheus", raising=False)
     monkeypatch.setitem(sys.modules, "prometheus_client", None)
 
     async def main() -> None:

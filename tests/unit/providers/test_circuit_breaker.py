@@ -277,7 +277,7 @@ class Traffic(RuleBasedStateMachine):
         for _ in range(times):
             attempt = self._ask(CANDIDATES)
             if heard:
-                self._report(attempt, "succeeded" if attempt.well else "failed")
+                self._report(attempt, "mark_success" if attempt.well else "mark_failure")
             self.now += seconds
 
     def _ask(self, candidates: list[Candidate]) -> Attempt:
@@ -314,14 +314,14 @@ class Traffic(RuleBasedStateMachine):
     def reports(self, data: st.DataObject, left: bool) -> None:
         """Any attempt's end is reported, for the first time or once more; or its client has left."""
         attempt = data.draw(st.sampled_from(self.attempts))
-        self._report(attempt, "abandoned" if left else "succeeded" if attempt.well else "failed")
+        self._report(attempt, "mark_ignored" if left else "mark_success" if attempt.well else "mark_failure")
 
     @precondition(lambda self: self.attempts)
     @rule(data=st.data())
     def begins(self, data: st.DataObject) -> None:
         """The first byte of an attempt, which may be followed by a failure."""
         attempt = data.draw(st.sampled_from(self.attempts))
-        self._report(attempt, "answered")
+        self._report(attempt, "mark_started")
 
     @precondition(lambda self: self.attempts)
     @rule(data=st.data(), times=st.integers(1, 5))
@@ -331,7 +331,7 @@ class Traffic(RuleBasedStateMachine):
         for _ in range(times):
             new = self._ask([CANDIDATES[NAMES.index(attempt.name)]])
             before = self.breakers.get(new.name).opened_at
-            self._report(new, "abandoned")
+            self._report(new, "mark_ignored")
             assert self.breakers.get(new.name).opened_at == before
 
     def _report(self, attempt: Attempt, what: str) -> None:
@@ -346,12 +346,12 @@ class Traffic(RuleBasedStateMachine):
             assert self._facts(breaker) == before, "of an earlier era"
         if breaker.opened_at != before[2]:
             self.turned[attempt.name], self.turned_by[attempt.name] = len(self.attempts), attempt
-        attempt.reported = attempt.reported or what != "answered"
+        attempt.reported = attempt.reported or what != "mark_started"
         if before[0] != "closed" and not holds and breaker.opened_at is not None:
             assert self._facts(breaker)[:3] == before[:3], "somebody else's lease"
         if before[0] == "open":
             assert breaker.opened_at in (before[2], None), "it moved while open"
-        if what == "abandoned":
+        if what == "mark_ignored":
             assert breaker.opened_at == before[2]
         if breaker.opened_at is None or (holds and attempt.reported):
             self.leases.pop(attempt.name, None)
