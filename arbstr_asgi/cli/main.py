@@ -75,7 +75,7 @@ def serve(path: Path, listen: str | None, workers: int | None, *, mock: bool) ->
     try:
         sys.exit(server.serve(config, path))
     except OSError as error:
-        raise _deaf(config.server.listen, error) from None
+        raise _listen_error(config.server.listen, error) from None
 
 
 def _serve_mock(listen: str, workers: int) -> None:
@@ -88,10 +88,10 @@ def _serve_mock(listen: str, workers: int) -> None:
     try:
         mock_server.serve_mock(listen)
     except OSError as error:
-        raise _deaf(listen, error) from None
+        raise _listen_error(listen, error) from None
 
 
-def _deaf(listen: str, error: OSError) -> click.ClickException:
+def _listen_error(listen: str, error: OSError) -> click.ClickException:
     return click.ClickException(f"can't listen on {listen}: {error.strerror}")
 
 

@@ -26,7 +26,7 @@ MAX_BYTES = 16 * 1024
 MAX_REFUSAL_BYTES = 64 * 1024
 MAX_MODEL_SHOWN = 100
 REFUSES = (400, 422)
-OURS = b"stream_options"
+STREAM_OPTIONS = b"stream_options"
 
 
 class Lookahead:
@@ -99,7 +99,7 @@ class Lookahead:
 
 
 class FirstEventWatcher:
-    """Watches the beginning of a stream with a meter of its own, whose reading says what it was."""
+    """Watches the beginning of a stream with a meter of its own, whose summary says what it was."""
 
     def __init__(self, headers: h.Headers) -> None:
         self._meter = open_meter(
@@ -163,7 +163,7 @@ class Closing:
 class ProviderResponse(NamedTuple):
     """What the client is to get: whose reply, its body, whether `stream_options` were added, and when it came (ms).
 
-    Where the body is the reply's own, iterating raises what the transport raises (see `upstream.broken_off`).
+    Where the body is the reply's own, iterating raises what the transport raises (see `client.broken_off`).
     """
 
     provider: Provider
@@ -178,24 +178,24 @@ class ProviderAttempt:
 
     def __init__(
         self,
-        upstream: ProviderClient,
-        learning: StreamOptionsSupport,
+        client: ProviderClient,
+        stream_options: StreamOptionsSupport,
         keys: ApiKeys,
-        passages: Mapping[str, h.HeaderPolicy],
+        header_policies: Mapping[str, h.HeaderPolicy],
         *,
         require: bool,
     ) -> None:
         """`require`: usage is asked for in any case, and a provider that refuses that has refused."""
-        self._upstream = upstream
-        self._learning = learning
-        self._keys = keys
-        self._passages = passages
+        self._client = client
+        self._stream_options = stream_options
+        self._api_keys = keys
+        self._header_policies = header_policies
         self._require = require
 
     async def send(
         self,
         closing: Closing,
-        account: CallRecord,
+        record: CallRecord,
         request: ChatRequest,
         candidate: Candidate,
         client_headers: h.Headers,
@@ -205,14 +205,14 @@ class ProviderAttempt:
         if candidate.model != request.model:
             body = with_model(request.body, request, candidate.model)
             request = msgspec.structs.replace(request, body=body, model=candidate.model)
-        body = self._body(request, provider, account.end_user)
+        body = self._body(request, provider, record.end_user)
         injected = body is not request.body
-        outgoing = await self._begin(account, candidate, client_headers, account.correlation_id)
-        reply = await self._upstream.send(provider, body, outgoing)
+        outgoing = await self._begin(record, candidate, client_headers, record.correlation_id)
+        reply = await self._client.send(provider, body, outgoing)
         del body
-        answer = _answered(account, provider, reply, closing)
+        answer = _answered(record, provider, reply, closing)
         if injected and 200 <= reply.status < 300:
-            self._learning.mark_supported(provider.name, request.model, monotonic())
+            self._stream_options.mark_supported(provider.name, request.model, monotonic())
         chose_itself = request.stream_options not in (None, b"null")
         may_be_ours = reply.status in REFUSES and reply.headers.is_plain
         if not injected or self._require or chose_itself or not may_be_ours:
@@ -222,25 +222,25 @@ class ProviderAttempt:
         if not await _mentions_stream_options(refusal):
             return answer._replace(injected=True, chunks=refusal)
         await closing.close()
-        account.attempts.mark_failed("stream_options refused", maybe_billed=False)
+        record.attempts.mark_failed("stream_options refused", maybe_billed=False)
         # A provider that keeps to idempotency keys would repeat its refusal, or refuse the key.
-        outgoing = await self._begin(account, candidate, client_headers, f"{account.correlation_id}-2")
-        reply = await self._upstream.send(provider, request.body, outgoing)
-        answer = _answered(account, provider, reply, closing)
+        outgoing = await self._begin(record, candidate, client_headers, f"{record.correlation_id}-2")
+        reply = await self._client.send(provider, request.body, outgoing)
+        answer = _answered(record, provider, reply, closing)
         if 200 <= reply.status < 300:
-            self._learn(provider, request.model, account.end_user)
+            self._learn(provider, request.model, record.end_user)
         return answer
 
     async def _begin(
-        self, account: CallRecord, candidate: Candidate, client_headers: h.Headers, idempotency_key: str
+        self, record: CallRecord, candidate: Candidate, client_headers: h.Headers, idempotency_key: str
     ) -> h.RawHeaders:
         """Note that an attempt begins; gives its headers."""
         provider = candidate.provider
-        account.begin(provider, candidate.model)
+        record.begin(provider, candidate.model)
         theirs = provider.forward_authorization and b"authorization" in client_headers
-        key = None if theirs else await self._keys.get(provider)
-        outgoing = self._passages[provider.name].request_headers(client_headers, idempotency_key, key)
-        account.attempts.sent = True
+        key = None if theirs else await self._api_keys.get(provider)
+        outgoing = self._header_policies[provider.name].request_headers(client_headers, idempotency_key, key)
+        record.attempts.sent = True
         return outgoing
 
     def _body(self, request: ChatRequest, provider: Provider, end_user: str | None) -> bytes:
@@ -249,11 +249,11 @@ class ProviderAttempt:
         body = ensure_stream_options(request, require=self._require)
         if self._require or body is request.body:
             return body
-        wanted = self._learning.should_inject(provider.name, request.model, end_user, monotonic())
+        wanted = self._stream_options.should_inject(provider.name, request.model, end_user, monotonic())
         return body if wanted else request.body
 
     def _learn(self, provider: Provider, model: str, end_user: str | None) -> None:
-        if self._learning.mark_refused(provider.name, model, end_user, monotonic()):
+        if self._stream_options.mark_refused(provider.name, model, end_user, monotonic()):
             logger.warning(
                 "provider %s refuses stream_options for model %r: for an hour, streams of callers who met that are "
                 "not asked for usage and have none. Say inject = false for the provider if that is to stay",
@@ -262,9 +262,9 @@ class ProviderAttempt:
             )
 
 
-def _answered(account: CallRecord, provider: Provider, reply: ProviderReply, closing: Closing) -> ProviderResponse:
+def _answered(record: CallRecord, provider: Provider, reply: ProviderReply, closing: Closing) -> ProviderResponse:
     closing.add(reply.close)
-    return ProviderResponse(provider, reply, reply.body, False, account.attempts.mark_answered(reply.status))
+    return ProviderResponse(provider, reply, reply.body, False, record.attempts.mark_answered(reply.status))
 
 
 async def _mentions_stream_options(refusal: Lookahead) -> bool:
@@ -273,7 +273,7 @@ async def _mentions_stream_options(refusal: Lookahead) -> bool:
 
     def enough(chunk: bytes) -> bool:
         seen.extend(chunk[: MAX_REFUSAL_BYTES - len(seen)])
-        return OURS in seen or len(seen) == MAX_REFUSAL_BYTES
+        return STREAM_OPTIONS in seen or len(seen) == MAX_REFUSAL_BYTES
 
     await refusal.read(enough)
-    return OURS in seen
+    return STREAM_OPTIONS in seen

@@ -31,7 +31,7 @@ from arbstr_asgi.providers.headers import HeaderPolicy
 from arbstr_asgi.providers.routing import PolicyMatcher, rank_providers
 
 POLICY = b"x-arbstr-policy"
-SECONDS_BEHIND_DONE = 1.0  # for a provider to end a stream whose client has gone after [DONE]
+SECONDS_AFTER_DONE = 1.0  # for a provider to end a stream whose client has gone after [DONE]
 SECONDS_TO_NOTIFY = 0.5  # for a client to take the news that the server stops
 
 
@@ -143,75 +143,75 @@ class Call:
             self._relay = self._meter = None  # they know us: nobody should have to look for such circles
 
     def _notify_observers(self, entry: LedgerEntry | None) -> None:
-        deps, account = self._deps, self._record
+        deps, record = self._deps, self._record
         if deps.on_finish is not None and entry is not None:
             deps.on_finish(entry, self._stopwatch.seconds())
         kept, self._sample = self._sample, None
         if deps.estimator is not None and kept is not None and entry is not None:
-            deps.estimator.submit(kept, entry, account.reply.events, account.total_sats)
+            deps.estimator.submit(kept, entry, record.reply.events, record.total_sats)
 
     async def _respond(self, client_headers: h.Headers, send: Send, sent: Callable[[], None]) -> None:
-        deps, account, request = self._deps, self._record, self._request
+        deps, record, request = self._deps, self._record, self._request
         assert request is not None
         rule = deps.matcher.match(request, client_headers.get(POLICY))
-        account.policy = None if rule is None else rule.name
+        record.policy = None if rule is None else rule.name
         found = rank_providers(deps.config.providers, request, rule)
-        account.candidates = [candidate.provider for candidate in found]
-        failover = self._failover = Failover(deps.attempt, deps.breakers, account, deps.config.failover, self._deadline)
+        record.candidates = [candidate.provider for candidate in found]
+        failover = self._failover = Failover(deps.attempt, deps.breakers, record, deps.config.failover, self._deadline)
         authorized = b"authorization" in client_headers
         async with Closing() as closing:
-            answer = await failover.send(closing, request, found, client_headers)
+            response = await failover.send(closing, request, found, client_headers)
             if deps.estimator is not None:
                 self._sample = deps.estimator.sample(request.body, streaming=request.stream)
             self._request = request = None  # a long stream need not hold the body that began it
             sent()
-            meter, head = self._answered(answer, authorized=authorized)
-            self._deadline.start(answer.provider.idle_timeout)
+            meter, head = self._answered(response, authorized=authorized)
+            self._deadline.start(response.provider.idle_timeout)
             relay = self._relay = ResponseRelay(
-                send, account, self._deadline, left=self._on_disconnect, commit=self._commit
+                send, record, self._deadline, left=self._on_disconnect, commit=self._commit
             )
             await relay.stream(
                 head,
-                answer.chunks,
+                response.chunks,
                 meter,
                 hold_all=head.says_cost or (deps.commit is not None and head.is_all),
-                holding=None if deps.commit is None else head.holding(),
-                idle_timeout=answer.provider.idle_timeout,
-                kept_of=self._sample if self._outcome.answered_well and answer.reply.headers.is_plain else None,
+                holding=None if deps.commit is None else head.strict_hold(),
+                idle_timeout=response.provider.idle_timeout,
+                kept_of=self._sample if self._outcome.answered_well and response.reply.headers.is_plain else None,
             )
         await relay.end()
 
-    def _answered(self, answer: ProviderResponse, *, authorized: bool) -> tuple[Meter, ResponseHead]:
+    def _answered(self, response: ProviderResponse, *, authorized: bool) -> tuple[Meter, ResponseHead]:
         """The provider has spoken: note when, choose the meter, and let the row exist from now on."""
-        account, outcome, reply, provider = self._record, self._outcome, answer.reply, answer.provider
-        account.latency_ms = answer.latency_ms
+        record, outcome, reply, provider = self._record, self._outcome, response.reply, response.provider
+        record.latency_ms = response.latency_ms
         outcome.upstream_status = reply.status
         if not 200 <= reply.status < 600:
-            raise UpstreamError("The provider's answer has no valid status.", code="upstream_protocol_error")
+            raise UpstreamError("The provider's response has no valid status.", code="upstream_protocol_error")
         if 300 <= reply.status < 400:
             raise UpstreamError(
                 "The provider answered with a redirect, which is not followed.", code="upstream_redirect"
             )
         if reply.status in (401, 403) and provider.sends_own_credentials(client_authorizes=authorized):
             raise ProviderAuthenticationError(reply.status)
-        streaming = account.streaming and outcome.answered_well
+        streaming = record.streaming and outcome.answered_well
         meter = self._meter = open_meter(
             content_type=reply.headers.get(b"content-type"),
             content_encoding=reply.headers.get(b"content-encoding"),
             streaming=streaming,
-            strip=answer.injected and streaming,
+            strip=response.injected and streaming,
             before_done=self._cost_comment if self._deps.config.cost_comment and streaming else None,
         )
-        account.reply = meter.summary
+        record.reply = meter.summary
         deps = self._deps
         head = ResponseHead(
             reply,
             deps.header_policies[provider.name],
-            account,
+            record,
             changed=meter.edits,
             says_cost=deps.config.response_headers == "full",
         )
-        deps.record_started(account)
+        deps.record_started(record)
         return meter, head
 
     async def _send_error_if_possible(self, receive: Receive, send: Send) -> None:
@@ -254,7 +254,7 @@ class Call:
 
     @property
     def streams(self) -> bool:
-        """Whether a provider has begun to answer with a stream."""
+        """Whether a provider has begun to response with a stream."""
         return self._record.streaming and self._meter is not None
 
     async def _commit_watched(self, receive: Receive, status: int) -> None:
@@ -298,7 +298,7 @@ class Call:
             and drains.has_room(provider.name, self._record.end_user, drain),
         )
         if action is DisconnectAction.END_SOON:
-            self._deadline.limit_total(SECONDS_BEHIND_DONE, "done")
+            self._deadline.limit_total(SECONDS_AFTER_DONE, "done")
         outcome.client_gone = action in (DisconnectAction.DRAIN, DisconnectAction.CANCEL)
         if action is DisconnectAction.DRAIN and provider is not None and drain is not None:
             outcome.drains = True

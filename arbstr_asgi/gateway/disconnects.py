@@ -17,11 +17,11 @@ MAX_MESSAGES = 16  # a server has nothing to say between the request and the han
 class DisconnectListener:
     """A block during which `left` is called from the event loop when `receive` says that the client is gone."""
 
-    __slots__ = ("_left", "_receive", "_task")
+    __slots__ = ("_on_disconnect", "_receive", "_task")
 
     def __init__(self, receive: Receive, left: Callable[[], None]) -> None:
         self._receive = receive
-        self._left: Callable[[], None] | None = left
+        self._on_disconnect: Callable[[], None] | None = left
 
     def __enter__(self) -> None:
         self._task = asyncio.get_running_loop().create_task(self._watch())
@@ -29,7 +29,7 @@ class DisconnectListener:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        self._left = None
+        self._on_disconnect = None
         self._task.cancel()
         del self._task  # its last traceback leads here, and nobody should have to look for such circles
 
@@ -40,8 +40,8 @@ class DisconnectListener:
                 gone, messages = (await self._receive())["type"] == "http.disconnect", messages + 1
         except Exception:  # noqa: BLE001 - a receive that raises says nothing about the client
             return
-        if gone and self._left is not None:
-            self._left()
+        if gone and self._on_disconnect is not None:
+            self._on_disconnect()
 
 
 class DisconnectAction(Enum):

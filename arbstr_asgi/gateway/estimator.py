@@ -48,7 +48,7 @@ class SampleBudget:
 class ReplySample:
     """The request and the beginning of the reply of one call. `drop` it in the end."""
 
-    __slots__ = ("__weakref__", "_keeper", "_room", "_taken", "reply", "request", "whole")
+    __slots__ = ("__weakref__", "_budget", "_room", "_taken", "reply", "request", "whole")
 
     def __init__(self, keeper: SampleBudget, request: bytes, *, streaming: bool) -> None:
         fits = len(request) <= MAX_REQUEST_BYTES and keeper.acquire(len(request))
@@ -56,7 +56,7 @@ class ReplySample:
         self.reply = bytearray()
         self.whole = True
         """Whether the reply, as far as it came, is kept to its end."""
-        self._keeper = keeper
+        self._budget = keeper
         self._room = MAX_STREAM_BYTES if streaming else MAX_PLAIN_BYTES
         self._taken = len(request) if fits else 0
 
@@ -65,9 +65,9 @@ class ReplySample:
         if not self.whole:
             return
         size = min(len(chunk), self._room)
-        if size < len(chunk) or not self._keeper.acquire(size):
+        if size < len(chunk) or not self._budget.acquire(size):
             self.whole = False
-            if not size or not self._keeper.acquire(size):
+            if not size or not self._budget.acquire(size):
                 return
         self.reply += chunk[:size]
         self._room -= size
@@ -75,7 +75,7 @@ class ReplySample:
 
     def drop(self) -> None:
         """Forget all of it."""
-        self._keeper.release(self._taken)
+        self._budget.release(self._taken)
         self._taken = 0
         self.request = None
         self.reply = bytearray()

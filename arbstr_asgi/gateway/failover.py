@@ -1,4 +1,4 @@
-"""Asks one candidate after the other, until one answers of whose answer the client may have the first byte."""
+"""Asks one candidate after the other, until one answers of whose response the client may have the first byte."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
@@ -28,7 +28,7 @@ _NOTHING = ReplySummary()
 
 
 class AttemptFailure(NamedTuple):
-    """Why an attempt is not the answer."""
+    """Why an attempt is not the response."""
 
     reason: str
     error: UpstreamError | None = None
@@ -36,11 +36,11 @@ class AttemptFailure(NamedTuple):
     failover: bool = True
     """Whether another candidate may be asked."""
     retryable: bool = False
-    """Whether the same one may answer better in a while."""
+    """Whether the same one may response better in a while."""
     provider_fault: bool = True
     retry_after: float | None = None
     """The seconds for which it asks to be left alone."""
-    reading: ReplySummary = _NOTHING
+    summary: ReplySummary = _NOTHING
 
 
 class Failover:
@@ -48,62 +48,62 @@ class Failover:
 
     def __init__(
         self,
-        asking: ProviderAttempt,
+        provider_attempt: ProviderAttempt,
         breakers: CircuitBreakers,
-        account: CallRecord,
+        record: CallRecord,
         settings: Settings,
-        interrupt: Deadline,
+        deadline: Deadline,
     ) -> None:
         """`interrupt` is what the call may be left by; its deadline is that of the attempt that goes on."""
-        self._asking = asking
+        self._provider_attempt = provider_attempt
         self._breakers = breakers
-        self._account = account
+        self._record = record
         self._settings = settings
-        self._interrupt = interrupt
-        self._running: tuple[CircuitBreaker, BreakerTicket] | None = None
+        self._deadline = deadline
+        self._ticket: tuple[CircuitBreaker, BreakerTicket] | None = None
         self._buffered: ProviderResponse | None = None
         self._repeats = 0
 
     async def send(
         self, closing: Closing, request: ChatRequest, found: Sequence[Candidate], client_headers: h.Headers
     ) -> ProviderResponse:
-        """The answer, which stays open until `closing` is closed. Raises UpstreamError where there is none.
+        """The response, which stays open until `closing` is closed. Raises UpstreamError where there is none.
 
         The last candidate is asked again after a pause; but where there is only one in all, it is asked once, and to
         ask again is its client's own affair.
         """
         left, retries = list(found), self._settings.retries if len(found) > 1 else 0
         while True:
-            candidate = self._breakers.choose(left, self._interrupt.now())
+            candidate = self._breakers.choose(left, self._deadline.now())
             alone = len(left) == 1
-            answer, failure = await self._attempt(closing, request, candidate, client_headers, watch=not alone)
+            response, failure = await self._attempt(closing, request, candidate, client_headers, watch=not alone)
             if failure is None:
-                assert answer is not None
-                self._answered(answer)
-                return answer
+                assert response is not None
+                self._answered(response)
+                return response
             pause = self._pause(failure, retries) if alone else self._next(failure)
             if pause is None:
-                return answer or self._earlier_response(failure)
-            await self._discard(closing, answer, failure)
+                return response or self._earlier_response(failure)
+            await self._discard(closing, response, failure)
             if alone:
                 await asyncio.sleep(pause)
             else:
                 left.remove(candidate)
-            if self._account.outcome.client_gone:  # nobody else is asked, and billed, for nobody
+            if self._record.outcome.client_gone:  # nobody else is asked, and billed, for nobody
                 raise failure.error or UpstreamError("The client has left.", code="client_disconnected")
 
     def report(self) -> None:
-        """The call has ended: tell the breaker what its answer says of the provider."""
-        outcome, reading = self._account.outcome, self._account.reply
+        """The call has ended: tell the breaker what its response says of the provider."""
+        outcome, summary = self._record.outcome, self._record.reply
         if isinstance(outcome.error, UpstreamError):
             self._report_to_breaker(CircuitBreaker.mark_failure)
-        elif outcome.answered_well and reading.error is not None:
+        elif outcome.answered_well and summary.error is not None:
             self._report_to_breaker(
                 CircuitBreaker.mark_failure
-                if retry_policy.is_error_fault(reading.error)
+                if retry_policy.is_error_fault(summary.error)
                 else CircuitBreaker.mark_ignored
             )
-        elif outcome.answered_well and (outcome.complete or reading.seen_done):
+        elif outcome.answered_well and (outcome.complete or summary.seen_done):
             self._report_to_breaker(CircuitBreaker.mark_success)
         elif outcome.upstream_status is not None and retry_policy.is_provider_fault(
             outcome.upstream_status, ours=False
@@ -122,102 +122,100 @@ class Failover:
         watch: bool,
     ) -> tuple[ProviderResponse | None, AttemptFailure | None]:
         provider, breaker = candidate.provider, self._breakers.get(candidate.provider.name)
-        self._running = breaker, breaker.acquire(self._interrupt.now())
-        self._interrupt.start(provider.first_byte_timeout)
+        self._ticket = breaker, breaker.acquire(self._deadline.now())
+        self._deadline.start(provider.first_byte_timeout)
         try:
-            answer = await self._asking.send(closing, self._account, request, candidate, client_headers)
+            response = await self._provider_attempt.send(closing, self._record, request, candidate, client_headers)
         except asyncio.CancelledError:
-            if not self._interrupt.consume():
+            if not self._deadline.consume():
                 raise
-            error: UpstreamError = UpstreamTimeout("The provider took too long.", sent=self._account.attempts.sent)
+            error: UpstreamError = UpstreamTimeout("The provider took too long.", sent=self._record.attempts.sent)
         except UpstreamError as raised:
             error = raised
         else:
-            self._interrupt.limit = inf
+            self._deadline.limit = inf
             ours = provider.sends_own_credentials(client_authorizes=b"authorization" in client_headers)
-            return await self._inspect(closing, answer, ours=ours, watch=watch)
-        self._interrupt.limit = inf
+            return await self._inspect(closing, response, ours=ours, watch=watch)
+        self._deadline.limit = inf
         return None, _no_response(error, retry_sent=provider.retry_sent)
 
     async def _inspect(
-        self, closing: Closing, answer: ProviderResponse, *, ours: bool, watch: bool
+        self, closing: Closing, response: ProviderResponse, *, ours: bool, watch: bool
     ) -> tuple[ProviderResponse, AttemptFailure | None]:
-        """The answer, perhaps with its beginning read, and what is wrong with it."""
-        status, headers = answer.reply.status, answer.reply.headers
+        """The response, perhaps with its beginning read, and what is wrong with it."""
+        status, headers = response.reply.status, response.reply.headers
         if retry_policy.should_failover(status, ours=ours):
             wait = retry_policy.retry_after(headers, datetime.now(UTC))
             sick, may_pass = retry_policy.is_provider_fault(status, ours=ours), retry_policy.is_retryable(status)
-            return answer, AttemptFailure(
+            return response, AttemptFailure(
                 f"provider answered {status}", provider_fault=sick, retryable=may_pass, retry_after=wait
             )
-        if not (watch and self._account.streaming and 200 <= status < 300 and headers.is_plain):
-            return answer, None
-        first, ahead = FirstEventWatcher(headers), Lookahead(answer.reply)
+        if not (watch and self._record.streaming and 200 <= status < 300 and headers.is_plain):
+            return response, None
+        first, ahead = FirstEventWatcher(headers), Lookahead(response.reply)
         closing.add(ahead.close)
         await ahead.read(first.complete, SECONDS_FOR_FIRST_EVENT)
         if ahead.whole is not None:
             first.end()
-        answer = answer._replace(chunks=ahead)
+        response = response._replace(chunks=ahead)
         if ahead.error is not None and not first.summary.events:
-            return answer, _no_response(ahead.error, retry_sent=answer.provider.retry_sent)
+            return response, _no_response(ahead.error, retry_sent=response.provider.retry_sent)
         error = first.summary.error
         if error is None or retry_policy.is_client_fault(error):
-            return answer, None
+            return response, None
         sick = retry_policy.is_error_fault(error)
-        return answer, AttemptFailure(
-            f"error in the reply: {error}", retryable=True, provider_fault=sick, reading=first.summary
+        return response, AttemptFailure(
+            f"error in the reply: {error}", retryable=True, provider_fault=sick, summary=first.summary
         )
 
     def _next(self, failure: AttemptFailure) -> float | None:
         """0 where the next candidate may be asked, at once."""
-        return 0.0 if failure.failover and not self._account.outcome.client_gone else None
+        return 0.0 if failure.failover and not self._record.outcome.client_gone else None
 
     def _pause(self, failure: AttemptFailure, retries: int) -> float | None:
         """The seconds until the last candidate is asked again; None: it isn't."""
-        if not failure.retryable or self._repeats >= retries or self._account.outcome.client_gone:
+        if not failure.retryable or self._repeats >= retries or self._record.outcome.client_gone:
             return None
         self._repeats += 1
         pause = _backoff(self._repeats) if failure.retry_after is None else failure.retry_after
-        in_time = self._account.elapsed_ms() / 1000 + pause < self._settings.deadline
+        in_time = self._record.elapsed_ms() / 1000 + pause < self._settings.deadline
         return pause if in_time else None
 
-    def _answered(self, answer: ProviderResponse) -> None:
-        if self._running is not None and 200 <= answer.reply.status < 300:
-            breaker, permit = self._running
-            breaker.mark_started(permit, self._interrupt.now())
+    def _answered(self, response: ProviderResponse) -> None:
+        if self._ticket is not None and 200 <= response.reply.status < 300:
+            breaker, ticket = self._ticket
+            breaker.mark_started(ticket, self._deadline.now())
 
     def _earlier_response(self, failure: AttemptFailure) -> ProviderResponse:
         """The reply of the last provider that gave one, where the one that was asked last gave none."""
         if self._buffered is None or not failure.failover:
             assert failure.error is not None
             raise failure.error
-        self._account.attempts.mark_failed(
-            failure.reason, maybe_billed=failure.error is not None and failure.error.sent
-        )
+        self._record.attempts.mark_failed(failure.reason, maybe_billed=failure.error is not None and failure.error.sent)
         self._report_to_breaker(CircuitBreaker.mark_failure)
-        self._account.provider = self._buffered.provider
+        self._record.provider = self._buffered.provider
         return self._buffered
 
-    async def _discard(self, closing: Closing, answer: ProviderResponse | None, failure: AttemptFailure) -> None:
+    async def _discard(self, closing: Closing, response: ProviderResponse | None, failure: AttemptFailure) -> None:
         """Note a failed attempt, and let go of it."""
-        reading, usage = failure.reading, failure.reading.usage
-        self._account.attempts.mark_failed(
+        summary, usage = failure.summary, failure.summary.usage
+        self._record.attempts.mark_failed(
             failure.reason,
             maybe_billed=failure.error is not None and failure.error.sent,
             input_tokens=None if usage is None else usage.input_tokens,
             output_tokens=None if usage is None else usage.output_tokens,
-            cost_sats=self._account.price(usage, reading.model),
+            cost_sats=self._record.price(usage, summary.model),
         )
         self._report_to_breaker(CircuitBreaker.mark_failure if failure.provider_fault else CircuitBreaker.mark_ignored)
-        if answer is not None:
-            await self._buffer(closing, answer)
+        if response is not None:
+            await self._buffer(closing, response)
         await closing.close()
 
-    async def _buffer(self, closing: Closing, answer: ProviderResponse) -> None:
+    async def _buffer(self, closing: Closing, response: ProviderResponse) -> None:
         """Keep a reply that is there and not large, for the case that no other comes."""
-        ahead, size = answer.chunks, 0
+        ahead, size = response.chunks, 0
         if not isinstance(ahead, Lookahead):
-            ahead = Lookahead(answer.reply)
+            ahead = Lookahead(response.reply)
             closing.add(ahead.close)
 
         def too_large(chunk: bytes) -> bool:
@@ -227,12 +225,12 @@ class Failover:
 
         await ahead.read(too_large, SECONDS_TO_KEEP)
         if ahead.whole is not None:
-            self._buffered = answer._replace(chunks=_once(ahead.whole))
+            self._buffered = response._replace(chunks=_once(ahead.whole))
 
-    def _report_to_breaker(self, verdict_on: Callable[[CircuitBreaker, BreakerTicket, float], None]) -> None:
-        if self._running is not None:
-            (breaker, permit), self._running = self._running, None
-            verdict_on(breaker, permit, self._interrupt.now())
+    def _report_to_breaker(self, mark: Callable[[CircuitBreaker, BreakerTicket, float], None]) -> None:
+        if self._ticket is not None:
+            (breaker, ticket), self._ticket = self._ticket, None
+            mark(breaker, ticket, self._deadline.now())
 
 
 def _no_response(error: UpstreamError, *, retry_sent: bool) -> AttemptFailure:

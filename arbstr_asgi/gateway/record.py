@@ -315,7 +315,7 @@ class CallRecord:
 
     def commit(self, status: int | None) -> LedgerEntry:
         """The last state of the row if the client, whose status is `status`, gets what it is about to be sent."""
-        self.committed = self._finished(msgspec.structs.replace(self.outcome, status=status, whole=True, held=False))
+        self.committed = self._finished(msgspec.structs.replace(self.outcome, status=status, complete=True, held=False))
         return self.committed
 
     def finish(self) -> LedgerEntry | None:

@@ -23,24 +23,24 @@ class ResponseHead:
     """What the client is told in front of a provider's reply."""
 
     def __init__(
-        self, reply: ProviderReply, passage: h.HeaderPolicy, account: CallRecord, *, changed: bool, says_cost: bool
+        self, reply: ProviderReply, policy: h.HeaderPolicy, record: CallRecord, *, changed: bool, says_cost: bool
     ) -> None:
         """`changed`: the body's bytes will not be the provider's. `says_cost` wants the cost where it is known."""
-        self._account = account
-        self._theirs = passage.response_headers(reply.headers, changed=changed)
+        self._record = record
+        self._provider_headers = policy.response_headers(reply.headers, changed=changed)
         self._is_events = reply.headers.media_type == EVENTS
         if self._is_events:
-            self._theirs.append((b"x-accel-buffering", b"no"))
-        self.says_cost = says_cost and not account.streaming
+            self._provider_headers.append((b"x-accel-buffering", b"no"))
+        self.says_cost = says_cost and not record.streaming
         """Whether it should wait until the cost is known."""
 
     def headers(self) -> RawHeaders:
         """Theirs and ours, as things are now."""
-        account = self._account
-        headers = self._theirs + call_headers(account)
-        if self.says_cost and account.outcome.complete:  # else the head went first
-            headers.append((b"x-arbstr-latency-ms", str(account.elapsed_ms()).encode()))
-            sats = account.cost_sats
+        record = self._record
+        headers = self._provider_headers + call_headers(record)
+        if self.says_cost and record.outcome.complete:  # else the head went first
+            headers.append((b"x-arbstr-latency-ms", str(record.elapsed_ms()).encode()))
+            sats = record.cost_sats
             if sats is not None:
                 headers.append((b"x-arbstr-cost-sats", f"{sats:f}".encode()))
         return headers
@@ -48,24 +48,27 @@ class ResponseHead:
     @property
     def length(self) -> int | None:
         """How many bytes the client has been told of; None where it was not told, or is to wait for the end."""
-        said = h.Headers(self._theirs).get(b"content-length")
+        said = h.Headers(self._provider_headers).get(b"content-length")
         return int(said) if said is not None and said.isdecimal() and len(said) < 20 else None
 
     @property
     def is_all(self) -> bool:
         """Whether the client has all of the reply with its head."""
-        return self._account.outcome.upstream_status == 204 or h.Headers(self._theirs).get(b"content-length") == "0"
+        return (
+            self._record.outcome.upstream_status == 204
+            or h.Headers(self._provider_headers).get(b"content-length") == "0"
+        )
 
-    def holding(self) -> StrictHold:
+    def strict_hold(self) -> StrictHold:
         """What of the body makes the reply whole."""
-        return StrictHold(has_length=b"content-length" in h.Headers(self._theirs), is_events=self._is_events)
+        return StrictHold(has_length=b"content-length" in h.Headers(self._provider_headers), is_events=self._is_events)
 
 
-def call_headers(account: CallRecord) -> RawHeaders:
+def call_headers(record: CallRecord) -> RawHeaders:
     """The headers that say which call this was."""
-    provider = account.provider.name if account.provider else None
+    provider = record.provider.name if record.provider else None
     return our_headers(
-        account.correlation_id, provider, streaming=account.streaming, failed=account.attempts.failures_by_provider
+        record.correlation_id, provider, streaming=record.streaming, failed=record.attempts.failures_by_provider
     )
 
 
@@ -75,8 +78,8 @@ class ResponseRelay:
     def __init__(
         self,
         send: Send,
-        account: CallRecord,
-        interrupt: Deadline,
+        record: CallRecord,
+        deadline: Deadline,
         *,
         left: Callable[[bool], None],
         commit: Callable[[], Awaitable[None]],
@@ -87,16 +90,16 @@ class ResponseRelay:
         """
         self.complete = False
         self._send = send
-        self._account = account
-        self._outcome = account.outcome
-        self._interrupt = interrupt
+        self._record = record
+        self._outcome = record.outcome
+        self._deadline = deadline
         self._head: ResponseHead | None = None
-        self._left = left
+        self._on_disconnect = left
         self._commit = commit
         self._started = False
         self._idle_timeout = inf
         self._held: list[bytes] | None = None
-        self._holding: StrictHold | None = None
+        self._strict_hold: StrictHold | None = None
         self._last = b""
         self._rest = b""
 
@@ -121,22 +124,22 @@ class ResponseRelay:
             self._held = []
         else:
             await self._start()
-        self._holding = holding
+        self._strict_hold = holding
         coming = aiter(chunks)
         if hold_all or holding is not None or kept_of is not None:
             await self._stream_held(coming, meter, kept_of)
         else:
             await self._stream(coming, meter)
-        kept = b"" if self._holding is None else self._holding.flush()
+        kept = b"" if self._strict_hold is None else self._strict_hold.flush()
         self._rest = b"".join((kept, *(self._held or ()), self._last, meter.finish()))
         self._outcome.complete = True
-        self._interrupt.limit = inf
+        self._deadline.limit = inf
 
     async def _stream(self, coming: AsyncIterator[bytes], meter: Meter) -> None:
         """What nearly every chunk meets, and nothing else."""
-        outcome, interrupt, send, feed, reading = self._outcome, self._interrupt, self._send, meter.feed, meter.summary
+        outcome, deadline, send, feed, summary = self._outcome, self._deadline, self._send, meter.feed, meter.summary
         now, idle_timeout, next_chunk = asyncio.get_running_loop().time, self._idle_timeout, coming.__anext__
-        account, is_to_start, missing = self._account, True, self._head.length if self._head else None
+        record, is_to_start, missing = self._record, True, self._head.length if self._head else None
         while True:
             try:
                 chunk = await next_chunk()
@@ -145,29 +148,29 @@ class ResponseRelay:
             except Exception as error:  # noqa: BLE001 - transports let more through than httpx.HTTPError
                 raise read_error(error) from None
             out = feed(chunk)
-            if is_to_start and reading.started:
-                account.ttft_ms, is_to_start = account.elapsed_ms(), False
+            if is_to_start and summary.started:
+                record.ttft_ms, is_to_start = record.elapsed_ms(), False
             if missing is not None:
                 missing -= len(out)
                 if not missing:  # nothing can follow, whatever the provider does: it goes with the end
                     self._last = out
                     return
             if out and not outcome.client_gone:
-                interrupt.limit = inf  # what a slow client takes is not the provider's idleness
+                deadline.limit = inf  # what a slow client takes is not the provider's idleness
                 try:
                     await send({"type": "http.response.body", "body": out, "more_body": True})
                 except OSError:
                     await self._on_send_error(out)
-            interrupt.limit = now() + idle_timeout
+            deadline.limit = now() + idle_timeout
 
     async def _stream_held(self, coming: AsyncIterator[bytes], meter: Meter, kept_of: ReplySample | None) -> None:
-        account, interrupt, size = self._account, self._interrupt, 0
+        record, deadline, size = self._record, self._deadline, 0
         while (chunk := await _next(coming)) is not None:
             out = meter.feed(chunk)
             if kept_of is not None:
                 kept_of.add(chunk)
-            if account.ttft_ms is None and meter.summary.started:
-                account.ttft_ms = account.elapsed_ms()
+            if record.ttft_ms is None and meter.summary.started:
+                record.ttft_ms = record.elapsed_ms()
             if self._held is not None:
                 self._held.append(out)
                 size += len(out)
@@ -176,18 +179,18 @@ class ResponseRelay:
                     await self._start()
             if self._held is None:
                 await self._send_held(out, meter)
-            interrupt.limit = interrupt.now() + self._idle_timeout
+            deadline.limit = deadline.now() + self._idle_timeout
 
     async def _send_held(self, out: bytes, meter: Meter) -> None:
         """Bytes that may go, but for those that wait for the row."""
-        if self._holding is not None:
-            out = self._holding.push(out, meter.summary)
+        if self._strict_hold is not None:
+            out = self._strict_hold.push(out, meter.summary)
         if out and not self._outcome.client_gone:
-            self._interrupt.limit = inf
+            self._deadline.limit = inf
             await self._body(out)
-        if self._holding is not None and meter.summary.seen_done:
-            await self._release(self._holding.flush())
-            self._holding = None
+        if self._strict_hold is not None and meter.summary.seen_done:
+            await self._release(self._strict_hold.flush())
+            self._strict_hold = None
 
     async def end(self) -> None:
         """The rest of the reply."""
@@ -225,8 +228,8 @@ class ResponseRelay:
 
     async def _on_send_error(self, body: bytes | None) -> None:
         """Sending has failed, as it does after a hang-up on servers of ASGI spec 2.4."""
-        asyncio.get_running_loop().call_soon(self._left, bool(body))
-        await asyncio.sleep(0)  # a task that cancelled itself would notice too late, outside of the interrupt
+        asyncio.get_running_loop().call_soon(self._on_disconnect, bool(body))
+        await asyncio.sleep(0)  # a task that cancelled itself would notice too late, outside of the deadline
 
 
 async def _next(coming: AsyncIterator[bytes]) -> bytes | None:

@@ -14,7 +14,7 @@ class StrictHold:
         """`has_length`: the client knows how long the body is. `is_events`: it is called an event stream."""
         self._has_length = has_length
         self._ahead = has_length or not is_events
-        self._kept = b""
+        self._held = b""
         self._line = b""
 
     def push(self, out: bytes, reading: ReplySummary) -> bytes:
@@ -24,17 +24,17 @@ class StrictHold:
         if self._ahead and not reading.seen_done:
             if not out:
                 return b""
-            going, self._kept = self._kept, out
+            going, self._held = self._held, out
         else:
-            data = self._kept + out
+            data = self._held + out
             at = self._end(data, done=reading.seen_done)
-            going, self._kept = data[:at], data[at:]
+            going, self._held = data[:at], data[at:]
         self._line = _last_line(self._line + going[-MAX_LINE_BYTES:])
         return going
 
     def flush(self) -> bytes:
         """What is kept; it may go now."""
-        kept, self._kept = self._kept, b""
+        kept, self._held = self._held, b""
         return kept
 
     def _end(self, data: bytes, *, done: bool) -> int:

@@ -83,7 +83,7 @@ class Recovery:
             try:
                 self._orphans = [] if self._slots is None else await self._claim(self._slots)
             except OSError as error:
-                self._trouble(error)
+                self._warn(error)
         elif self._orphans:
             if self._orphans[0].rows:
                 await self._batch(raw, self._orphans[0])
@@ -94,7 +94,7 @@ class Recovery:
             try:
                 living = set() if self._slots is None else self._slots.living()
             except OSError as error:
-                self._trouble(error)
+                self._warn(error)
                 return
             await self._abandon(raw, living, before)
             self._open_calls = False
@@ -114,7 +114,7 @@ class Recovery:
         try:
             kept = await spill.read(self._batch_size)
         except Exception as error:  # noqa: BLE001
-            self._trouble(error)
+            self._warn(error)
             return
         hand = PendingBatches(self._driver, self._statements, self._losses, self._marker)
         hand.put([record for _, record in kept])
@@ -123,7 +123,7 @@ class Recovery:
         try:
             await spill.remove(kept)
         except Exception as error:  # noqa: BLE001
-            self._trouble(error)
+            self._warn(error)
         late = self._now() - begun > _LONG
         self._batch_size = max(self._batch_size // 2, _LEAST) if late else min(self._batch_size * 2, BATCH)
 
@@ -167,6 +167,6 @@ class Recovery:
             return True
         return values.read_timestamp(arrival) < now - STRANGERS
 
-    def _trouble(self, error: Exception) -> None:
+    def _warn(self, error: Exception) -> None:
         self._not_before = self._now() + _PAUSE
         logger.warning("ledger: the spill can't be replayed, trying again: %s", describe_error(error))

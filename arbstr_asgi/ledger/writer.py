@@ -51,11 +51,11 @@ class Writer:
         self._batches = PendingBatches(target.driver, statements, losses, marker)
         self.spill = None if shelter is None else shelter.spill
         self._recovery = Recovery(target.driver, statements, losses, shelter, marker, self._batches.stale, monotonic)
-        self._some = asyncio.Event()
+        self._wake_up = asyncio.Event()
         self._urgent = asyncio.Event()
         self._ending = asyncio.Event()
         self._stopped = False  # out of time
-        self._wrong: LedgerError | None = None  # why it can't be opened at all
+        self._failure: LedgerError | None = None  # why it can't be opened at all
         self.accepting = True
         self.sessions: ConnectionTasks | None = None
         self._retry = RetryLoop("ledger", lambda: target.database)
@@ -133,7 +133,7 @@ class Writer:
         return not self._queue and self._batches.can_wait
 
     def _wake(self, *, hurry: bool) -> None:
-        self._some.set()
+        self._wake_up.set()
         if self._spiller is not None:
             self._spiller.wake()
         if hurry:
@@ -178,12 +178,12 @@ class Writer:
             try:
                 await retrying(self._attempt)
             except Exception:
-                if self._wrong is not None:
+                if self._failure is not None:
                     raise
                 return  # told to end, and what could not be written is safe
 
     def _gives_up(self) -> bool:
-        return self._wrong is not None or (self._ending.is_set() and self._safe())
+        return self._failure is not None or (self._ending.is_set() and self._safe())
 
     async def _attempt(self) -> None:
         if self.sessions is None:
@@ -193,7 +193,7 @@ class Writer:
                 if isinstance(error, LedgerUnavailable) or self._opened.done():
                     self._first_attempt_over()
                 else:
-                    self._wrong = error
+                    self._failure = error
                 raise
             self._first_attempt_over()
         await self.sessions.run(self._serve)
@@ -207,11 +207,11 @@ class Writer:
         while not self._batches and not self._queue and not self._may_replay():
             if self._ending.is_set():
                 return False
-            self._some.clear()
+            self._wake_up.clear()
             self._urgent.clear()
             with suppress(TimeoutError):
                 async with asyncio.timeout(self._recovery.seconds_to_wait):
-                    await self._some.wait()
+                    await self._wake_up.wait()
         since = self._queue.since
         if since is None or self._batches or len(self._queue) >= BATCH or self._ending.is_set() or self._may_replay():
             return True

@@ -37,20 +37,20 @@ class RollupCache:
     """Of one database's roll-ups."""
 
     def __init__(self) -> None:
-        self._kept: OrderedDict[Hashable, CacheEntry] = OrderedDict()
+        self._entries: OrderedDict[Hashable, CacheEntry] = OrderedDict()
 
     def of(self, generation: Hashable, question: Hashable) -> CacheEntry:
         """What is known of these roll-ups, to be added to; `fit` it afterwards. Another generation's is forgotten."""
-        found = self._kept.get(question)
+        found = self._entries.get(question)
         if found is None or found.generation != generation:
-            found = self._kept[question] = CacheEntry(generation)
-        self._kept.move_to_end(question)
+            found = self._entries[question] = CacheEntry(generation)
+        self._entries.move_to_end(question)
         return found
 
     def evict(self, grown: CacheEntry) -> None:
         """Forget the questions that have not been asked for longest, as far as there is too much of all."""
         grown.size = grown.measured()
-        size = sum(found.size for found in self._kept.values())
+        size = sum(found.size for found in self._entries.values())
         while size > MOST:
-            _, found = self._kept.popitem(last=False)
+            _, found = self._entries.popitem(last=False)
             size -= found.size

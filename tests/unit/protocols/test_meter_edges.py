@@ -82,7 +82,7 @@ def facts(reading: ReplySummary) -> dict[str, Any]:
     usage = reading.usage
     names = ("input_tokens", "output_tokens", "total_tokens", "cached_tokens", "cache_write_tokens")
     counts = {name: getattr(usage, name, None) for name in (*names, "reasoning_tokens", "cost_usd")}
-    own = ("finish_reason", "model", "id", "service_tier", "error", "done", "started", "events")
+    own = ("finish_reason", "model", "id", "service_tier", "error", "seen_done", "started", "events")
     return {
         **counts,
         **{name: getattr(reading, name) for name in own},
