@@ -21,7 +21,14 @@ from databases import Database
 from arbstr_asgi.errors import ConfigError, LedgerError
 from arbstr_asgi.ledger import Ledger, migrate, migration_sql, migrations, schema
 from arbstr_asgi.ledger.columns import ATTEMPT_COLUMNS, COLUMNS
-from tests.support.databases import an_entry, dialect_of, run_sql, sqlite_file
+from tests.support.databases import DIALECTS, an_entry, dialect_of, fresh_database, run_sql, sqlite_file
+
+
+@pytest.fixture(params=DIALECTS)
+def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+    """An empty database on each of the three, without tables."""
+    with fresh_database(request.param, tmp_path) as url:
+        yield url
 
 
 def columns_of(url: str, table: str = "requests") -> dict[str, str]:

@@ -140,8 +140,7 @@ async def into_state(bench: Bench, state: str, some: list[Entry], more: list[Ent
 
 
 OFTEN = settings(
-    max_examples=40,
-    deadline=None,
+    max_examples=settings().max_examples // 8,  # each is a database filled and asked
     phases=[Phase.explicit, Phase.reuse, Phase.generate],
     suppress_health_check=list(HealthCheck),
     derandomize=True,
