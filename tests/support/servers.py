@@ -35,7 +35,8 @@ def who(scope: Mapping[str, Any]) -> Caller:
 def configured(folder: Path, url: str, provider: Mapping[str, Any] | None = None, **facts: Any) -> Config:
     """One provider at `url`, and a ledger in `folder`."""
     facts.setdefault("server", Server(public=True))
-    facts.setdefault("database", DatabaseConfig(path=migrated_file(folder / "ledger.db")))
+    if "database" not in facts:
+        facts["database"] = DatabaseConfig(path=migrated_file(folder / "ledger.db"))
     return Config(providers=(Provider(**{"name": "p", "url": url, **RATES, **(provider or {})}),), **facts)
 
 
