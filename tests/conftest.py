@@ -1,15 +1,30 @@
 """Fixtures that several test files use."""
 
+import os
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
-from tests.support.databases import database_url, server_url
+from tests.support.databases import database_url, migrated_template, server_url
 
-__all__ = ["database_url", "server_url"]
+__all__ = ["database_url", "migrated_template", "server_url"]
 
 FOLDER = Path(__file__).parent
 TIERS = ("unit", "integration", "acceptance", "mutants")
+
+settings.register_profile("quick", max_examples=100, deadline=None)
+settings.register_profile("thorough", max_examples=600, deadline=None)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE") or "quick")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Which mutants are run: all of them, or one of the two selections or both."""
+    group = parser.getgroup("mutants")
+    group.addoption("--mutants-third", type=int, metavar="N", help="run every third mutant, another third for each N")
+    group.addoption(
+        "--mutants-changed", metavar="REF", help="run the mutants of what has changed since a git reference"
+    )
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

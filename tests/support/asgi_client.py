@@ -12,6 +12,7 @@ import httpx
 from asgi_lifespan import LifespanManager
 
 from arbstr_asgi import Arbstr, ArbstrMiddleware, Config, DatabaseConfig, Provider, Server
+from tests.support.databases import migrated_file
 
 Message = MutableMapping[str, Any]
 App = Any
@@ -188,7 +189,8 @@ def good(request: httpx.Request) -> httpx.Response:
 def configured(folder: Path, provider: Mapping[str, Any] | None = None, **facts: Any) -> Config:
     """A configuration with one provider, and an SQLite ledger in `folder`."""
     facts.setdefault("server", Server(public=True))
-    facts.setdefault("database", DatabaseConfig(path=str(folder / "ledger.db")))
+    if "database" not in facts:
+        facts["database"] = DatabaseConfig(path=migrated_file(folder / "ledger.db"))
     return Config(
         providers=(Provider(**{"name": "p", "url": "http://provider.invalid/v1", **(provider or {})}),), **facts
     )

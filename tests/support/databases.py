@@ -1,4 +1,7 @@
-"""Fresh databases for the tests: an SQLite file, and PostgreSQL and MariaDB where a server answers.
+"""Databases for the tests: an SQLite file, and PostgreSQL and MariaDB where a server answers.
+
+A test's database has the ledger's tables and no rows: it is copied from one that was migrated once in this process
+(MariaDB copies none: there the ledger migrates it). `fresh_database` has no tables either.
 
 Servers: `ARBSTR_TEST_POSTGRES_URL` and `ARBSTR_TEST_MYSQL_URL`, or the usual local address. Without one the test is
 skipped and says so; with `CI=true` it fails.
@@ -7,6 +10,7 @@ skipped and says so; with `CI=true` it fails.
 import asyncio
 import functools
 import os
+import sqlite3
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,6 +21,7 @@ from urllib.parse import SplitResult, unquote, urlsplit
 
 import pytest
 
+from arbstr_asgi.database.database import migrate, migration_sql
 from arbstr_asgi.database.records import LedgerEntry
 
 DIALECTS = ("sqlite", "postgresql", "mysql")
@@ -65,32 +70,70 @@ def require(dialect: str) -> None:
         pytest.skip(problem)
 
 
+@functools.cache
+def _migrated_bytes() -> bytes:
+    """An SQLite file with the ledger's tables."""
+    connection = sqlite3.connect(":memory:")
+    try:
+        connection.executescript(migration_sql("sqlite:///x.db"))
+        return connection.serialize()
+    finally:
+        connection.close()
+
+
+def migrated_file(path: Path) -> str:
+    """The path of an SQLite file with the ledger's tables: made now, unless something is there or its folder is not."""
+    if path.parent.is_dir() and not path.exists():
+        path.write_bytes(_migrated_bytes())
+    return str(path)
+
+
 @contextmanager
-def fresh_database(dialect: str, folder: Path) -> Iterator[str]:
-    """The URL of an empty database that is gone afterwards."""
+def fresh_database(dialect: str, folder: Path, template: str | None = None) -> Iterator[str]:
+    """The URL of an empty database, or of a copy of a PostgreSQL database, that is gone afterwards."""
     require(dialect)
     name = f"arbstr_{uuid.uuid4().hex}"
     if dialect == "sqlite":
         yield f"sqlite+aiosqlite:///{folder / name}.db"
         return
-    administer(dialect, f"CREATE DATABASE {name}")
+    administer(dialect, f"CREATE DATABASE {name}" + (f" TEMPLATE {template}" if template else ""))
     try:
         yield server(dialect)._replace(path=f"/{name}").geturl()
     finally:
         administer(dialect, f"DROP DATABASE {name}" + (" WITH (FORCE)" if dialect == "postgresql" else ""))
 
 
+@pytest.fixture(scope="session")
+def migrated_template(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str | None]:
+    """The name of a PostgreSQL database with the ledger's tables, if there is a server."""
+    if not reachable("postgresql"):
+        yield None
+        return
+    with fresh_database("postgresql", tmp_path_factory.getbasetemp()) as url:
+        asyncio.run(migrate(url))
+        yield urlsplit(url).path[1:]
+
+
+@contextmanager
+def _migrated_database(request: pytest.FixtureRequest, folder: Path) -> Iterator[str]:
+    template = request.getfixturevalue("migrated_template") if request.param == "postgresql" else None
+    with fresh_database(request.param, folder, template) as url:
+        if request.param == "sqlite":
+            migrated_file(Path(sqlite_file(url)))
+        yield url
+
+
 @pytest.fixture(params=DIALECTS)
 def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
-    """An empty database on each of the three."""
-    with fresh_database(request.param, tmp_path) as url:
+    """A database without rows on each of the three."""
+    with _migrated_database(request, tmp_path) as url:
         yield url
 
 
 @pytest.fixture(params=DIALECTS[1:])
 def server_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
-    """An empty database on each of the two that are servers."""
-    with fresh_database(request.param, tmp_path) as url:
+    """A database without rows on each of the two that are servers."""
+    with _migrated_database(request, tmp_path) as url:
         yield url
 
 
@@ -104,8 +147,6 @@ def run_sql(url: str, *statements: str) -> list[tuple[Any, ...]]:
     dialect = dialect_of(url)
     if dialect != "sqlite":
         return administer(dialect, *statements, database=urlsplit(url).path[1:])
-    import sqlite3
-
     connection = sqlite3.connect(sqlite_file(url), isolation_level=None)
     try:
         rows: list[tuple[Any, ...]] = []

@@ -18,6 +18,7 @@ import httpx
 
 from arbstr_asgi import Arbstr, Caller, Config, DatabaseConfig, Provider, Server
 from arbstr_asgi.cli.server import serving
+from tests.support.databases import migrated_file
 from tests.support.raw_http_client import eventually
 
 SECONDS = 20.0  # more than anything here takes, on a busy machine too
@@ -34,7 +35,8 @@ def who(scope: Mapping[str, Any]) -> Caller:
 def configured(folder: Path, url: str, provider: Mapping[str, Any] | None = None, **facts: Any) -> Config:
     """One provider at `url`, and a ledger in `folder`."""
     facts.setdefault("server", Server(public=True))
-    facts.setdefault("database", DatabaseConfig(path=str(folder / "ledger.db")))
+    if "database" not in facts:
+        facts["database"] = DatabaseConfig(path=migrated_file(folder / "ledger.db"))
     return Config(providers=(Provider(**{"name": "p", "url": url, **RATES, **(provider or {})}),), **facts)
 
 

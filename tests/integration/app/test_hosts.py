@@ -16,7 +16,7 @@ from starlette.applications import Starlette
 from starlette.routing import Mount
 from starlette.testclient import TestClient
 
-from arbstr_asgi import Arbstr, ArbstrError, ArbstrMiddleware, Caller
+from arbstr_asgi import Arbstr, ArbstrError, ArbstrMiddleware, Caller, DatabaseConfig
 from arbstr_asgi.cli.server import serving
 from tests.support.asgi_client import Call, call
 from tests.support.fake_provider import JSON_TYPE, SSE_TYPE, USAGE, Line, plain, provider, stream
@@ -204,7 +204,7 @@ def test_nothing_of_the_host_is_changed(tmp_path: Path) -> None:
         heard.append(given)
 
     async def main() -> None:
-        app = ArbstrMiddleware(host, configured(tmp_path, URL))
+        app = ArbstrMiddleware(host, configured(tmp_path, URL, database=DatabaseConfig(path="ledger.db")))
         for scope in (
             {"type": "websocket", "path": "/v1/chat/completions"},
             {"type": "http", "method": "GET", "path": "/v1/chat/completions"},

@@ -24,7 +24,14 @@ from arbstr_asgi.database.columns import ATTEMPT_COLUMNS, COLUMNS
 from arbstr_asgi.database.database import migration_sql
 from arbstr_asgi.errors import ConfigError, LedgerError
 from arbstr_asgi.ledger.ledger import Ledger
-from tests.support.databases import an_entry, dialect_of, run_sql, sqlite_file
+from tests.support.databases import DIALECTS, an_entry, dialect_of, fresh_database, run_sql, sqlite_file
+
+
+@pytest.fixture(params=DIALECTS)
+def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+    """An empty database on each of the three, without tables."""
+    with fresh_database(request.param, tmp_path) as url:
+        yield url
 
 
 def columns_of(url: str, table: str = "requests") -> dict[str, str]:

@@ -14,6 +14,7 @@ from arbstr_asgi.cli.server import serving
 from tests.support.fake_provider import (
     RESPONSE_ID,
     RESPONSE_MODEL,
+    SCRIPTS,
     STATUS_HEADERS,
     USAGE,
     Line,
@@ -375,7 +376,7 @@ def test_slow_headers(tmp_path: Path) -> None:
             await asyncio.sleep(0.02)
 
     async def main(monkeypatch: pytest.MonkeyPatch) -> tuple[Wire, Row]:
-        monkeypatch.setitem(__import__("provider").SCRIPTS, "drip", drip)
+        monkeypatch.setitem(SCRIPTS, "drip", drip)
         async with provider() as upstream, gateway(tmp_path, upstream.url, SHORT) as gate:
             return await ask(gate.url, {"model": "drip"}), await gate.row()
 

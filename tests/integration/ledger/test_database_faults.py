@@ -13,7 +13,6 @@ from urllib.parse import urlsplit
 import pytest
 
 from arbstr_asgi.database.database import LedgerDatabase
-from arbstr_asgi.database.drivers.base import load
 from arbstr_asgi.errors import LedgerError
 from arbstr_asgi.ledger.ledger import Ledger
 from arbstr_asgi.ledger.spill.locks import SpillLock, SpillLocks
@@ -282,77 +281,6 @@ def test_reading_survives_killed_connections(server_url: str) -> None:
         await ledger.close()
 
     asyncio.run(main())
-
-
-@pytest.mark.parametrize("way", ["hangs", "refuses"])
-def test_an_outage_loses_nothing(
-    server_url: str, way: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A server that is silent or gone for a second under load gets every call afterwards; one WARNING, one INFO."""
-    caplog.set_level(logging.INFO, "arbstr_asgi.ledger")
-    dialect = dialect_of(server_url)
-    patience = load(dialect).batch_timeout
-    monkeypatch.setattr(load(dialect), "batch_timeout", 0.5)
-
-    async def main() -> None:
-        gate = Gate(server_url)
-        await gate.open()
-        ledger = Ledger(gate.url)
-        await ledger.open()
-        progress: list[int] = []
-        calls = asyncio.create_task(_calls(ledger, 1.5, progress))
-        await asyncio.sleep(0.2)
-        if way == "hangs":
-            gate.hang()
-            await asyncio.sleep(1)
-            with pytest.raises(LedgerError, match="no answer in time"):
-                await ledger.check()
-            monkeypatch.setattr(load(dialect), "batch_timeout", patience)  # a slow machine is no second outage
-            gate.resume()
-        else:
-            await gate.shut()
-            await asyncio.sleep(1)
-            with pytest.raises(LedgerError, match="can't answer"):
-                await ledger.check()
-            monkeypatch.setattr(load(dialect), "batch_timeout", patience)
-            await gate.open()
-        await calls
-        await _all_finished(ledger, progress[0])
-        await ledger.check()
-        await ledger.close()
-        await gate.shut()
-
-    asyncio.run(main())
-    told = [record for record in caplog.records if record.levelno >= logging.WARNING or "arbstr" in record.name]
-    assert [record.levelname for record in told] == ["WARNING", "INFO"]
-
-
-def test_what_comes_back_takes_little_room(tmp_path: Any) -> None:
-    """After an outage SQLite's WAL stays small: once it has filled the disk, it could not be emptied any more."""
-    path = tmp_path / "ledger.db"
-
-    async def main() -> None:
-        ledger = Ledger(f"sqlite+aiosqlite:///{path}")
-        await ledger.open()
-        await ledger.flush()
-        with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as holder:
-            holder.execute("BEGIN IMMEDIATE")
-            for _ in range(110):  # until it has given up waiting for the lock
-                for _ in range(30):
-                    ledger.record(an_entry(revision=1, end_reason="completed", usage_json="x" * 1500))
-                await asyncio.sleep(0.05)
-            await asyncio.sleep(0.5)
-            holder.execute("ROLLBACK")
-            await ledger.flush()
-            for _ in range(200):
-                if not ledger.snapshot().spilled:
-                    break
-                await asyncio.sleep(0.05)
-            assert holder.execute("SELECT count(*) FROM requests").fetchone() == (3300,)
-            assert path.with_name("ledger.db-wal").stat().st_size < 2_000_000
-            await ledger.close()
-
-    asyncio.run(asyncio.wait_for(main(), 60))
 
 
 def test_a_locked_file_loses_nothing(tmp_path: Any) -> None:

@@ -491,10 +491,10 @@ def test_a_program_that_closes_nothing_still_ends_with_its_rows(database_url: st
         async def main():
             ledger = Ledger(sys.argv[1])
             await ledger.open()
-            ledger.record(Entry(correlation_id="first", timestamp=datetime.now(UTC), model="m", streaming=True))
+            ledger.record(LedgerEntry(correlation_id="first", timestamp=datetime.now(UTC), model="m", streaming=True))
             if sys.argv[2] == "busy":
                 await ledger.flush()
-                ledger.record(Entry(correlation_id="second", timestamp=datetime.now(UTC), model="m", streaming=True))
+                ledger.record(LedgerEntry(correlation_id="second", timestamp=datetime.now(UTC), model="m", streaming=True))
                 await asyncio.sleep(0.051)
 
         asyncio.run(main())

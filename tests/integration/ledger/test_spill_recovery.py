@@ -272,38 +272,6 @@ def killed(url: str) -> int:
         return process.pid
 
 
-def test_the_next_start_finishes_what_a_killed_process_left(database_url: str) -> None:
-    """Its finished call is there, its open one is `abandoned`; those of a living process are left alone."""
-
-    async def scenario(out: Outage) -> None:
-        with program(out.url, "await ledger.close()") as living:
-            assert living.stdout is not None
-            assert await asyncio.to_thread(living.stdout.readline) == "ready\n"
-            dead = await asyncio.to_thread(killed, out.url)
-            await out.begin()
-            dead_too = await asyncio.to_thread(killed, out.url)
-            await out.end()
-            ledger = Ledger(out.url)
-            await ledger.open()
-
-            async def closed() -> bool:
-                rows = {row["correlation_id"]: row for row in await ledger.rows()}
-                return len(rows) == 6 and sum(row["end_reason"] == "abandoned" for row in rows.values()) == 2
-
-            await until(closed)
-            rows = {row["correlation_id"]: row for row in await ledger.rows()}
-            for pid in (dead, dead_too):
-                assert rows[f"done-{pid}"]["end_reason"] == "completed"
-                row = rows[f"open-{pid}"]
-                assert (row["end_reason"], row["success"], row["usage_source"]) == ("abandoned", False, "none")
-                assert row["error_message"].startswith("abandoned: ")
-            assert rows[f"open-{living.pid}"]["end_reason"] == "in_flight"
-            living.communicate("", timeout=20)
-            await ledger.close()
-
-    outage(database_url, scenario)
-
-
 def test_calls_of_strangers_are_given_up_after_a_day(database_url: str) -> None:
     """An open call of a process that nobody here can ask about is closed when it is 24 hours old, not before."""
     now = datetime.now(UTC)

@@ -142,8 +142,7 @@ async def into_state(
 
 
 OFTEN = settings(
-    max_examples=40,
-    deadline=None,
+    max_examples=settings().max_examples // 8,  # each is a database filled and asked
     phases=[Phase.explicit, Phase.reuse, Phase.generate],
     suppress_health_check=list(HealthCheck),
     derandomize=True,

@@ -1,7 +1,6 @@
 """Rolling up, rebuilding, pruning and forgetting: what is kept, what is gone, and what is told meanwhile."""
 
 import asyncio
-import multiprocessing
 import sqlite3
 from contextlib import closing
 from datetime import UTC, datetime, timedelta
@@ -214,44 +213,6 @@ def test_what_changes_meanwhile_stays_dirty(bench: Bench, monkeypatch: pytest.Mo
         await compare(bench, await bench.rows())
 
     bench.run(scenario())
-
-
-def _roll_up(url: str, barrier: Any) -> None:
-    """One of several processes."""
-
-    async def main() -> None:
-        ledger = Ledger(url)
-        await ledger.open()
-        barrier.wait(60)
-        await ledger._upkeep().roll_up()
-        await ledger.close()
-
-    asyncio.run(main())
-
-
-def test_two_processes_roll_up_at_once(bench: Bench) -> None:
-    """They get in each other's way and nothing is counted twice or lost."""
-
-    async def record() -> None:
-        await bench.clear()
-        await bench.record(*filled(120))
-
-    async def look() -> None:
-        await bench.upkeep.roll_up()
-        assert await bench.fetch("SELECT * FROM dirty_hours") == []
-        await compare(bench, await bench.rows())
-        assert await bench.ledger.rebuild() == Rebuilt(94, 0)
-
-    bench.run(record())
-    context = multiprocessing.get_context("spawn")
-    barrier = context.Barrier(2)
-    processes = [context.Process(target=_roll_up, args=(bench.url, barrier)) for _ in range(2)]
-    for process in processes:
-        process.start()
-    for process in processes:
-        process.join(60)
-        assert process.exitcode == 0
-    bench.run(look())
 
 
 def test_rebuilding_finds_what_is_wrong(bench: Bench) -> None:

@@ -4,7 +4,7 @@ import json
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from arbstr_asgi.errors import RequestError
@@ -83,7 +83,6 @@ def meant(body: bytes, *, require: bool) -> Any:
     return value
 
 
-@settings(max_examples=600, deadline=None)
 @given(body=bodies(), require=st.booleans())
 def test_splice(body: bytes, require: bool) -> None:
     """The provider reads the client's request plus the injection, in the client's own bytes plus one splice."""

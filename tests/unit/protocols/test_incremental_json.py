@@ -10,7 +10,7 @@ from unittest.mock import patch
 
 import msgspec
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from arbstr_asgi.protocols import body_meter as plain
@@ -164,7 +164,6 @@ bodies = st.builds(
 )
 
 
-@settings(max_examples=400, deadline=None)
 @given(bodies, st.lists(st.integers(0, 2**16), max_size=12))
 @example(b'{"choices":[1,-', [])
 def test_as_the_whole(body: bytes, cuts: list[int]) -> None:
@@ -173,14 +172,12 @@ def test_as_the_whole(body: bytes, cuts: list[int]) -> None:
     assert_same(body, [body[a:b] for a, b in pairwise(edges)])
 
 
-@settings(max_examples=100, deadline=None)
 @given(bodies)
 def test_as_the_whole_by_bytes(body: bytes) -> None:
     """The same when every byte comes alone."""
     assert_same(body, sliced(body, 1))
 
 
-@settings(max_examples=400, deadline=None)
 @given(
     bodies,
     st.integers(0, 2**16),
@@ -197,7 +194,6 @@ def test_broken_as_the_whole(body: bytes, at: int, gone: int, more: bytes, size:
     assert_same(body, sliced(body, size % len(body) + 1 if body else 1))
 
 
-@settings(max_examples=200, deadline=None)
 @given(bodies, st.integers(0, 2**16), st.integers(1, 100))
 def test_cut_short(body: bytes, end: int, size: int) -> None:
     """A reply that is cut off says nothing."""

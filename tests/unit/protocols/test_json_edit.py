@@ -4,7 +4,7 @@ import json
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from arbstr_asgi.protocols.json_edit import scan_members
@@ -18,7 +18,6 @@ PAIRS = st.lists(st.tuples(st.text(max_size=6) | st.just("usage"), JSON), max_si
 BLANK = st.sampled_from(["", " ", "\n\t", "\r\n"])
 
 
-@settings(max_examples=300, deadline=None)
 @given(pairs=PAIRS, blank=BLANK, ascii_only=st.booleans(), bom=st.booleans())
 def test_ranges(pairs: list[tuple[str, Any]], blank: str, ascii_only: bool, bom: bool) -> None:
     """Keys and values are found at the bytes where they are, in order, duplicates included."""

@@ -530,7 +530,7 @@ def test_encoded(encoding: str, packed: Callable[[bytes], bytes]) -> None:
         assert feed(meter, parts) == sent
         found = facts(meter.summary)
         assert {key: found[key] for key in COUNTS} == COUNTS
-        assert found["done"]
+        assert found["seen_done"]
     sent = packed(dumps(BODY).encode())
     meter = opened(encoding=encoding, streaming=False, content_type="application/json")
     assert feed(meter, [sent]) == sent

@@ -4,7 +4,7 @@ import json
 from itertools import pairwise
 from typing import Any, NamedTuple
 
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from arbstr_asgi.protocols.json_edit import BOM
@@ -168,7 +168,6 @@ def learned(reading: ReplySummary) -> dict[str, Any]:
 CUTS = st.lists(st.integers(0, 10_000), max_size=12)
 
 
-@settings(max_examples=500, deadline=None)
 @given(stream=streams(), cuts=st.lists(CUTS, min_size=2, max_size=6))
 def test_stripped(stream: Piece, cuts: list[list[int]]) -> None:
     """The client gets the stream as it would have been without us, however the network cuts it."""
@@ -180,7 +179,6 @@ def test_stripped(stream: Piece, cuts: list[list[int]]) -> None:
         assert learned(again.summary) == learned(meter.summary)
 
 
-@settings(max_examples=200, deadline=None)
 @given(stream=streams(), cuts=CUTS)
 def test_not_stripped(stream: Piece, cuts: list[int]) -> None:
     """Where the client asked itself, every chunk passes as the object it is, and as much is learned."""
@@ -192,7 +190,6 @@ def test_not_stripped(stream: Piece, cuts: list[int]) -> None:
     assert other.feed(chunk) is chunk
 
 
-@settings(max_examples=300, deadline=None)
 @given(noise=st.binary(max_size=200), stream=streams(), cuts=CUTS, strip=st.booleans())
 def test_noise(noise: bytes, stream: Piece, cuts: list[int], strip: bool) -> None:
     """Whatever bytes come, nothing raises, and what is not stripped passes unchanged."""
@@ -203,7 +200,6 @@ def test_noise(noise: bytes, stream: Piece, cuts: list[int], strip: bool) -> Non
     assert run(mixed, [], strip=strip)[0] == out
 
 
-@settings(max_examples=150, deadline=None)
 @given(stream=streams(), cuts=CUTS, at=st.integers(0, 10_000), strip=st.booleans())
 def test_abandoned(stream: Piece, cuts: list[int], at: int, strip: bool) -> None:
     """When a stream breaks off, the client has a prefix of what it would have got, and knows whether it is whole."""

@@ -5,7 +5,7 @@ from typing import Any
 
 import msgspec
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from arbstr_asgi.errors import RequestError
@@ -43,7 +43,6 @@ def read(body: bytes) -> Any:
     return json.loads(body.removeprefix(BOM))
 
 
-@settings(max_examples=600, deadline=None)
 @given(body=bodies(), model=MODELS)
 def test_replaced(body: bytes, model: str) -> None:
     """The effective model's value is the new one, and every other byte is the client's."""
@@ -57,7 +56,6 @@ def test_replaced(body: bytes, model: str) -> None:
     assert parse(sent).model == model
 
 
-@settings(max_examples=400, deadline=None)
 @given(body=bodies(), model=MODELS)
 def test_composes(body: bytes, model: str) -> None:
     """Usage may be asked for before or after: the same request arrives, with both changes."""

@@ -6,7 +6,7 @@ from typing import Any
 from unittest.mock import patch
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from arbstr_asgi.protocols import stream_fast_path
@@ -50,7 +50,6 @@ def run(chunks: list[bytes], *, strip: bool, lessons: int) -> tuple[bytes, dict[
     return out, {name: getattr(meter.summary, name) for name in ReplySummary.__slots__}
 
 
-@settings(max_examples=400, deadline=None)
 @given(streams, st.booleans(), st.lists(st.integers(1, 400), max_size=6), st.randoms(use_true_random=False))
 def test_templates_change_nothing(blocks: list[bytes], strip: bool, cuts: list[int], random: Any) -> None:
     """With templates and without them, a stream gives the same bytes and the same reading, however it is cut."""

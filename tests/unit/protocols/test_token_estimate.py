@@ -5,7 +5,7 @@ from decimal import Decimal
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from arbstr_asgi import Provider, Rates
@@ -114,7 +114,6 @@ def test_hostile_limits(name: str, value: str) -> None:
     assert estimate_tokens(asked(f'"{name}":{value},"{other}":7')).output_tokens == 7
 
 
-@settings(max_examples=300, deadline=None)
 @given(body=bodies())
 def test_never_raises(body: bytes) -> None:
     """Whatever can be parsed has an estimate of positive counts, no larger than the body."""
@@ -123,7 +122,6 @@ def test_never_raises(body: bytes) -> None:
     assert estimate.output_tokens == OUTPUT_TOKENS
 
 
-@settings(max_examples=300, deadline=None)
 @given(contents=st.lists(st.one_of(st.none(), st.text()), max_size=4), ascii_only=st.booleans())
 def test_texts(contents: list[str | None], ascii_only: bool) -> None:
     """The estimate is of the decoded text, however it was spelled."""

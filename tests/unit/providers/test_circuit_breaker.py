@@ -368,4 +368,4 @@ class Traffic(RuleBasedStateMachine):
 
 
 TestTraffic = Traffic.TestCase
-TestTraffic.settings = settings(max_examples=300, stateful_step_count=60, deadline=None)
+TestTraffic.settings = settings(stateful_step_count=60)

@@ -6,7 +6,7 @@ import time
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from arbstr_asgi import Policies
@@ -91,7 +91,6 @@ def test_not_met(keyword: str, text: str) -> None:
     assert not met(keyword, text)
 
 
-@settings(max_examples=400, deadline=None)
 @given(keyword=st.text("aab .+*é_", min_size=1, max_size=4), text=st.text("aab .+*é_\n", max_size=20))
 def test_as_a_plain_search(keyword: str, text: str) -> None:
     """The search finds what the obvious, slower one finds."""
@@ -180,7 +179,6 @@ def test_spellings(body: str) -> None:
     assert matcher(*ALL).match(parse(body.encode()), None) is CODE
 
 
-@settings(max_examples=200, deadline=None)
 @given(body=bodies())
 def test_never_raises(body: bytes) -> None:
     """Whatever can be parsed falls under a rule, or none."""
