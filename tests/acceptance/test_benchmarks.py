@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from arbstr_asgi.database import database as migrate
+from arbstr_asgi.database.database import migrate
 from arbstr_asgi.ledger.ledger import Ledger
 from arbstr_asgi.stats.query import StatsQuery
 from tests.support import ledger_generator

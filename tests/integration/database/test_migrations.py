@@ -18,10 +18,9 @@ from alembic.config import Config
 from alembic.script import ScriptDirectory
 from databases import Database
 
-from arbstr_asgi.database import database as migrate
 from arbstr_asgi.database import migrations, schema
 from arbstr_asgi.database.columns import ATTEMPT_COLUMNS, COLUMNS
-from arbstr_asgi.database.database import migration_sql
+from arbstr_asgi.database.database import migrate, migration_sql
 from arbstr_asgi.errors import ConfigError, LedgerError
 from arbstr_asgi.ledger.ledger import Ledger
 from tests.support.databases import DIALECTS, an_entry, dialect_of, fresh_database, run_sql, sqlite_file

@@ -494,7 +494,8 @@ def test_a_program_that_closes_nothing_still_ends_with_its_rows(database_url: st
             ledger.record(LedgerEntry(correlation_id="first", timestamp=datetime.now(UTC), model="m", streaming=True))
             if sys.argv[2] == "busy":
                 await ledger.flush()
-                ledger.record(LedgerEntry(correlation_id="second", timestamp=datetime.now(UTC), model="m", streaming=True))
+                second = LedgerEntry(correlation_id="second", timestamp=datetime.now(UTC), model="m", streaming=True)
+                ledger.record(second)
                 await asyncio.sleep(0.051)
 
         asyncio.run(main())
