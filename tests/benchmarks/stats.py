@@ -1,5 +1,3 @@
-from arbstr_asgi.database.database import migrate
-
 """Ask a large ledger: how long figures, pages, roll-ups and pruning take, and what writers feel of it.
 
     python tests/benchmarks/stats.py [--rows N] [--database URL] [--json FILE]
@@ -23,6 +21,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
+from arbstr_asgi.database.database import migrate
 from arbstr_asgi.ledger.ledger import Ledger
 from arbstr_asgi.stats.planner import HOUR
 from arbstr_asgi.stats.query import GROUPS, Filters, RequestsQuery, StatsQuery
