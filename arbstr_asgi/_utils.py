@@ -25,7 +25,7 @@ def is_installed(package: str) -> bool:
 
 
 class Throttle:
-    """`over()` is True the first time, and then again once `seconds` have passed since it was."""
+    """`allow()` is True the first time, and then again once `seconds` have passed since it was."""
 
     def __init__(self, seconds: float, now: Callable[[], float] = time.monotonic) -> None:
         self._seconds = seconds

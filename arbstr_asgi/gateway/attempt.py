@@ -163,7 +163,7 @@ class Closing:
 class ProviderResponse(NamedTuple):
     """What the client is to get: whose reply, its body, whether `stream_options` were added, and when it came (ms).
 
-    Where the body is the reply's own, iterating raises what the transport raises (see `client.broken_off`).
+    Where the body is the reply's own, iterating raises what the transport raises (see `client.read_error`).
     """
 
     provider: Provider

@@ -49,7 +49,7 @@ STOP_SECONDS = 1.0  # for calls that were told to end, before the ledger closes
 
 
 class ActiveCalls:
-    """Knows each call from `begin` to `end`."""
+    """The calls that are running, from `add` to `discard`."""
 
     def __init__(self) -> None:
         self._calls: dict[Call, None] = {}  # in the order in which they began

@@ -70,7 +70,7 @@ class Ledger(LedgerQueries):
         if retention_days is not None and not 0 < retention_days <= LONGEST_RETENTION:
             raise ConfigError(f"retention_days: must be more than 0 and at most {LONGEST_RETENTION}")
         self._retention = None if retention_days is None else timedelta(days=retention_days)
-        self._caretaker: RollupScheduler | None = None
+        self._scheduler: RollupScheduler | None = None
 
     def __repr__(self) -> str:
         return f"<Ledger {self._target} {'open' if self.is_open else 'closed'}>"
@@ -148,7 +148,7 @@ class Ledger(LedgerQueries):
             self._at_once = asyncio.Semaphore(AT_ONCE)
             self._cache = RollupCache()
             writer = self._writer
-            self._caretaker = RollupScheduler(
+            self._scheduler = RollupScheduler(
                 lambda: writer.sessions if writer.accepting else None, self._fragments, self._retention
             )
         finally:
@@ -160,8 +160,8 @@ class Ledger(LedgerQueries):
         What the database did not take is in the spill for the next start; what that can't take either is counted in
         `lost` and logged as CRITICAL. A second call does nothing.
         """
-        if self._caretaker is not None:
-            await self._caretaker.stop()
+        if self._scheduler is not None:
+            await self._scheduler.stop()
         if self._writer is not None:
             await self._writer.stop(timeout)
 

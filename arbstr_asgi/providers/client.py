@@ -125,7 +125,7 @@ def _check_no_ways(providers: Sequence[Provider]) -> None:
 class ProviderReply:
     """A provider's answer: status, headers, and its body's bytes by iterating, undecoded.
 
-    `body` gives the same bytes and raises what the transport raises, of which `broken_off` makes an UpstreamError.
+    `body` gives the same bytes and raises what the transport raises, of which `read_error` makes an UpstreamError.
     A block closes it.
     """
 

@@ -422,7 +422,7 @@ def test_the_caretaker_works_by_itself(database_url: str, monkeypatch: pytest.Mo
                 await asyncio.sleep(0.05)
         (group,) = await ledgers[1].stats(StatsQuery(since=now - timedelta(days=30), until=now))
         assert group.figures.total == 5
-        assert len([one for one in ledgers if one._caretaker and one._caretaker._leased > 0]) == 1
+        assert len([one for one in ledgers if one._scheduler and one._scheduler._leased > 0]) == 1
         begun = asyncio.get_running_loop().time()
         for ledger in ledgers:
             await ledger.close()
