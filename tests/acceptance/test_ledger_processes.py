@@ -64,6 +64,7 @@ def test_an_outage_loses_nothing(
 
     asyncio.run(main())
     told = [record for record in caplog.records if record.levelno >= logging.WARNING or "arbstr" in record.name]
+    told = [record for record in told if record.module != "scheduler"]  # roll-ups have an outage of their own
     assert [record.levelname for record in told] == ["WARNING", "INFO"]
 
 
