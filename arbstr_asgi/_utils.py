@@ -8,7 +8,6 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from typing import TypeVar
 
 AT_ONCE = 200  # rows
-TALLIES = 40  # that are read or made, with some hundreds of numbers each
 
 
 def new_request_id() -> str:

@@ -22,7 +22,7 @@ from arbstr_asgi.providers.routing import Candidate
 from arbstr_asgi.providers.stream_options import StreamOptionsSupport
 
 logger = logging.getLogger("arbstr_asgi")
-MAX_BYTES = 16 * 1024
+MAX_FIRST_EVENT_BYTES = 16 * 1024
 MAX_REFUSAL_BYTES = 64 * 1024
 MAX_MODEL_SHOWN = 100
 REFUSES = (400, 422)
@@ -116,7 +116,7 @@ class FirstEventWatcher:
         if not self._begins:
             self._begins = chunk.removeprefix(BOM).lstrip()[:1]
         seen = self.summary.events > 0 or self.summary.error is not None or self.summary.seen_done
-        return seen or self._begins == b":" or self._size >= MAX_BYTES
+        return seen or self._begins == b":" or self._size >= MAX_FIRST_EVENT_BYTES
 
     def end(self) -> None:
         """The stream has ended, perhaps without the blank line behind its only event."""

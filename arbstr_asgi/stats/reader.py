@@ -5,7 +5,7 @@ from typing import Any
 
 import msgspec
 
-from arbstr_asgi._utils import TALLIES, in_batches
+from arbstr_asgi._utils import in_batches
 from arbstr_asgi.database.drivers.base import Driver
 from arbstr_asgi.stats.live import LiveRows
 from arbstr_asgi.stats.planner import COARSE, DAY, HOUR, RollupState, TimeSplit, clip, only_rows, split_time
@@ -16,7 +16,7 @@ from arbstr_asgi.stats.rollups.reader import RollupReader
 from arbstr_asgi.stats.rollups.statements import RollupStatements
 from arbstr_asgi.stats.sql import SqlDialect, SqlParameters, value_of
 from arbstr_asgi.stats.timezones import called, local, number_of, start_of
-from arbstr_asgi.stats.totals import Totals
+from arbstr_asgi.stats.totals import TOTALS_AT_ONCE, Totals
 
 _MOST_DAYS = 4000  # for which roll-ups are put together where the zone's days begin within an hour
 _A_MILLISECOND = timedelta(milliseconds=1)
@@ -140,7 +140,7 @@ async def _groups(query: StatsQuery, asked: ResolvedQuery, found: dict[Place, To
     places = sorted(found, key=lambda place: (place[1], -found[place].total, place[0]))[: query.limit]
     return [
         Group(_keys(query, asked, *place), found[place].figures())
-        async for some in in_batches(places, TALLIES)
+        async for some in in_batches(places, TOTALS_AT_ONCE)
         for place in some
     ]
 

@@ -22,6 +22,7 @@ NAMES = (
     *DURATIONS,
 )
 PLACES = {name: place for place, name in enumerate(NAMES)}
+TOTALS_AT_ONCE = 40  # that are read or made in one turn of the loop, with some hundreds of numbers each
 _EXACT = Context(prec=200)
 _SUMS = msgspec.json.Decoder(tuple[int, ...])
 

@@ -3,14 +3,14 @@
 from collections.abc import Collection, Sequence
 from typing import Any
 
-from arbstr_asgi._utils import TALLIES, in_batches
+from arbstr_asgi._utils import in_batches
 from arbstr_asgi.database.drivers.base import Driver
 from arbstr_asgi.stats.planner import COARSE, HOUR, PERIODS, Span, TimeSplit
 from arbstr_asgi.stats.resolved_query import ResolvedQuery
 from arbstr_asgi.stats.rollups.cache import CacheEntry, Keys, Place, RollupCache
 from arbstr_asgi.stats.rollups.statements import RollupStatements
 from arbstr_asgi.stats.sql import SqlParameters
-from arbstr_asgi.stats.totals import Totals
+from arbstr_asgi.stats.totals import TOTALS_AT_ONCE, Totals
 
 
 class RollupReader:
@@ -73,7 +73,7 @@ class RollupReader:
             for span in self._spans:
                 for place, tally in (await self._tallies_of(span, wanted)).items():
                     found.setdefault(place, []).append(tally)
-            async for some in in_batches([*found.items()], TALLIES):
+            async for some in in_batches([*found.items()], TOTALS_AT_ONCE):
                 remembered.tallies.update({place: Totals.sum(of) for place, of in some})
             self._know(remembered, wanted)
         return _chosen(remembered, chosen)
@@ -112,12 +112,14 @@ class RollupReader:
         first = {keys[0] for keys in chosen} if chosen and asked.names == asked.dimensions[:1] else ()
         sql = self._rollups.rows(asking, asked.dimensions, span, asked.keys, first)
         seconds = HOUR * PERIODS[span[0]]
-        async for some in in_batches(await self._driver.fetch(self._raw, sql, asking.parameters), TALLIES):
+        async for some in in_batches(await self._driver.fetch(self._raw, sql, asking.parameters), TOTALS_AT_ONCE):
             for start, key1, key2, *texts in some:
                 keys = asked.picked((key1, key2))
                 if chosen is None or keys in chosen:
                     found.setdefault((keys, asked.named(start * seconds)), []).append(Totals.decode(*texts))
-        return {place: Totals.sum(of) async for some in in_batches([*found.items()], TALLIES) for place, of in some}
+        return {
+            place: Totals.sum(of) async for some in in_batches([*found.items()], TOTALS_AT_ONCE) for place, of in some
+        }
 
     async def _part(self, span: Span) -> CacheEntry:
         """Hours alone are not remembered: they change with each that is rolled up."""
