@@ -70,7 +70,7 @@ async def _model(gateway: Gateway, request: Request, caller: Caller) -> bytes:
 
 async def _cost(gateway: Gateway, request: Request, caller: Caller) -> bytes:
     policy = h.Headers(request.scope["headers"]).get(POLICY)
-    async with gateway.ask_ledger(request.scope, request.receive) as asked:
+    async with gateway.read_request(request.scope, request.receive) as asked:
         now = asyncio.get_running_loop().time()
         return to_json(estimate_cost(gateway.config.providers, gateway.matcher, gateway.breakers, asked, policy, now))
 

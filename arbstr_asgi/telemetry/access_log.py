@@ -1,8 +1,6 @@
 """One line for each finished call."""
 
 import logging
-from collections.abc import Callable
-from typing import TypeVar
 
 from arbstr_asgi.database.records import LedgerEntry
 
@@ -10,19 +8,17 @@ logger = logging.getLogger("arbstr_asgi.requests")
 
 MAX_SHOWN = 100  # characters of what a client or a provider has said
 
-_Written = TypeVar("_Written")
 
+class AccessLog:
+    """Writes a line at INFO for each call that has ended."""
 
-def logging_finished(write: Callable[[LedgerEntry], _Written]) -> Callable[[LedgerEntry], _Written]:
-    """`write`, and a line at INFO for each finished call; a second one if a call that was committed ends otherwise."""
-
-    def written(entry: LedgerEntry) -> _Written:
-        result = write(entry)
-        if entry.revision >= 1 and logger.isEnabledFor(logging.INFO):
+    def on_finish(self, entry: LedgerEntry, seconds: float) -> None:
+        """Write the line."""
+        if logger.isEnabledFor(logging.INFO):
             _log(entry)
-        return result
 
-    return written
+    def on_refused(self, status: int) -> None:
+        """Nothing: servers log requests."""
 
 
 def _log(entry: LedgerEntry) -> None:

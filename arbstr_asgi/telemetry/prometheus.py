@@ -218,7 +218,7 @@ class Metrics:
         """Whether several processes keep their metrics in one folder, so that gauges must be set before others read."""
         return shared()
 
-    def finished(self, entry: LedgerEntry, seconds: float) -> None:
+    def on_finish(self, entry: LedgerEntry, seconds: float) -> None:
         """A call has ended, `seconds` after it came."""
         try:
             self._finished(entry, seconds)
@@ -232,7 +232,7 @@ class Metrics:
         except Exception as error:  # noqa: BLE001
             self._failed(error)
 
-    def refused(self, status: int) -> None:
+    def on_refused(self, status: int) -> None:
         """A request was refused with `status` before it was a call."""
         try:
             self._child(self._refused, refusal_of(status)).inc()

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from arbstr_asgi.config.provider import Provider
 from arbstr_asgi.gateway.auth import Caller
-from arbstr_asgi.gateway.record import CallRecord
+from arbstr_asgi.gateway.record import CallRecord, Stopwatch
 from arbstr_asgi.protocols.usage import Usage
 from arbstr_asgi.stats import histogram
 from arbstr_asgi.stats.planner import HOUR, PERIODS, RollupState, only_rows, split_time
@@ -197,7 +197,7 @@ def test_each_moment_is_read_once(
 
 def saved(*providers: Provider, usage: Usage | None) -> Decimal | None:
     """The dearest cost of a call."""
-    account = CallRecord("c", NOW, "m", Caller("u"), "w", streaming=False, elapsed_ms=lambda: 1)
+    account = CallRecord("c", NOW, "m", Caller("u"), "w", streaming=False, clock=Stopwatch(0.0, lambda: 0.001))
     account.candidates = providers
     account.reply.usage = usage
     account.begin(providers[0], "m")
