@@ -7,7 +7,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from typing import TypeVar
 
-AT_ONCE = 200  # rows
+ROWS_PER_BATCH = 200  # rows
 
 
 def new_request_id() -> str:
@@ -42,8 +42,8 @@ class Throttle:
 T = TypeVar("T")
 
 
-async def in_batches(rows: Sequence[T], at_once: int = AT_ONCE) -> AsyncIterator[Sequence[T]]:
+async def in_batches(rows: Sequence[T], size: int = ROWS_PER_BATCH) -> AsyncIterator[Sequence[T]]:
     """A few rows at a time; others have the loop in between."""
-    for place in range(0, len(rows), at_once):
-        yield rows[place : place + at_once]
+    for start in range(0, len(rows), size):
+        yield rows[start : start + size]
         await asyncio.sleep(0)

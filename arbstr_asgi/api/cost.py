@@ -28,8 +28,8 @@ def estimate_cost(
     request itself would be refused.
     """
     estimate = estimate_tokens(request)
-    found = rank_providers(providers, request, matcher.match(request, policy), estimate=estimate)
-    chosen = breakers.choose(found, now)
+    result = rank_providers(providers, request, matcher.match(request, policy), estimate=estimate)
+    chosen = breakers.choose(result, now)
     rates = chosen.provider.rates(request.model, chosen.model)
     return {
         "model": msgspec.Raw(json.dumps(request.model).encode()),  # which may hold a lone surrogate

@@ -18,8 +18,8 @@ def health(providers: Sequence[Provider], states: Mapping[str, Mapping[str, Any]
 
     The status is `ok`, `degraded` where a breaker is not closed, and `unhealthy` where each of them is open.
     """
-    found = {provider.name: {**states[provider.name], "tier": provider.tier} for provider in providers}
-    return {"status": _status({state["state"] for state in found.values()}), "providers": found}
+    result = {provider.name: {**states[provider.name], "tier": provider.tier} for provider in providers}
+    return {"status": _status({state["state"] for state in result.values()}), "providers": result}
 
 
 def _status(states: set[str]) -> str:

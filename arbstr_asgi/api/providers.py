@@ -24,7 +24,7 @@ def provider_listing(config: Config, keys: Mapping[str, str] | None = None) -> d
     not in the configuration itself; of any key the mask is shown at most.
     """
     return {
-        "providers": [_listed(provider, (keys or {}).get(provider.name)) for provider in config.providers],
+        "providers": [_listing(provider, (keys or {}).get(provider.name)) for provider in config.providers],
         "rate_unit": UNIT,
         **({} if config.sats_per_usd is None else {"sats_per_usd": config.sats_per_usd}),
     }
@@ -35,7 +35,7 @@ def to_json(listing: Mapping[str, Any]) -> bytes:
     return _json.encode(listing)
 
 
-def _listed(provider: Provider, key: str | None) -> dict[str, Any]:
+def _listing(provider: Provider, key: str | None) -> dict[str, Any]:
     return {
         "name": provider.name,
         "url": provider.url,
@@ -68,30 +68,29 @@ def provider_rows(config: Config, keys: Sequence[str]) -> list[dict[str, Any]]:
     return rows
 
 
-def said_in_usd(provider: Provider) -> list[str]:
-    """What a provider charges in USD, in both units: a line for itself, and one for each model with its own rates."""
-    every = [
-        (provider.name, provider),
-        *((f"{provider.name}, {model}", r) for model, r in provider.model_rates.items()),
-    ]
-    return [
-        f"{name}: {', '.join(f'{rate} {_both(getattr(charges, rate), usd)}' for rate, usd in charges.usd.items())}"
-        for name, charges in every
-        if charges.usd
-    ]
+def usd_rate_lines(provider: Provider) -> list[str]:
+    """One line for the provider and one for each model with its own rates: the rates given in USD, in both units."""
+    charges_by_name: dict[str, Provider | Rates] = {provider.name: provider}
+    charges_by_name |= {f"{provider.name}, {model}": rates for model, rates in provider.model_rates.items()}
+    lines = []
+    for name, charges in charges_by_name.items():
+        rates = [f"{rate} {_both_units(getattr(charges, rate), usd)}" for rate, usd in charges.usd.items()]
+        if rates:
+            lines.append(f"{name}: {', '.join(rates)}")
+    return lines
 
 
 def _rates(rates: Provider | Rates) -> dict[str, Any]:
     named = {"input": "input_rate", "output": "output_rate", "base": "base_fee"}
-    return {column: _shown(rates, name) for column, name in named.items()}
+    return {column: _rate_text(rates, name) for column, name in named.items()}
 
 
-def _shown(rates: Provider | Rates, name: str) -> Decimal | str | None:
+def _rate_text(rates: Provider | Rates, name: str) -> Decimal | str | None:
     sats: Decimal | None = getattr(rates, name)
     return sats if sats is None or name not in rates.usd else f"{_plain(sats)} ({_plain(rates.usd[name])} USD)"
 
 
-def _both(sats: Decimal, usd: Decimal) -> str:
+def _both_units(sats: Decimal, usd: Decimal) -> str:
     return f"{_plain(sats)} sats ({_plain(usd)} USD)"
 
 

@@ -9,7 +9,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from arbstr_asgi.api import stats as reports
+from arbstr_asgi.api import stats as stats_api
 from arbstr_asgi.api.cost import estimate_cost
 from arbstr_asgi.api.models import model, model_list
 from arbstr_asgi.api.providers import provider_listing, to_json
@@ -36,13 +36,13 @@ class AuthenticatedEndpoint:
         """The ASGI application."""
         try:
             caller = await self._gateway.identify(scope)
-            said = await self._answer(self._gateway, Request(scope, receive), caller)
+            body = await self._answer(self._gateway, Request(scope, receive), caller)
         except ArbstrError as error:
             await send_error(send, error, [])
         except ClientDisconnected:
             return
         else:
-            answer = Response(said, media_type="application/json") if isinstance(said, bytes) else said
+            answer = Response(body, media_type="application/json") if isinstance(body, bytes) else body
             await answer(scope, receive, send)
 
 
@@ -54,9 +54,9 @@ def routes(gateway: Gateway) -> list[Route]:
         Route("/v1/cost", AuthenticatedEndpoint(gateway, _cost), methods=["POST"]),
         Route("/providers", AuthenticatedEndpoint(gateway, _providers), methods=["GET"]),
         Route("/metrics", AuthenticatedEndpoint(gateway, _metrics), methods=["GET"]),
-        Route("/v1/stats", AuthenticatedEndpoint(gateway, reports.stats), methods=["GET"]),
-        Route("/v1/requests", AuthenticatedEndpoint(gateway, reports.requests), methods=["GET"]),
-        Route("/v1/requests/{correlation_id:path}", AuthenticatedEndpoint(gateway, reports.detail), methods=["GET"]),
+        Route("/v1/stats", AuthenticatedEndpoint(gateway, stats_api.stats), methods=["GET"]),
+        Route("/v1/requests", AuthenticatedEndpoint(gateway, stats_api.requests), methods=["GET"]),
+        Route("/v1/requests/{correlation_id:path}", AuthenticatedEndpoint(gateway, stats_api.detail), methods=["GET"]),
     ]
 
 
@@ -70,9 +70,11 @@ async def _model(gateway: Gateway, request: Request, caller: Caller) -> bytes:
 
 async def _cost(gateway: Gateway, request: Request, caller: Caller) -> bytes:
     policy = h.Headers(request.scope["headers"]).get(POLICY)
-    async with gateway.read_request(request.scope, request.receive) as asked:
+    async with gateway.read_request(request.scope, request.receive) as chat_request:
         now = asyncio.get_running_loop().time()
-        return to_json(estimate_cost(gateway.config.providers, gateway.matcher, gateway.breakers, asked, policy, now))
+        return to_json(
+            estimate_cost(gateway.config.providers, gateway.matcher, gateway.breakers, chat_request, policy, now)
+        )
 
 
 async def _providers(gateway: Gateway, request: Request, caller: Caller) -> bytes:

@@ -17,7 +17,7 @@ from arbstr_asgi.cli.server import serving
 from arbstr_asgi.gateway.gateway import CHAT_PATH
 
 MODEL = "gpt-4o"
-SAID = "What did that cost?"
+PROMPT = "What did that cost?"
 COLUMNS = (
     "end_user",
     "provider",
@@ -46,15 +46,21 @@ async def demo(echo: Echo) -> bool:
             arbstr = Arbstr(mocks.config, identify=lambda scope: "alice")
             direct = mocks.config.providers[0].url.removesuffix("/v1")
             async with serving(arbstr) as gateway_url, httpx.AsyncClient(trust_env=False) as client:
-                same = [await _compare(client, direct, gateway_url, mocks.cheap, echo, stream=s) for s in (True, False)]
-                failed_over = await _fail_over(client, gateway_url, echo)
+                identical = [
+                    await _compare(client, direct, gateway_url, mocks.cheap, echo, stream=s) for s in (True, False)
+                ]
+                failover_id = await _failover_call(client, gateway_url, echo)
                 await arbstr.ledger.flush()
                 echo("\nThe ledger (a table in your database, one row a call):\n")
                 echo(table([*reversed(await arbstr.ledger.rows())], COLUMNS))
                 echo("\nThe attempts of the last call (a table beside it):\n")
-                echo(table(await arbstr.ledger.attempts(failed_over), ATTEMPT_COLUMNS))
-    echo("\nThe client got the provider's bytes." if all(same) else "\nThe client's bytes DIFFER from the provider's.")
-    return all(same)
+                echo(table(await arbstr.ledger.attempts(failover_id), ATTEMPT_COLUMNS))
+    echo(
+        "\nThe client got the provider's bytes."
+        if all(identical)
+        else "\nThe client's bytes DIFFER from the provider's."
+    )
+    return all(identical)
 
 
 async def _compare(
@@ -66,7 +72,7 @@ async def _compare(
     *,
     stream: bool,
 ) -> bool:
-    body = _body(SAID, stream=stream)
+    body = _body(PROMPT, stream=stream)
     direct = await _digest(client, provider_url, body)
     through = await _digest(client, gateway_url, body)
     echo(f"{'A streaming' if stream else 'A plain'} call")
@@ -77,9 +83,9 @@ async def _compare(
     return direct == through
 
 
-async def _fail_over(client: httpx.AsyncClient, gateway_url: str, echo: Echo) -> str:
+async def _failover_call(client: httpx.AsyncClient, gateway_url: str, echo: Echo) -> str:
     """A call that the first provider is told to fail; returns its correlation id."""
-    body = _body(f"{SAID} [{CHEAP}: 503]", stream=True)
+    body = _body(f"{PROMPT} [{CHEAP}: 503]", stream=True)
     reply = await client.post(gateway_url + CHAT_PATH, content=body, headers=JSON_TYPE)
     reply.raise_for_status()
     echo("A call that the first provider is told to fail")
@@ -89,8 +95,8 @@ async def _fail_over(client: httpx.AsyncClient, gateway_url: str, echo: Echo) ->
     return str(reply.headers["x-arbstr-request-id"])
 
 
-def _body(said: str, *, stream: bool) -> bytes:
-    return json.dumps({"model": MODEL, "stream": stream, "messages": [{"role": "user", "content": said}]}).encode()
+def _body(prompt: str, *, stream: bool) -> bytes:
+    return json.dumps({"model": MODEL, "stream": stream, "messages": [{"role": "user", "content": prompt}]}).encode()
 
 
 async def _digest(client: httpx.AsyncClient, base_url: str, body: bytes) -> str:

@@ -8,11 +8,11 @@ from typing import Any, NamedTuple
 
 from arbstr_asgi.stats.timezones import zone_of
 
-MOST_STEPS = 60
+MAX_BUCKETS = 60
 _BLOCKS = "▁▂▃▄▅▆▇█"
-_MONEY = ("input tokens", "output tokens", "cost (sats)", "saved (sats)", "unpriced")
-_TIMES = ("p50 (ms)", "p95 (ms)", "p99 (ms)")
-_LINES = ("requests over time", "sats over time")
+_USAGE_COLUMNS = ("input tokens", "output tokens", "cost (sats)", "saved (sats)", "unpriced")
+_PERCENTILE_COLUMNS = ("p50 (ms)", "p95 (ms)", "p99 (ms)")
+_SPARKLINE_COLUMNS = ("requests over time", "sats over time")
 
 
 def escape_terminal(value: object) -> str:
@@ -49,7 +49,7 @@ def _cell_text(value: object) -> str:
     return "-" if value is None else escape_terminal(value)
 
 
-_HOURLY = timedelta(days=3)  # longer times are shown by days
+_MAX_HOURLY = timedelta(days=3)  # longer times are shown by days
 
 Keys = tuple[Any, ...]
 
@@ -59,48 +59,48 @@ class TimeBuckets(NamedTuple):
 
     unit: str
     starts: Sequence[str]
-    together: int
+    units_per_bucket: int
 
     @classmethod
     def create(cls, since: datetime, until: datetime, zone: str) -> "TimeBuckets":
         """Those that fit on a line."""
-        unit = unit_of(since, until)
+        unit = choose_unit(since, until)
         starts = list(_hours(since, until, zone) if unit == "hour" else _days(since, until, zone))
-        return cls(unit, starts, max(-(-len(starts) // MOST_STEPS), 1))
+        return cls(unit, starts, max(-(-len(starts) // MAX_BUCKETS), 1))
 
     def __str__(self) -> str:
-        return f"{self.together} {self.unit}s" if self.together > 1 else f"1 {self.unit}"
+        return f"{self.units_per_bucket} {self.unit}s" if self.units_per_bucket > 1 else f"1 {self.unit}"
 
-    def put(self, groups: Iterable[Mapping[str, Any]], names: Sequence[str]) -> dict[Keys, list[list[Any]]]:
+    def place_groups(self, groups: Iterable[Mapping[str, Any]], names: Sequence[str]) -> dict[Keys, list[list[Any]]]:
         """For each of the groups' keys (the values of `names`) the groups of each step."""
-        places = {start: place // self.together for place, start in enumerate(self.starts)}
-        length = -(-len(self.starts) // self.together)
+        places = {start: index // self.units_per_bucket for index, start in enumerate(self.starts)}
+        bucket_count = -(-len(self.starts) // self.units_per_bucket)
         found: dict[Keys, list[list[Any]]] = {}
         for group in groups:
-            line = found.setdefault(tuple(group[name] for name in names), [[] for _ in range(length)])
-            place = places.get(group[self.unit])
-            if place is not None:
-                line[place].append(group)
+            line = found.setdefault(tuple(group[name] for name in names), [[] for _ in range(bucket_count)])
+            index = places.get(group[self.unit])
+            if index is not None:
+                line[index].append(group)
         return found
 
 
-def unit_of(since: datetime, until: datetime) -> str:
+def choose_unit(since: datetime, until: datetime) -> str:
     """`hour` for a short time, `day` for a long one."""
-    return "hour" if until - since <= _HOURLY else "day"
+    return "hour" if until - since <= _MAX_HOURLY else "day"
 
 
 def _hours(since: datetime, until: datetime, zone: str) -> Iterable[str]:
     local = since.astimezone(zone_of(zone))
     into = timedelta(minutes=local.minute, seconds=local.second, microseconds=local.microsecond)
-    moment = since.astimezone(UTC) - into
-    while moment < until:
-        yield moment.astimezone(zone_of(zone)).isoformat(timespec="seconds")
-        moment += timedelta(hours=1)
+    instant = since.astimezone(UTC) - into
+    while instant < until:
+        yield instant.astimezone(zone_of(zone)).isoformat(timespec="seconds")
+        instant += timedelta(hours=1)
 
 
 def _days(since: datetime, until: datetime, zone: str) -> Iterable[str]:
     first, last = (
-        moment.astimezone(zone_of(zone)).toordinal() for moment in (since, until - timedelta(microseconds=1))
+        instant.astimezone(zone_of(zone)).toordinal() for instant in (since, until - timedelta(microseconds=1))
     )
     return (date.fromordinal(number).isoformat() for number in range(first, last + 1))
 
@@ -115,38 +115,46 @@ def sparkline(values: Sequence[float]) -> str:
 
 Json = Mapping[str, Any]
 
-_COLUMNS = ("requests", "errors", *_MONEY, *_TIMES)
-_OF_ALL = ("requests", "errors", "in flight", *_MONEY, "average (ms)", *_TIMES, "first token p50 (ms)")
+_COLUMNS = ("requests", "errors", *_USAGE_COLUMNS, *_PERCENTILE_COLUMNS)
+_TOTAL_COLUMNS = (
+    "requests",
+    "errors",
+    "in flight",
+    *_USAGE_COLUMNS,
+    "average (ms)",
+    *_PERCENTILE_COLUMNS,
+    "first token p50 (ms)",
+)
 
 
-def stats_text(answer: Json, steps: TimeBuckets | None = None, over_time: Sequence[Json] = ()) -> str:
+def stats_text(answer: Json, buckets: TimeBuckets | None = None, over_time: Sequence[Json] = ()) -> str:
     """The figures as tables; `over_time` are the same groups by `steps`, for the sparklines."""
     names = tuple(answer.get("group_by", ()))
     since, until, zone = answer["since"], answer["until"], answer.get("tz", "UTC")
-    said = f"{escape_terminal(since)} to {escape_terminal(until)}, {escape_terminal(zone)}"
+    header = f"{escape_terminal(since)} to {escape_terminal(until)}, {escape_terminal(zone)}"
     if answer.get("empty"):
-        return f"{said}\n\n{escape_terminal(answer['message'])}"
-    parts = [said, table([_figures(answer)], _OF_ALL, _OF_ALL), _sources(answer)]
-    if steps is not None and not set(names) - {steps.unit}:
-        (line,) = steps.put(over_time, ()).values() or [[]]
-        drawn = zip(_LINES, _sparklines(line), strict=True)
-        parts.append("\n".join(f"{name:<18}  {blocks}" for name, blocks in drawn))
+        return f"{header}\n\n{escape_terminal(answer['message'])}"
+    parts = [header, table([_figures(answer)], _TOTAL_COLUMNS, _TOTAL_COLUMNS), _sources(answer)]
+    if buckets is not None and not set(names) - {buckets.unit}:
+        (line,) = buckets.place_groups(over_time, ()).values() or [[]]
+        sparklines = zip(_SPARKLINE_COLUMNS, _sparklines(line), strict=True)
+        parts.append("\n".join(f"{name:<18}  {blocks}" for name, blocks in sparklines))
     if names:
-        parts.append(_grouped(answer, names, steps, over_time))
-    if steps is not None:
-        parts.append(f"over time: a block is {steps}; the highest is the most of its line")
+        parts.append(_grouped(answer, names, buckets, over_time))
+    if buckets is not None:
+        parts.append(f"over time: a block is {buckets}; the highest is the most of its line")
     return "\n\n".join(parts)
 
 
-def _grouped(answer: Json, names: Sequence[str], steps: TimeBuckets | None, over_time: Sequence[Json]) -> str:
+def _grouped(answer: Json, names: Sequence[str], buckets: TimeBuckets | None, over_time: Sequence[Json]) -> str:
     rows = [{**{name: group[name] for name in names}, **_figures(group)} for group in groups_of(answer)]
     columns = [*names, *_COLUMNS]
-    if steps is not None and steps.unit not in names:
-        lines = steps.put(over_time, names)
+    if buckets is not None and buckets.unit not in names:
+        lines = buckets.place_groups(over_time, names)
         for row in rows:
             line = lines.get(tuple(row[name] for name in names), [])
-            row |= dict(zip(_LINES, _sparklines(line), strict=True))
-        columns += _LINES
+            row |= dict(zip(_SPARKLINE_COLUMNS, _sparklines(line), strict=True))
+        columns += _SPARKLINE_COLUMNS
     text = table(rows, columns, _COLUMNS)
     return f"{text}\n(more groups than are shown)" if answer.get("truncated") else text
 
@@ -207,9 +215,9 @@ def _sources(found: Json) -> str:
 
 
 def _sparklines(line: Iterable[Iterable[Json]]) -> tuple[str, str]:
-    steps = [list(step) for step in line]
-    counts = [float(sum(group["counts"]["total"] for group in step)) for step in steps]
-    sats = [float(sum(group["costs"]["total_cost_sats"] for group in step)) for step in steps]
+    buckets = [list(bucket) for bucket in line]
+    counts = [float(sum(group["counts"]["total"] for group in bucket)) for bucket in buckets]
+    sats = [float(sum(group["costs"]["total_cost_sats"] for group in bucket)) for bucket in buckets]
     return sparkline(counts), sparkline(sats)
 
 

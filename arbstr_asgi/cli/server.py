@@ -18,12 +18,12 @@ import hypercorn.config
 import msgspec
 
 from arbstr_asgi.app import Arbstr
-from arbstr_asgi.cli.supervisor import TOLD, Supervisor
+from arbstr_asgi.cli.supervisor import STOP_SIGNALS, Supervisor
 from arbstr_asgi.config.api_keys import key_sources
 from arbstr_asgi.config.config import Config
 from arbstr_asgi.config.loading import read_toml
 from arbstr_asgi.config.validation import check_listen
-from arbstr_asgi.config.warnings import about_keys
+from arbstr_asgi.config.warnings import key_warnings
 from arbstr_asgi.errors import ArbstrError, ConfigError
 from arbstr_asgi.telemetry.multiprocess import multiprocess_metrics
 
@@ -37,10 +37,10 @@ if sys.platform != "win32":
 logger = logging.getLogger("arbstr_asgi")
 
 BACKLOG = 1024
-SECONDS_TO_TRY = 2.0  # for the ledger's database before the start; it may come later
-SECONDS_MORE = 0.5  # the same once clients may have connected, and wait
-SECONDS_TO_TELL = 1.0  # for replies that were told to end to say so
-SECONDS_TO_CLOSE = 70.0  # for a worker, beyond the grace; hypercorn gives an application's shutdown 60
+START_TIMEOUT = 2.0  # for the ledger's database before the start; it may come later
+WORKER_START_TIMEOUT = 0.5  # the same once clients may have connected, and wait
+ERROR_TIMEOUT = 1.0  # for replies that were told to end to say so
+CLOSE_TIMEOUT = 70.0  # for a worker, beyond the grace; hypercorn gives an application's shutdown 60
 
 
 def prepare(level: int = logging.INFO) -> None:
@@ -48,14 +48,14 @@ def prepare(level: int = logging.INFO) -> None:
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     for name in ("arbstr_asgi", "hypercorn.error"):
         logging.getLogger(name).setLevel(level)
-    logging.getLogger("hypercorn.error").addFilter(_in_a_line)
+    logging.getLogger("hypercorn.error").addFilter(_shorten_traceback)
     if sys.platform != "win32":
-        _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+        _, hard_limit = resource.getrlimit(resource.RLIMIT_NOFILE)
         with contextlib.suppress(ValueError, OSError):  # where the kernel has a limit of its own
-            resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+            resource.setrlimit(resource.RLIMIT_NOFILE, (hard_limit, hard_limit))
 
 
-def _in_a_line(record: logging.LogRecord) -> bool:
+def _shorten_traceback(record: logging.LogRecord) -> bool:
     """Shorten the traceback of an error that is raised only so that the server aborts the connection."""
     error = record.exc_info[1] if record.exc_info else None
     if isinstance(error, ArbstrError):
@@ -66,8 +66,8 @@ def _in_a_line(record: logging.LogRecord) -> bool:
 
 def overridden(config: Config, listen: str | None, workers: int | None) -> Config:
     """`config` with what the command line says instead. Raises ConfigError."""
-    given = {name: value for name, value in (("listen", listen), ("workers", workers)) if value}
-    server = msgspec.structs.replace(config.server, **given)
+    overrides = {name: value for name, value in (("listen", listen), ("workers", workers)) if value}
+    server = msgspec.structs.replace(config.server, **overrides)
     check_listen(server.listen)
     return msgspec.structs.replace(config, server=server)
 
@@ -80,17 +80,17 @@ def serve(config: Config, path: Path) -> int:
     server = config.server
     if server.workers > 1 and sys.platform == "win32":
         raise ConfigError("server.workers: more than one needs a POSIX system")
-    for warning in about_keys(config, key_sources(read_toml(path), os.environ), path):
+    for warning in key_warnings(config, key_sources(read_toml(path), os.environ), path):
         logger.warning("%s", warning)
-    asyncio.run(_try_ledger(config))
+    asyncio.run(_check_ledger(config))
     if server.workers == 1:
         run(serve_here(Arbstr(config), server.listen, server.grace))
         return 0
     with _listening(*_address(server.listen)) as listener:
-        command, patience = _command(config, path), server.grace + SECONDS_TO_CLOSE
-        with multiprocess_metrics() as shared:
+        command, stop_timeout = _command(config, path), server.grace + CLOSE_TIMEOUT
+        with multiprocess_metrics() as metrics:
             workers = Supervisor(
-                command, listener, server.workers, patience, environ=shared.environ, ended=shared.ended
+                command, listener, server.workers, stop_timeout, environ=metrics.environ, on_ended=metrics.ended
             )
             return workers.run()
 
@@ -101,10 +101,10 @@ def _command(config: Config, path: Path) -> Sequence[str]:
     return [sys.executable, "-P", "-m", "arbstr_asgi.cli.worker", str(path.absolute()), *overrides]
 
 
-async def _try_ledger(config: Config) -> None:
+async def _check_ledger(config: Config) -> None:
     """Open and close the ledger once: it is then migrated, and what is wrong with it is said in one line."""
     ledger = Arbstr(config).ledger
-    await ledger.open(SECONDS_TO_TRY)
+    await ledger.open(START_TIMEOUT)
     await ledger.close()
 
 
@@ -122,23 +122,23 @@ async def serve_here(arbstr: Arbstr, listen: str, grace: float) -> None:
 
 async def serve_on(arbstr: Arbstr, listener: int, grace: float, *, alive: int | None = None) -> None:
     """Serve on a listening socket, which is closed then, until SIGTERM or SIGINT, or until `alive` reads as ended."""
-    arbstr.patience = SECONDS_MORE
+    arbstr.patience = WORKER_START_TIMEOUT
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
 
-    def told(number: int, frame: object) -> None:
+    def on_signal(number: int, frame: object) -> None:
         loop.call_soon_threadsafe(stop.set)
 
-    for number in TOLD:
-        signal.signal(number, told)
+    for number in STOP_SIGNALS:
+        signal.signal(number, on_signal)
     if alive is not None:
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, TOLD)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
         loop.add_reader(alive, _orphaned, alive, stop)
     gc.freeze()  # what is imported stays: to look at it again and again is a twentieth of what a busy server does
     try:
         await _serve(arbstr, listener, grace, stop)
     finally:
-        for number in TOLD:
+        for number in STOP_SIGNALS:
             signal.signal(number, signal.SIG_IGN)  # an echo must not strike a process that ends by itself
 
 
@@ -187,7 +187,7 @@ async def _serve(app: Any, listener: int, grace: float, stop: asyncio.Event) -> 
     settings = hypercorn.config.Config()
     settings.bind = [f"fd://{listener}"]
     settings.backlog = BACKLOG
-    settings.graceful_timeout = grace + SECONDS_TO_TELL
+    settings.graceful_timeout = grace + ERROR_TIMEOUT
     settings.accesslog = None
     settings.errorlog = logging.getLogger("hypercorn.error")  # as the process has set it up; hypercorn adds its own
     await hypercorn.asyncio.serve(app, settings, shutdown_trigger=stopped)

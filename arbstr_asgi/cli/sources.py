@@ -20,7 +20,7 @@ from arbstr_asgi.ledger.queries import open_reader
 from arbstr_asgi.stats.params import list_query
 from arbstr_asgi.stats.service import StatsService
 
-_LONGEST_ANSWER = 64 * 1024 * 1024  # bytes
+_MAX_ANSWER_BYTES = 64 * 1024 * 1024  # bytes
 
 
 Pairs = Sequence[tuple[str, str]]
@@ -55,37 +55,37 @@ class RemoteSource:
         """The answer to a GET, numbers exact. Raises LedgerError, which says why there is none."""
         try:
             async with self._client.stream("GET", f"{self._base}{quote(path)}", params=list(pairs)) as reply:
-                body = await _bounded(reply)
+                body = await _read_limited(reply)
         except httpx.HTTPError as error:
             raise LedgerError(f"{self._base} can't be reached: {type(error).__name__}") from None
-        found = _decoded(body)
-        if reply.status_code == 200 and isinstance(found, dict):
-            return found
-        raise LedgerError(self._refusal(reply.status_code, found))
+        answer = _decode(body)
+        if reply.status_code == 200 and isinstance(answer, dict):
+            return answer
+        raise LedgerError(self._error_message(reply.status_code, answer))
 
-    def _refusal(self, status: int, found: Any) -> str:
-        error = found.get("error") if isinstance(found, dict) else None
+    def _error_message(self, status: int, answer: Any) -> str:
+        error = answer.get("error") if isinstance(answer, dict) else None
         message = error.get("message") if isinstance(error, dict) else None
-        said = escape_terminal(message)[:500] if isinstance(message, str) else None
+        text = escape_terminal(message)[:500] if isinstance(message, str) else None
         if status == 401:
             return f"{self._base} does not let us in (401): give its bearer token in ARBSTR_TOKEN or with --token-file"
-        if status == 404 and (said is None or said == "Not Found."):
+        if status == 404 and (text is None or text == "Not Found."):
             return f"there is no ledger to ask at {self._base} (404): is it arbstr, of this version?"
         if status == 200:
             return f"{self._base} answered something that is not understood"
-        return f"{self._base} answered {status}{f': {said}' if said else ''}"
+        return f"{self._base} answered {status}{f': {text}' if text else ''}"
 
 
-async def _bounded(reply: httpx.Response) -> bytes:
+async def _read_limited(reply: httpx.Response) -> bytes:
     body = bytearray()
     async for chunk in reply.aiter_bytes():
         body += chunk
-        if len(body) > _LONGEST_ANSWER:
+        if len(body) > _MAX_ANSWER_BYTES:
             raise LedgerError("the server's answer is longer than 64 MiB; ask for less")
     return bytes(body)
 
 
-def _decoded(body: bytes) -> Any:
+def _decode(body: bytes) -> Any:
     try:
         return _reply_decoder.decode(body)
     except (msgspec.DecodeError, RecursionError, ValueError, ArithmeticError):
@@ -116,24 +116,24 @@ async def open_source(path: Path, url: str | None, token_file: Path | None) -> A
             yield remote
         return
     config = Config.load(path)
-    async with open_reader(config.database.resolved_url, table_prefix=config.database.table_prefix) as book:
-        yield LocalSource(StatsService(book, config.providers))
+    async with open_reader(config.database.resolved_url, table_prefix=config.database.table_prefix) as ledger:
+        yield LocalSource(StatsService(ledger, config.providers))
 
 
 class LocalSource:
     """The answers of a ledger, as if they had come from a server."""
 
-    def __init__(self, answers: StatsService) -> None:
-        self._answers = answers
+    def __init__(self, service: StatsService) -> None:
+        self._service = service
 
     async def get(self, path: str, pairs: Pairs) -> dict[str, Any]:
         """The answer, in plain values. Raises LedgerError or RequestError."""
         now = datetime.now(UTC)
         if path == STATS:
-            found = await self._answers.stats(pairs, now)
+            answer = await self._service.stats(pairs, now)
         else:
-            found = await self._answers.requests(list_query(pairs, now))
-        return _decoder.decode(to_json(found))
+            answer = await self._service.requests(list_query(pairs, now))
+        return _decoder.decode(to_json(answer))
 
 
 def _token(file: Path | None) -> str | None:
@@ -142,5 +142,5 @@ def _token(file: Path | None) -> str | None:
     try:
         return file.read_text("utf-8").strip()
     except (OSError, UnicodeError) as error:
-        said = error.strerror if isinstance(error, OSError) else "not text"
-        raise ConfigError(f"--token-file: {file}: {said}") from None
+        text = error.strerror if isinstance(error, OSError) else "not text"
+        raise ConfigError(f"--token-file: {file}: {text}") from None

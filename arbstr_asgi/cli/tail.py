@@ -8,8 +8,8 @@ from arbstr_asgi.cli.sources import REQUESTS, Pairs, Source
 from arbstr_asgi.stats.params import format_timestamp
 
 IN_FLIGHT = "in_flight"
-_SWEEP = 5  # every so many looks go through the whole window
-_MOST_PAGES = 10
+_FULL_SCAN_EVERY = 5  # every so many looks go through the whole window
+_MAX_PAGES = 10
 
 
 class SeenRequests:
@@ -20,13 +20,13 @@ class SeenRequests:
 
     def new(self, page: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
         """The requests of a page that have finished and were not on one before."""
-        found = [row for row in page if row["end_reason"] != IN_FLIGHT and row["correlation_id"] not in self._seen]
-        self._seen |= {row["correlation_id"]: str(row["timestamp"]) for row in found}
-        return found
+        new = [row for row in page if row["end_reason"] != IN_FLIGHT and row["correlation_id"] not in self._seen]
+        self._seen |= {row["correlation_id"]: str(row["timestamp"]) for row in new}
+        return new
 
     def forget(self, before: str) -> None:
         """Those that arrived earlier (as answers write it, but for the zone) will not be on a page any more."""
-        self._seen = {name: moment for name, moment in self._seen.items() if moment >= before}
+        self._seen = {name: timestamp for name, timestamp in self._seen.items() if timestamp >= before}
 
 
 WINDOW = timedelta(minutes=10)  # from a request's arrival, in which its end is seen
@@ -39,23 +39,23 @@ class TailPoller:
         self._source = source
         self._pairs = pairs
         self._clock = clock
-        self._recent = SeenRequests()
-        self._looks = 0
+        self._seen_requests = SeenRequests()
+        self._polls = 0
 
     async def poll(self) -> list[dict[str, Any]]:
         """What has finished since the last look, the oldest arrival first. Raises what the source does."""
         since = self._clock() - WINDOW
-        whole = self._looks % _SWEEP == 0
+        full_scan = self._polls % _FULL_SCAN_EVERY == 0
         asked = [*self._pairs, ("since", format_timestamp(since)), ("per_page", "100")]
-        news: list[dict[str, Any]] = []
+        finished: list[dict[str, Any]] = []
         cursor: list[tuple[str, str]] = []
-        for _ in range(_MOST_PAGES):
+        for _ in range(_MAX_PAGES):
             page = await self._source.get(REQUESTS, [*asked, *cursor])
-            found = self._recent.new(page["data"])
-            news += found
-            if page["next_cursor"] is None or not (found or whole):
+            new = self._seen_requests.new(page["data"])
+            finished += new
+            if page["next_cursor"] is None or not (new or full_scan):
                 break
             cursor = [("cursor", page["next_cursor"])]
-        self._recent.forget(format_timestamp(since - WINDOW))
-        self._looks += 1
-        return sorted(news, key=lambda row: str(row["timestamp"]))
+        self._seen_requests.forget(format_timestamp(since - WINDOW))
+        self._polls += 1
+        return sorted(finished, key=lambda row: str(row["timestamp"]))

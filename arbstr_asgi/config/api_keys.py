@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeGuard
 
 import msgspec
 
-from arbstr_asgi.config.loading import names_in
+from arbstr_asgi.config.loading import variable_names
 from arbstr_asgi.config.validation import printable
 from arbstr_asgi.errors import ConfigError
 
@@ -61,7 +61,7 @@ class KeySource(msgspec.Struct, frozen=True, kw_only=True):
         return self.kind
 
 
-def conventional(provider_name: str) -> str:
+def key_variable(provider_name: str) -> str:
     """The environment variable of a provider without a key: its name in capitals, `_` for the rest."""
     return f"ARBSTR_{re.sub('[^A-Z0-9]', '_', provider_name.upper())}_API_KEY"
 
@@ -69,21 +69,23 @@ def conventional(provider_name: str) -> str:
 def key_source(provider: Mapping[str, Any], environ: Mapping[str, str]) -> KeySource:
     """The source of the key of one provider, as it is in the file."""
     name, key, file = (provider.get(field) for field in ("name", "api_key", "api_key_file"))
-    called = str(name)
+    provider_name = str(name)
     if file is not None:
-        return KeySource(provider=called, kind="file", name=str(file), given=bool(file))
+        return KeySource(provider=provider_name, kind="file", name=str(file), given=bool(file))
     if key is not None:
-        variables = names_in(str(key))
-        shown = "".join(f"${{{variable}}}" for variable in variables)
+        variables = variable_names(str(key))
+        variables_text = "".join(f"${{{variable}}}" for variable in variables)
         given = all(environ.get(variable) for variable in variables)
-        return KeySource(provider=called, kind="variable" if variables else "literal", name=shown, given=given)
-    variable = conventional(called)
+        return KeySource(
+            provider=provider_name, kind="variable" if variables else "literal", name=variables_text, given=given
+        )
+    variable = key_variable(provider_name)
     given = bool(environ.get(variable))
-    return KeySource(provider=called, kind="convention" if given else "none", name=variable, given=given)
+    return KeySource(provider=provider_name, kind="convention" if given else "none", name=variable, given=given)
 
 
 def key_sources(mapping: Mapping[str, Any], environ: Mapping[str, str]) -> list[KeySource]:
     """The same of each provider of a configuration, in its order; of what is not one, nothing."""
     providers = mapping.get("providers")
-    found = providers if isinstance(providers, list) else []
-    return [key_source(provider, environ) for provider in found if isinstance(provider, Mapping)]
+    result = providers if isinstance(providers, list) else []
+    return [key_source(provider, environ) for provider in result if isinstance(provider, Mapping)]

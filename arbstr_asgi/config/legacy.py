@@ -33,8 +33,8 @@ def _check_strategy(path: str, section: Mapping[str, Any], key: str) -> None:
 
 def _sections(mapping: Mapping[str, Any], name: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
     """The table or tables called `name`, each with its path; what is none of them is the reader's to refuse."""
-    found = mapping.get(name)
-    if isinstance(found, Mapping):
-        yield name, found
-    elif isinstance(found, list | tuple):
-        yield from ((f"{name}[{i}]", section) for i, section in enumerate(found) if isinstance(section, Mapping))
+    result = mapping.get(name)
+    if isinstance(result, Mapping):
+        yield name, result
+    elif isinstance(result, list | tuple):
+        yield from ((f"{name}[{i}]", section) for i, section in enumerate(result) if isinstance(section, Mapping))

@@ -28,7 +28,7 @@ def read_toml(path: str | os.PathLike[str]) -> dict[str, Any]:
 _VARIABLE = re.compile(r"\$\{([^}]*)\}")
 
 
-def names_in(text: str) -> list[str]:
+def variable_names(text: str) -> list[str]:
     """The variables that `text` names, in order."""
     return _VARIABLE.findall(text)
 
@@ -62,17 +62,17 @@ def error_with_path(
     error: msgspec.ValidationError, mapping: Mapping[str, Any], convert: Callable[[Any], object]
 ) -> str:
     """The message of `error`, which `convert` has raised for `mapping`, with its whole path before it."""
-    what, found, where = str(error).rpartition(" - at `$")
-    if not found:
+    message, has_path, path_text = str(error).rpartition(" - at `$")
+    if not has_path:
         return str(error)
-    path = where.rstrip("`")
+    path = path_text.rstrip("`")
     if _ANY_KEY in path:
         path = _with_key(path, str(error), mapping, convert)
     path = path.lstrip(".")
-    inner, separator, rest = what.partition(": ")
+    inner, separator, rest = message.partition(": ")
     if separator and _INNER.fullmatch(inner):
         return f"{path}.{inner}: {rest}".lstrip(".")
-    return f"{path}: {what}"
+    return f"{path}: {message}"
 
 
 def _with_key(path: str, message: str, mapping: Mapping[str, Any], convert: Callable[[Any], object]) -> str:

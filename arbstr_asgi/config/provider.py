@@ -59,12 +59,12 @@ class Charges(ConfigSection, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         """The same, where what is given in USD is there in sats too, exactly. Raises ConfigError without a price."""
         if not self.usd:
             return self
-        known = copy(self)
+        converted = copy(self)
         for name, usd in self.usd.items():
             if sats_per_usd is None:
                 raise ConfigError(f"{in_usd(name)}: needs sats_per_usd, at the top of the configuration")
-            known._set(name, _EXACT.multiply(usd, sats_per_usd))
-        return known
+            converted._set(name, _EXACT.multiply(usd, sats_per_usd))
+        return converted
 
 
 class Rates(Charges, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -146,17 +146,17 @@ class Provider(Charges, frozen=True, kw_only=True, forbid_unknown_fields=True):
         self._set("url", validation.http_url(self.url))
         self._set("models", validation.strings("models", self.models))
         given = msgspec.convert(self.model_rates, dict[str, Rates])
-        self._set("model_rates", {model: self._completed(rates) for model, rates in given.items()})
+        self._set("model_rates", {model: self._with_defaults(rates) for model, rates in given.items()})
         for name in ("forward_headers", "return_headers"):
             self._set(name, validation.header_names(name, getattr(self, name)))
         self._set("disconnect", msgspec.convert(self.disconnect, Disconnect))  # a mapping passes the check, too
         validation.check_headers(self.headers)
         check_api_key(self.api_key, self.api_key_file)
         self._set("auth_header", validation.auth_header(self.auth_header))
-        self._check_way()
+        self._check_connection()
         self._require_positive("connect_timeout", "first_byte_timeout", "idle_timeout")
 
-    def _check_way(self) -> None:
+    def _check_connection(self) -> None:
         if self.proxy is not None:
             validation.check_proxy_url(self.proxy)
         if self.ca_file is not None and not self.ca_file:
@@ -201,17 +201,17 @@ class Provider(Charges, frozen=True, kw_only=True, forbid_unknown_fields=True):
                 rates[model] = own.in_sats(sats_per_usd)
             except ConfigError as error:
                 raise ConfigError(f"model_rates.{model}.{error.message}") from None
-        known = super().in_sats(sats_per_usd)
+        converted = super().in_sats(sats_per_usd)
         if all(rates[model] is own for model, own in self.model_rates.items()):
-            return known
-        known = copy(known)
-        known._set("model_rates", rates)
-        return known
+            return converted
+        converted = copy(converted)
+        converted._set("model_rates", rates)
+        return converted
 
-    def _completed(self, rates: Rates) -> Rates:
+    def _with_defaults(self, rates: Rates) -> Rates:
         given: dict[str, Decimal | int | None] = {}
         for name in RATES:
             pair = (name, in_usd(name))
-            whose = self if all(getattr(rates, field) is None for field in pair) else rates
-            given.update({field: getattr(whose, field) for field in pair})
+            source = self if all(getattr(rates, field) is None for field in pair) else rates
+            given.update({field: getattr(source, field) for field in pair})
         return Rates(**given)

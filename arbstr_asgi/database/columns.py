@@ -93,4 +93,4 @@ ROLLUP_COLUMNS = ("period", "dimensions", "start", "key1", "key2", "total", "sum
 
 def positions(columns: Columns, *kinds: Kind) -> tuple[int, ...]:
     """Where in a row the columns of these kinds are."""
-    return tuple(place for place, column in enumerate(columns) if column.kind in kinds)
+    return tuple(index for index, column in enumerate(columns) if column.kind in kinds)

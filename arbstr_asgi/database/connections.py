@@ -10,7 +10,7 @@ from databases import Database
 
 from arbstr_asgi.database.drivers.base import Driver
 
-IDLE = 5.0  # seconds without work after which the connection is closed
+IDLE_TIMEOUT = 5.0  # seconds without work after which the connection is closed
 
 
 T = TypeVar("T")
@@ -38,7 +38,7 @@ class ConnectionTasks:
         What the database raises comes out as it is. Cancelling the caller doesn't stop the work.
         """
         limit = timeout if timeout is not None else self.driver.batch_timeout
-        task = asyncio.create_task(self._session(work, limit), context=contextvars.Context())
+        task = asyncio.create_task(self._run_on_connection(work, limit), context=contextvars.Context())
         self._tasks.add(task)
         task.add_done_callback(self._forget)
         try:
@@ -58,20 +58,20 @@ class ConnectionTasks:
         if tasks:
             await asyncio.wait(tasks, timeout=grace)
 
-    async def _session(self, work: Work[T], timeout: float | None) -> T:
+    async def _run_on_connection(self, work: Work[T], timeout: float | None) -> T:
         if self.driver.batch_timeout is None:
             timeout = None
             self._opening.add(_this_task())
         try:
             async with asyncio.timeout(timeout), self.database.connection() as connection:
                 self._opening.discard(_this_task())
-                return await self._work(work, connection.raw_connection)
+                return await self._run_prepared(work, connection.raw_connection)
         except BaseException:
             if _this_task() in self._opening:  # aiosqlite's thread still has a word for the loop, which may close now
                 await asyncio.sleep(0.02)
             raise
 
-    async def _work(self, work: Work[T], raw: Any) -> T:
+    async def _run_prepared(self, work: Work[T], raw: Any) -> T:
         shared = self.driver.in_transaction(raw)  # force_rollback: everyone's connection, not ours to close
         try:
             await self.driver.prepare(raw, own=self._own, durable=self._durable)
@@ -95,56 +95,56 @@ def _this_task() -> "asyncio.Task[Any]":
 class HeldConnection:
     """Runs pieces of work one after the other; a connection on which one failed is not used for the next."""
 
-    def __init__(self, sessions: ConnectionTasks) -> None:
-        self._sessions = sessions
-        self._waiting: asyncio.Queue[tuple[Work[Any], asyncio.Future[Any]]] = asyncio.Queue()
+    def __init__(self, connections: ConnectionTasks) -> None:
+        self._connections = connections
+        self._queue: asyncio.Queue[tuple[Work[Any], asyncio.Future[Any]]] = asyncio.Queue()
         self._task: asyncio.Task[None] | None = None
 
     async def run(self, work: Work[T]) -> T:
         """As `Sessions.run`: what the database raises comes out, and cancelling the caller doesn't stop the work."""
         future: asyncio.Future[T] = asyncio.get_running_loop().create_future()
-        self._waiting.put_nowait((work, future))
+        self._queue.put_nowait((work, future))
         if self._task is None or self._task.done():
-            self._task = asyncio.create_task(self._hold(), name="arbstr-holder", context=contextvars.Context())
+            self._task = asyncio.create_task(self._run_all(), name="arbstr-holder", context=contextvars.Context())
         return await future
 
-    async def _hold(self) -> None:
-        while not self._waiting.empty():
+    async def _run_all(self) -> None:
+        while not self._queue.empty():
             try:
-                await self._sessions.run(self._serve)
+                await self._connections.run(self._run_queued)
             except Exception as error:  # noqa: BLE001 - the connection could not be opened, whyever
-                self._fail_next(error)
+                self._fail_queued(error)
             except asyncio.CancelledError:
-                while not self._waiting.empty():
-                    self._fail_next(ConnectionAbortedError("the ledger is closing"))
+                while not self._queue.empty():
+                    self._fail_queued(ConnectionAbortedError("the ledger is closing"))
                 raise
 
-    async def _serve(self, raw: Any) -> None:
+    async def _run_queued(self, raw: Any) -> None:
         while True:
             try:
-                work, future = await asyncio.wait_for(self._waiting.get(), IDLE)
+                work, future = await asyncio.wait_for(self._queue.get(), IDLE_TIMEOUT)
             except TimeoutError:
                 return
             try:
-                _settle(future, await work(raw))
+                _set_result(future, await work(raw))
             except Exception as error:  # noqa: BLE001 - it is the caller's
-                _fail(future, error)
+                _set_exception(future, error)
                 return
             except asyncio.CancelledError:
-                _fail(future, ConnectionAbortedError("the ledger is closing"))
+                _set_exception(future, ConnectionAbortedError("the ledger is closing"))
                 raise
 
-    def _fail_next(self, error: Exception) -> None:
-        if not self._waiting.empty():
-            _, future = self._waiting.get_nowait()
-            _fail(future, error)
+    def _fail_queued(self, error: Exception) -> None:
+        if not self._queue.empty():
+            _, future = self._queue.get_nowait()
+            _set_exception(future, error)
 
 
-def _settle(future: "asyncio.Future[Any]", result: Any) -> None:
+def _set_result(future: "asyncio.Future[Any]", result: Any) -> None:
     if not future.done():  # whoever asked may have gone
         future.set_result(result)
 
 
-def _fail(future: "asyncio.Future[Any]", error: Exception) -> None:
+def _set_exception(future: "asyncio.Future[Any]", error: Exception) -> None:
     if not future.done():
         future.set_exception(error)

@@ -22,7 +22,7 @@ _ENGINES = {"sqlite": "sqlite+aiosqlite", "postgresql": "postgresql+asyncpg", "m
 _ALEMBIC = threading.Lock()  # Alembic keeps its context in module globals: one migration at a time in a process
 
 
-async def upgrade(driver: Driver, raw: Any, prefix: str, behind: Callable[[], Awaitable[T | None]]) -> T | None:
+async def upgrade(driver: Driver, raw: Any, prefix: str, outdated: Callable[[], Awaitable[T | None]]) -> T | None:
     """Under a lock over all processes, ask `behind` and, if it returns something, upgrade; returns that.
 
     `raw` comes from the pool of `databases`, which keeps its TLS, credentials and sockets.
@@ -36,8 +36,8 @@ async def upgrade(driver: Driver, raw: Any, prefix: str, behind: Callable[[], Aw
         await connection.exec_driver_sql("SELECT 1")  # begins SQLAlchemy's transaction, for the lock to be inside
         await driver.lock(raw, prefix)
         try:
-            found = await behind()
-            if found is not None:
+            result = await outdated()
+            if result is not None:
                 while not _ALEMBIC.acquire(blocking=False):  # noqa: ASYNC110 - may be held by another thread's loop
                     await asyncio.sleep(0.01)
                 try:
@@ -47,7 +47,7 @@ async def upgrade(driver: Driver, raw: Any, prefix: str, behind: Callable[[], Aw
             await connection.commit()
         finally:
             await driver.unlock(raw, prefix)
-    return found
+    return result
 
 
 def script(dialect: str, prefix: str) -> str:

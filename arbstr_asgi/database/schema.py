@@ -19,30 +19,30 @@ class SchemaState(NamedTuple):
     version: str | None
 
 
-async def ensure(sessions: ConnectionTasks, prefix: str, *, migrate: bool) -> str:
+async def ensure(connections: ConnectionTasks, prefix: str, *, migrate: bool) -> str:
     """Bring the tables up to date, or raise LedgerError when they aren't and may not be changed.
 
     Returns what was done: `0003 (up to date)` or `nothing -> 0003`. A newer schema is fine: within a major version
     it only has more columns.
     """
-    sql = statements(sessions.driver.dialect, prefix)
-    found = await sessions.run(lambda raw: inspect_schema(sessions.driver, raw, sql))
-    if found.version is not None and found.version >= HEAD:
-        return f"{found.version} (up to date)"
+    sql = statements(connections.driver.dialect, prefix)
+    result = await connections.run(lambda raw: inspect_schema(connections.driver, raw, sql))
+    if result.version is not None and result.version >= HEAD:
+        return f"{result.version} (up to date)"
     if not migrate:
-        what = "is missing" if found.version is None else f"is at revision {found.version}, {HEAD} is needed"
+        what = "is missing" if result.version is None else f"is at revision {result.version}, {HEAD} is needed"
         raise LedgerError(f"the ledger's table {sql.table} {what}: run `arbstr migrate`, or set migrate=True")
 
     async def upgrade(raw: Any) -> SchemaState | None:
-        async def behind() -> SchemaState | None:  # asked under the lock: another process may have been quicker
-            now = await inspect_schema(sessions.driver, raw, sql)
-            return now if now.version is None or now.version < HEAD else None
+        async def outdated() -> SchemaState | None:  # asked under the lock: another process may have been quicker
+            current = await inspect_schema(connections.driver, raw, sql)
+            return current if current.version is None or current.version < HEAD else None
 
         from arbstr_asgi.database import migrations
 
-        return await migrations.upgrade(sessions.driver, raw, prefix, behind)
+        return await migrations.upgrade(connections.driver, raw, prefix, outdated)
 
-    before = await sessions.run(upgrade, timeout=_MIGRATION_TIMEOUT)
+    before = await connections.run(upgrade, timeout=_MIGRATION_TIMEOUT)
     return f"{HEAD} (up to date)" if before is None else f"{before.version or 'nothing'} -> {HEAD}"
 
 
@@ -50,18 +50,18 @@ async def inspect_schema(driver: Driver, raw: Any, sql: Statements) -> SchemaSta
     """Raises LedgerError when a table of our names isn't ours, or one of ours has gone."""
     # The tables before their version: another process may be migrating, and both appear at once, the version never
     # later.
-    there = [await driver.has_table(raw, name) for name, _, _ in _tables(sql)]
+    present = [await driver.has_table(raw, name) for name, _, _ in _tables(sql)]
     versioned = await driver.has_table(raw, sql.version_table)
     versions = await driver.fetch(raw, sql.version) if versioned else []
     version = str(versions[0][0]) if versions else None
-    for (name, since, columns), found in zip(_tables(sql), there, strict=True):
-        made = version is not None and version >= since
-        if found and not made and not (versioned and await _left_unfinished(driver, raw, name, columns)):
+    for (name, since, columns), result in zip(_tables(sql), present, strict=True):
+        expected = version is not None and version >= since
+        if result and not expected and not (versioned and await _is_unfinished_migration(driver, raw, name, columns)):
             raise LedgerError(
                 f"there is a table {name} that is not the ledger's (no version in {sql.version_table} that has it); "
                 "it was not touched. Set table_prefix, or rename it"
             )
-        if made and not found and not await driver.has_table(raw, name):
+        if expected and not result and not await driver.has_table(raw, name):
             raise LedgerError(f"{sql.version_table} says {version}, but the table {name} is missing")
     return SchemaState(version)
 
@@ -76,7 +76,7 @@ def _tables(sql: Statements) -> list[tuple[str, str, set[str]]]:
     ]
 
 
-async def _left_unfinished(driver: Driver, raw: Any, table: str, columns: set[str]) -> bool:
+async def _is_unfinished_migration(driver: Driver, raw: Any, table: str, columns: set[str]) -> bool:
     """Whether a migration of ours was killed between CREATE TABLE and the version's INSERT.
 
     Only on MySQL, where DDL commits by itself. Ours: the version table is there, without this revision, and the columns
@@ -85,5 +85,5 @@ async def _left_unfinished(driver: Driver, raw: Any, table: str, columns: set[st
     if driver.dialect != "mysql":
         return False
     sql = "SELECT column_name FROM information_schema.columns WHERE table_schema = DATABASE() AND table_name = %s"
-    found = {str(row[0]) for row in await driver.fetch(raw, sql, (table,))}
-    return found == columns
+    result = {str(row[0]) for row in await driver.fetch(raw, sql, (table,))}
+    return result == columns

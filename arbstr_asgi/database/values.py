@@ -15,7 +15,7 @@ from arbstr_asgi.database.records import AttemptEntry, LedgerEntry
 
 Row = tuple[Any, ...]
 
-_LEAST, _MOST = -(2**63), 2**63 - 1
+_MIN_INTEGER, _MAX_INTEGER = -(2**63), 2**63 - 1
 _WITHIN_A_MILLISECOND = [timedelta(microseconds=number) for number in range(1000)]
 
 
@@ -32,7 +32,7 @@ class Record(NamedTuple):
 
 
 _NANO = Decimal("1e-9")
-_NOTHING = Decimal("0.000000000")
+_ZERO = Decimal("0.000000000")
 # Our own, since the host may have changed the thread's; what needs more digits than NUMERIC(24, 9) has is refused.
 _MONEY = Context(prec=24, rounding=ROUND_HALF_EVEN, traps=[InvalidOperation])
 
@@ -63,7 +63,7 @@ def integer(value: Any) -> int | None:
     """An int of 64 bits, or None; a bool is not a number."""
     if not isinstance(value, int) or isinstance(value, bool):
         return None
-    return int(value) if _LEAST <= value <= _MOST else None
+    return int(value) if _MIN_INTEGER <= value <= _MAX_INTEGER else None
 
 
 def real(value: Any) -> float | None:
@@ -84,7 +84,7 @@ def money(value: Any) -> Decimal | None:
     if not isinstance(value, Decimal) or value.is_nan():
         return None
     try:
-        return _MONEY.quantize(value, _NANO) or _NOTHING  # no database keeps the sign of a zero
+        return _MONEY.quantize(value, _NANO) or _ZERO  # no database keeps the sign of a zero
     except InvalidOperation:
         return None
 
@@ -101,28 +101,28 @@ def timestamp(value: datetime) -> datetime:
 # What is right as it is, as nearly everything is, passes with one call and few questions.
 
 
-def _fits_text(column: Column, convert: Callable[[Any, int], str]) -> Callable[[Any], str | None]:
-    length, absent = column.length, "" if column.required else None
+def _text_converter(column: Column, convert: Callable[[Any, int], str]) -> Callable[[Any], str | None]:
+    length, default = column.length, "" if column.required else None
 
-    def fit(value: Any) -> str | None:
+    def convert_value(value: Any) -> str | None:
         if value is None:
-            return absent
+            return default
         if type(value) is str and len(value) <= length and value.isascii() and "\0" not in value:
             return value
         return convert(value, length)
 
-    return fit
+    return convert_value
 
 
-def _fits_integer(column: Column) -> Callable[[Any], int | None]:
-    absent = 0 if column.required else None
+def _integer_converter(column: Column) -> Callable[[Any], int | None]:
+    default = 0 if column.required else None
 
-    def fit(value: Any) -> int | None:
-        if type(value) is int and _LEAST <= value <= _MOST:
+    def convert_value(value: Any) -> int | None:
+        if type(value) is int and _MIN_INTEGER <= value <= _MAX_INTEGER:
             return value
-        return absent if (number := integer(value)) is None else number
+        return default if (number := integer(value)) is None else number
 
-    return fit
+    return convert_value
 
 
 def _converter(column: Column) -> Callable[[Any], Any]:
@@ -130,11 +130,11 @@ def _converter(column: Column) -> Callable[[Any], Any]:
         case Kind.IDENTIFIER:
             return lambda value: identifier(value, column.length)
         case Kind.TEXT:
-            return _fits_text(column, text)
+            return _text_converter(column, text)
         case Kind.DOCUMENT:
-            return _fits_text(column, document)
+            return _text_converter(column, document)
         case Kind.INTEGER:
-            return _fits_integer(column)
+            return _integer_converter(column)
     others: dict[Kind, Callable[[Any], Any]] = {Kind.REAL: real, Kind.MONEY: money, Kind.BOOLEAN: bool}
     return others.get(column.kind, timestamp)
 
@@ -176,8 +176,8 @@ def salvage(entry: LedgerEntry, now: datetime) -> Row:
 
 def read_timestamp(value: Any) -> datetime:
     """A stored moment as aware UTC."""
-    found = datetime.fromisoformat(value) if isinstance(value, str) else value
-    return found.replace(tzinfo=UTC) if found.tzinfo is None else found.astimezone(UTC)
+    result = datetime.fromisoformat(value) if isinstance(value, str) else value
+    return result.replace(tzinfo=UTC) if result.tzinfo is None else result.astimezone(UTC)
 
 
 def _read_money(value: Any) -> Decimal:
@@ -198,8 +198,8 @@ def read_row(row: Sequence[Any], columns: Columns = COLUMNS) -> Row:
 
 def read(row: Sequence[Any], columns: Columns = COLUMNS) -> dict[str, Any]:
     """A stored row in Python values, equal on every database."""
-    found: dict[str, Any] = {}
+    result: dict[str, Any] = {}
     for column, value in zip(columns, row, strict=True):
         reader = _READERS.get(column.kind)
-        found[column.name] = value if value is None or reader is None else reader(value)
-    return found
+        result[column.name] = value if value is None or reader is None else reader(value)
+    return result

@@ -19,14 +19,23 @@ from arbstr_asgi.ledger.status import LossCounters
 from arbstr_asgi.stats.rollups.dirty_hours import DirtyHours, HourMark
 
 logger = logging.getLogger("arbstr_asgi.ledger")
-LEVELS = 2  # how often a row can be refused and cut down again
+MAX_DEGRADE_LEVEL = 2  # how often a row can be refused and cut down again
 _REFUSED = "(refused)"
-KEPT = 5000  # operations in memory while their rows are on disk
+MAX_SPILLED_IN_MEMORY = 5000  # operations in memory while their rows are on disk
 
 
-_NAMES = tuple(column.name for column in COLUMNS)
-_LAST = {"correlation_id", "timestamp", "streaming", "success", "end_reason", "attempts", "worker_id", "revision"}
-_KEPT = _LAST | {
+_COLUMN_NAMES = tuple(column.name for column in COLUMNS)
+_MINIMAL_COLUMNS = {
+    "correlation_id",
+    "timestamp",
+    "streaming",
+    "success",
+    "end_reason",
+    "attempts",
+    "worker_id",
+    "revision",
+}
+_DEGRADED_COLUMNS = _MINIMAL_COLUMNS | {
     *("model", "provider", "policy", "end_user", "tenant"),
     *("latency_ms", "ttft_ms", "stream_duration_ms", "error_status", "disconnect"),
 }
@@ -37,12 +46,14 @@ def degraded_record(record: Record, level: int, reason: str) -> Record:
 
     The attempts, of which nothing is anybody's text but the model, stay at level 1.
     """
-    keep = _KEPT if level == 1 else _LAST
-    known = {name: value if name in keep else None for name, value in zip(_NAMES, record.row, strict=True)}
-    known["usage_source"] = "none"
-    known["model"] = _REFUSED if known["model"] is None else known["model"]
-    known["error_message"] = values.text(f"degraded: {reason}", 500)
-    return Record(tuple(known.values()), record.attempts if level == 1 else ())
+    kept_columns = _DEGRADED_COLUMNS if level == 1 else _MINIMAL_COLUMNS
+    values_by_column = {
+        name: value if name in kept_columns else None for name, value in zip(_COLUMN_NAMES, record.row, strict=True)
+    }
+    values_by_column["usage_source"] = "none"
+    values_by_column["model"] = _REFUSED if values_by_column["model"] is None else values_by_column["model"]
+    values_by_column["error_message"] = values.text(f"degraded: {reason}", 500)
+    return Record(tuple(values_by_column.values()), record.attempts if level == 1 else ())
 
 
 Operation = Record | UsageUpdate | FlushMarker
@@ -82,73 +93,73 @@ class Batch:
 class PendingBatches:
     """Chunks in the order in which they are to be committed; one leaves only after its COMMIT."""
 
-    def __init__(self, driver: Driver, statements: Statements, losses: LossCounters, marker: DirtyHours) -> None:
+    def __init__(self, driver: Driver, statements: Statements, losses: LossCounters, dirty_hours: DirtyHours) -> None:
         self._driver = driver
         self._statements = statements
         self._losses = losses
-        self._marker = marker
-        self.chunks: deque[Batch] = deque()
+        self._dirty_hours = dirty_hours
+        self.batches: deque[Batch] = deque()
         self.stale: list[Record] = []  # committed, and still on disk
 
     def __len__(self) -> int:
-        return sum(len(chunk.operations) for chunk in self.chunks)
+        return sum(len(batch.operations) for batch in self.batches)
 
     @property
     def waiting(self) -> int:
         """How much of it is not on disk."""
-        return sum([chunk.waiting for chunk in self.chunks])
+        return sum([batch.waiting for batch in self.batches])
 
     @property
     def size(self) -> int:
         """About how many bytes this keeps of what is not on disk."""
-        return sum([chunk.size for chunk in self.chunks])
+        return sum([batch.size for batch in self.batches])
 
     @property
     def since(self) -> float | None:
         """When the oldest operation came."""
-        return self.chunks[0].since if self.chunks else None
+        return self.batches[0].since if self.batches else None
 
     @property
     def unspilled(self) -> list[Batch]:
         """The chunks that are in memory alone and have rows."""
-        return [chunk for chunk in self.chunks if not chunk.spilled and chunk.records]
+        return [batch for batch in self.batches if not batch.spilled and batch.records]
 
     @property
     def needs_order(self) -> bool:
         """Whether something waits here that must stay behind what was recorded before it."""
-        return any(not isinstance(item, Record) for chunk in self.chunks for item in chunk.operations)
+        return any(not isinstance(item, Record) for batch in self.batches for item in batch.operations)
 
     @property
     def can_wait(self) -> bool:
         """Whether nothing here would be missed if the process ended now: rows on disk, and nobody waiting."""
         return not self.unspilled and not any(
-            isinstance(i, UsageUpdate) for chunk in self.chunks for i in chunk.operations
+            isinstance(i, UsageUpdate) for batch in self.batches for i in batch.operations
         )
 
-    def take(self, backlog: WriteQueue, limit: int) -> None:
+    def take(self, queue: WriteQueue, limit: int) -> None:
         """Add one chunk of at most `limit` items from the backlog."""
-        taken = backlog.take(limit)
+        queued = queue.take(limit)
         operations: list[Operation] = [
-            *normalized_records(pending_entries(taken.entries, self._losses), self._losses),
-            *taken.updates,
-            *taken.marks,
+            *normalized_records(pending_entries(queued.entries, self._losses), self._losses),
+            *queued.updates,
+            *queued.markers,
         ]
         if operations:
-            self.chunks.append(Batch(operations, taken.since, taken.size))
+            self.batches.append(Batch(operations, queued.since, queued.size))
 
-    def mark_spilled(self, chunk: Batch) -> None:
+    def mark_spilled(self, batch: Batch) -> None:
         """Its rows are on disk, so they need not be kept here, but for a few: those need not be read again."""
-        chunk.resolve_spilled()
-        if chunk.committed:  # meanwhile
-            self._record_stale(chunk)
-        elif len(self) > KEPT and any(chunk is other for other in list(self.chunks)[1:]):
-            chunk.operations = [i for i in chunk.operations if not isinstance(i, Record) and not _is_resolved(i)]
-            chunk.waiting = len(chunk.operations)
-            self.chunks = deque(other for other in self.chunks if other.operations)
+        batch.resolve_spilled()
+        if batch.committed:  # meanwhile
+            self._record_stale(batch)
+        elif len(self) > MAX_SPILLED_IN_MEMORY and any(batch is other for other in list(self.batches)[1:]):
+            batch.operations = [i for i in batch.operations if not isinstance(i, Record) and not _is_resolved(i)]
+            batch.waiting = len(batch.operations)
+            self.batches = deque(other for other in self.batches if other.operations)
 
     def put(self, records: Sequence[Record]) -> None:
         """Add one chunk of records that are on disk."""
-        self.chunks.append(Batch([*records], spilled=True))
+        self.batches.append(Batch([*records], spilled=True))
 
     async def write(self, raw: Any) -> None:
         """Commit the first chunk; instead of a chunk with a bad row its halves come next, until the row is alone.
@@ -156,35 +167,35 @@ class PendingBatches:
         A bad row alone is degraded, step by step; the log names its id and the kind of reason, never values. Any
         other trouble is raised, and the chunk stays.
         """
-        chunk = self.chunks[0]
+        batch = self.batches[0]
         try:
-            counts = await self._commit(raw, chunk.operations)
+            counts = await self._commit(raw, batch.operations)
         except Exception as error:
             reason = self._driver.is_row_error(error)
             if reason is None:
                 raise
             await self._driver.fetch(raw, "SELECT 1")  # if that fails too, the row is not to blame
-            self.chunks.popleft()
-            self.chunks.extendleft(reversed(self._isolate_bad_rows(chunk, reason)))
+            self.batches.popleft()
+            self.batches.extendleft(reversed(self._isolate_bad_rows(batch, reason)))
         else:
-            self.chunks.popleft()
-            chunk.committed = True
-            for record in chunk.records if chunk.level else ():
-                self._losses.degrade(record.correlation_id, chunk.reason)
-            if chunk.spilled:
-                self._record_stale(chunk)
-            _resolve(chunk.operations, counts)
+            self.batches.popleft()
+            batch.committed = True
+            for record in batch.records if batch.level else ():
+                self._losses.degrade(record.correlation_id, batch.reason)
+            if batch.spilled:
+                self._record_stale(batch)
+            _resolve(batch.operations, counts)
 
     def clear(self) -> list[Operation]:
         """Everything that is left and not on disk."""
-        left = [item for chunk in self.chunks for item in chunk.operations]
-        spilled = {id(record) for chunk in self.chunks if chunk.spilled for record in chunk.records}
-        self.chunks.clear()
-        return [item for item in left if id(item) not in spilled]
+        operations = [item for batch in self.batches for item in batch.operations]
+        spilled = {id(record) for batch in self.batches if batch.spilled for record in batch.records}
+        self.batches.clear()
+        return [item for item in operations if id(item) not in spilled]
 
-    def _record_stale(self, chunk: Batch) -> None:
-        if len(self.stale) < KEPT:  # the others are brought back once more, which changes nothing
-            self.stale += chunk.records
+    def _record_stale(self, batch: Batch) -> None:
+        if len(self.stale) < MAX_SPILLED_IN_MEMORY:  # the others are brought back once more, which changes nothing
+            self.stale += batch.records
 
     async def _commit(self, raw: Any, operations: list[Operation]) -> list[int]:
         driver, sql = self._driver, self._statements
@@ -196,37 +207,37 @@ class PendingBatches:
         ]
         if not records and not updates:
             return []
-        rows = [*upsert_operations(driver, sql, records), *self._mark_hours(self._marker.of_records(records))]
+        rows = [*upsert_operations(driver, sql, records), *self._mark_hours(self._dirty_hours.record_marks(records))]
         if not updates:
             await driver.write(raw, rows)
             return []
         async with driver.begin(raw):
             await driver.write(raw, rows)
             counts = [await driver.execute(raw, sql.update_usage, update) for update in updates]
-            found = [await driver.fetch(raw, sql.arrival, update[-1:]) for update in updates]
-            moments = [values.read_timestamp(row[0]) for rows in found for row in rows]
-            await driver.write(raw, self._mark_hours(self._marker.of(moments)))
+            entries_now = [await driver.fetch(raw, sql.select_timestamp, update[-1:]) for update in updates]
+            moments = [values.read_timestamp(row[0]) for rows in entries_now for row in rows]
+            await driver.write(raw, self._mark_hours(self._dirty_hours.marks(moments)))
             return counts
 
-    def _mark_hours(self, marks: list[HourMark]) -> list[BulkStatement]:
-        return [BulkStatement(self._statements.mark_hour, marks)] if marks else []
+    def _mark_hours(self, markers: list[HourMark]) -> list[BulkStatement]:
+        return [BulkStatement(self._statements.mark_hour, markers)] if markers else []
 
-    def _isolate_bad_rows(self, chunk: Batch, reason: str) -> list[Batch]:
+    def _isolate_bad_rows(self, batch: Batch, reason: str) -> list[Batch]:
         """What to try instead of a chunk that was refused."""
-        half = len(chunk.operations) // 2
+        half = len(batch.operations) // 2
         if half:
-            parts = chunk.operations[:half], chunk.operations[half:]
-            return [replace(chunk, operations=part, size=chunk.size // 2) for part in parts]
-        (item,) = chunk.operations
+            parts = batch.operations[:half], batch.operations[half:]
+            return [replace(batch, operations=part, size=batch.size // 2) for part in parts]
+        (item,) = batch.operations
         if not isinstance(item, Record):
             item.resolve(LedgerError(f"refused by the database: {reason}"))
             return []
-        if chunk.level == LEVELS:
+        if batch.level == MAX_DEGRADE_LEVEL:
             logger.error("ledger: the row of %s was refused in every form and is lost: %s", item.correlation_id, reason)
             self._losses.add(1, "refused by the database")
             return []
-        level = chunk.level + 1
-        return [replace(chunk, operations=[degraded_record(item, level, reason)], level=level, reason=reason)]
+        level = batch.level + 1
+        return [replace(batch, operations=[degraded_record(item, level, reason)], level=level, reason=reason)]
 
 
 def upsert_operations(driver: Driver, sql: Statements, records: Sequence[Record]) -> list[BulkStatement]:
@@ -240,13 +251,13 @@ def upsert_operations(driver: Driver, sql: Statements, records: Sequence[Record]
 
 def pending_entries(entries: Sequence[LedgerEntry | PendingEntry], losses: LossCounters) -> list[LedgerEntry]:
     """Entries, and what the calls among them say of themselves now; one that can't is counted, if no other."""
-    found: list[LedgerEntry] = []
+    entries_now: list[LedgerEntry] = []
     for entry in entries:
         try:
-            found.append(entry if isinstance(entry, LedgerEntry) else entry.entry())
+            entries_now.append(entry if isinstance(entry, LedgerEntry) else entry.entry())
         except Exception as error:  # noqa: BLE001 - one odd call must not stop the others
             losses.add(1, f"a call that can't be told: {type(error).__name__}")
-    return found
+    return entries_now
 
 
 def normalized_records(entries: Sequence[LedgerEntry], losses: LossCounters) -> list[Record]:

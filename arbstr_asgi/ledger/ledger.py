@@ -14,7 +14,7 @@ from arbstr_asgi.database.drivers.base import describe_error
 from arbstr_asgi.database.records import LedgerEntry, PendingEntry
 from arbstr_asgi.database.statements import statements
 from arbstr_asgi.errors import ConfigError, LedgerError, LedgerUnavailable
-from arbstr_asgi.ledger.queries import AT_ONCE, LedgerQueries, QueryRunner
+from arbstr_asgi.ledger.queries import MAX_CONCURRENT_QUERIES, LedgerQueries, QueryRunner
 from arbstr_asgi.ledger.queue import FlushMarker, Resolve, UsageUpdate, make_future
 from arbstr_asgi.ledger.spill.locks import new_worker_id
 from arbstr_asgi.ledger.spill.store import open_spill
@@ -53,16 +53,16 @@ class Ledger(LedgerQueries):
         bounds: QueueLimits = QueueLimits(),  # noqa: B008 - a frozen value
         retention_days: float | None = None,
     ) -> None:
-        place = url if database is None else database
-        if place is None or (url is not None and database is not None):
+        source = url if database is None else database
+        if source is None or (url is not None and database is not None):
             raise ConfigError("database: give either a url or a connected database")
-        self._target = LedgerDatabase.create(place, table_prefix, durable=durable)
+        self._target = LedgerDatabase.create(source, table_prefix, durable=durable)
         self._spill_below = spill
         self._durable = durable
         self._limits = bounds
         self._migrate = self._target.own if migrate is None else migrate
         self._statements = statements(self._target.dialect, self._target.prefix)
-        self._fragments = SqlDialect(self._target.dialect, self._target.prefix)
+        self._sql_dialect = SqlDialect(self._target.dialect, self._target.prefix)
         self._losses = LossCounters()
         self._writer: Writer | None = None
         self._opening = False
@@ -135,21 +135,21 @@ class Ledger(LedgerQueries):
         self._target.check()
         self._opening = True
         try:
-            found = await open_spill(self.spill_folder, durable=self._durable)
-            self._worker_id = new_worker_id(found.slots.id if found else "")
-            if found is not None:
-                found.spill.slot.sign(self._worker_id)
-            self._writer = Writer(self._target, self._statements, self._losses, found, migrate=self._migrate)
+            result = await open_spill(self.spill_folder, durable=self._durable)
+            self._worker_id = new_worker_id(result.locks.id if result else "")
+            if result is not None:
+                result.spill.slot.write_owner(self._worker_id)
+            self._writer = Writer(self._target, self._statements, self._losses, result, migrate=self._migrate)
             try:
                 await self._writer.opened(patience)
             except asyncio.CancelledError:
                 await self._writer.stop(1.0)
                 raise
-            self._at_once = asyncio.Semaphore(AT_ONCE)
+            self._query_slots = asyncio.Semaphore(MAX_CONCURRENT_QUERIES)
             self._cache = RollupCache()
             writer = self._writer
             self._scheduler = RollupScheduler(
-                lambda: writer.sessions if writer.accepting else None, self._fragments, self._retention
+                lambda: writer.connections if writer.accepting else None, self._sql_dialect, self._retention
             )
         finally:
             self._opening = False
@@ -197,8 +197,8 @@ class Ledger(LedgerQueries):
         writer = self._writer
         if writer is None or not writer.accepting:
             return
-        settle, future = make_future()
-        writer.add(FlushMarker(settle, spilled=True), urgent=True)
+        resolve, future = make_future()
+        writer.add(FlushMarker(resolve, spilled=True), urgent=True)
         try:
             async with asyncio.timeout(COMMIT_PATIENCE):
                 await future
@@ -208,8 +208,8 @@ class Ledger(LedgerQueries):
     async def flush(self) -> None:
         """Return when everything recorded so far is committed. Raises LedgerError if it is closed before."""
         if self._writer is not None and self._writer.accepting:
-            settle, future = make_future()
-            self._writer.add(FlushMarker(settle), urgent=True)
+            resolve, future = make_future()
+            self._writer.add(FlushMarker(resolve), urgent=True)
             await future
 
     async def update_usage(
@@ -220,8 +220,8 @@ class Ledger(LedgerQueries):
         Returns the number of rows matched, after the commit: 1, or 0 for an unknown id. Stays behind what was recorded
         before. Raises LedgerError when the ledger is not open, or is closed before the commit.
         """
-        settle, future = make_future()
-        self._update(UsageUpdate.create(correlation_id, input_tokens, output_tokens, cost_sats, settle), urgent=True)
+        resolve, future = make_future()
+        self._update(UsageUpdate.create(correlation_id, input_tokens, output_tokens, cost_sats, resolve), urgent=True)
         return await future
 
     def spawn_usage_update(
@@ -242,9 +242,9 @@ class Ledger(LedgerQueries):
     def _open_reader(self) -> QueryRunner:
         if self._writer is None or not self.is_open:
             raise LedgerError(_CLOSED)
-        if self._writer.sessions is None:
+        if self._writer.connections is None:
             raise LedgerUnavailable("the database can't answer: it has not been reached yet")
-        return QueryRunner(self._writer.sessions, self._statements, self._fragments, self._cache)
+        return QueryRunner(self._writer.connections, self._statements, self._sql_dialect, self._cache)
 
     def _update(self, update: UsageUpdate, *, urgent: bool) -> None:
         if self._writer is None or not self._writer.accepting:
@@ -255,7 +255,7 @@ class Ledger(LedgerQueries):
 
 
 def _report(correlation_id: str) -> Resolve:
-    def settle(outcome: int | LedgerError) -> None:
+    def resolve(outcome: int | LedgerError) -> None:
         if isinstance(outcome, LedgerError):
             logger.warning("ledger: usage of %s not updated: %s", correlation_id, outcome)
         elif outcome == 0:
@@ -263,4 +263,4 @@ def _report(correlation_id: str) -> Resolve:
         else:
             logger.debug("ledger: usage of %s updated", correlation_id)
 
-    return settle
+    return resolve

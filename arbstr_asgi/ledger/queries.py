@@ -28,12 +28,12 @@ from arbstr_asgi.stats.rollups.cache import RollupCache
 from arbstr_asgi.stats.rollups.maintenance import Maintenance, Progress
 from arbstr_asgi.stats.sql import SqlDialect
 
-_OF = "SELECT correlation_id FROM requests WHERE end_user = ?"
+_CALLS_OF_END_USER = "SELECT correlation_id FROM requests WHERE end_user = ?"
 _CHECK_TIMEOUT = 2.0  # seconds
 _ATTEMPTS = 6  # one more than our pool has connections: each may have died unnoticed while it was idle
-AT_ONCE = 2  # questions that take long; the others wait, so that the pool has connections for the writer
-_GRACE = 1.0  # seconds from when the database is to give up until nobody waits for it any more
-EXPORTED = 500  # rows in memory
+MAX_CONCURRENT_QUERIES = 2  # questions that take long; the others wait, so that the pool has connections for the writer
+_TIMEOUT_GRACE = 1.0  # seconds from when the database is to give up until nobody waits for it any more
+EXPORT_BATCH = 500  # rows in memory
 
 
 async def erase_from_spill(folder: Path, end_user: str) -> int:
@@ -55,15 +55,15 @@ def _files(folder: Path) -> list[str]:
 async def _erase(file: str, end_user: str) -> int:
     target = LedgerDatabase.create(f"sqlite:///{quote(file)}", "")
     try:
-        sessions = await target.open(migrate=True)
-        return await sessions.run(lambda raw: _delete(target.driver, raw, end_user))
+        connections = await target.open(migrate=True)
+        return await connections.run(lambda raw: _delete(target.driver, raw, end_user))
     finally:
         await target.close()
 
 
 async def _delete(driver: Driver, raw: Any, end_user: str) -> int:
     async with driver.begin(raw):
-        await driver.execute(raw, f"DELETE FROM attempts WHERE correlation_id IN ({_OF})", (end_user,))  # noqa: S608
+        await driver.execute(raw, f"DELETE FROM attempts WHERE correlation_id IN ({_CALLS_OF_END_USER})", (end_user,))  # noqa: S608
         erased = await driver.execute(raw, "DELETE FROM requests WHERE end_user = ?", (end_user,))
     await driver.fetch(raw, "VACUUM")  # a deleted row stays in its file until then
     await driver.fetch(raw, "PRAGMA wal_checkpoint(TRUNCATE)")
@@ -78,91 +78,91 @@ class QueryRunner:
     """Queries on connections of their own, beside the writer."""
 
     def __init__(
-        self, sessions: ConnectionTasks, statements: Statements, fragments: SqlDialect, cache: RollupCache
+        self, connections: ConnectionTasks, statements: Statements, sql_dialect: SqlDialect, cache: RollupCache
     ) -> None:
-        self.sessions = sessions
+        self.connections = connections
         self._cache = cache
         self._statements = statements
-        self._fragments = fragments
+        self._sql_dialect = sql_dialect
 
     async def groups(self, query: StatsQuery) -> list[Group]:
         """Figures. Raises LedgerError."""
-        return await self._run(self._statistics().groups, query)
+        return await self._run(self._stats_reader().groups, query)
 
     async def summary(self, query: StatsQuery) -> Summary:
         """Figures of the groups and of everything. Raises LedgerError."""
-        return await self._run(self._statistics().summary, query)
+        return await self._run(self._stats_reader().summary, query)
 
     async def names(self, column: str) -> list[str]:
         """The values of a column, sorted. Raises LedgerError."""
-        return await self._run(self._statistics().names, column)
+        return await self._run(self._stats_reader().names, column)
 
     async def page(self, query: RequestsQuery, *, counted: bool = True) -> Page:
         """One page. Raises LedgerError."""
-        pages = Pagination(self.sessions.driver, self._fragments, self._cache)
+        pages = Pagination(self.connections.driver, self._sql_dialect, self._cache)
         return await self._run(pages.page if counted else pages.uncounted, query)
 
     async def rows(self, limit: int, correlation_id: str | None) -> list[dict[str, Any]]:
         """The newest rows, or those of one call. Raises LedgerError."""
         limit = min(max(limit, 0), 2**63 - 1)
         if correlation_id is None:
-            found = await self._fetch(self._statements.newest, (limit,), READ_TIMEOUT)
+            result = await self._fetch(self._statements.newest, (limit,), READ_TIMEOUT)
         else:
             parameters = (values.identifier(correlation_id), limit)
-            found = await self._fetch(self._statements.of_call, parameters, READ_TIMEOUT)
-        return [values.read(row) for row in found]
+            result = await self._fetch(self._statements.of_call, parameters, READ_TIMEOUT)
+        return [values.read(row) for row in result]
 
     async def attempts(self, correlation_id: str) -> list[dict[str, Any]]:
         """The attempts of one call, in their order. Raises LedgerError."""
         parameters = (values.identifier(correlation_id),)
-        found = await self._fetch(self._statements.attempts_of(1), parameters, READ_TIMEOUT)
-        return [values.read(row, ATTEMPT_COLUMNS) for row in found]
+        result = await self._fetch(self._statements.select_attempts(1), parameters, READ_TIMEOUT)
+        return [values.read(row, ATTEMPT_COLUMNS) for row in result]
 
     async def check(self) -> None:
         """Raises LedgerError unless the schema's version can be read in two seconds."""
         await self._fetch(self._statements.version, (), _CHECK_TIMEOUT)
 
-    def _statistics(self) -> StatsReader:
-        return StatsReader(self.sessions.driver, self._fragments, self._cache)
+    def _stats_reader(self) -> StatsReader:
+        return StatsReader(self.connections.driver, self._sql_dialect, self._cache)
 
     async def _fetch(self, sql: str, parameters: Sequence[Any], timeout: float) -> list[Sequence[Any]]:
-        fetch = self.sessions.driver.fetch
-        asking = self._run(lambda raw, found: fetch(raw, sql, found), parameters, timeout)
-        return await self.waited(asking, timeout)
+        fetch = self.connections.driver.fetch
+        query = self._run(lambda raw, result: fetch(raw, sql, result), parameters, timeout)
+        return await self.wait(query, timeout)
 
-    async def waited(self, asking: Awaitable[T], timeout: float) -> T:
+    async def wait(self, query: Awaitable[T], timeout: float) -> T:
         """An answer, waited for no longer than this: SQLite's calls can't be given up. Raises LedgerError."""
         try:
             async with asyncio.timeout(timeout):
-                return await asking
+                return await query
         except TimeoutError as error:
             raise self._failed(error) from error
 
     async def _run(self, work: Callable[[Any, Q], Awaitable[T]], query: Q, timeout: float = READ_TIMEOUT) -> T:
-        sessions = self.sessions
+        connections = self.connections
 
-        async def ask(raw: Any) -> T:
+        async def run(raw: Any) -> T:
             return await work(raw, query)
 
-        end = asyncio.get_running_loop().time() + timeout
-        for tries in range(_ATTEMPTS):
-            left = end - asyncio.get_running_loop().time()
+        deadline = asyncio.get_running_loop().time() + timeout
+        for attempt in range(_ATTEMPTS):
+            remaining = deadline - asyncio.get_running_loop().time()
             try:
-                return await sessions.run(ask, timeout=max(left, 0.0))
+                return await connections.run(run, timeout=max(remaining, 0.0))
             except Exception as error:
-                if tries + 1 == _ATTEMPTS or not sessions.driver.is_connection_lost(error):
+                if attempt + 1 == _ATTEMPTS or not connections.driver.is_connection_lost(error):
                     raise self._failed(error) from error
         raise AssertionError
 
     def _failed(self, error: Exception) -> LedgerError:
-        return LedgerError(f"the database can't answer: {describe_error(error, self.sessions.database)}")
+        return LedgerError(f"the database can't answer: {describe_error(error, self.connections.database)}")
 
 
 class LedgerQueries(ABC):
     """What can be asked of an open ledger; it says itself what is open."""
 
-    _fragments: SqlDialect
-    _at_once: asyncio.Semaphore
+    _sql_dialect: SqlDialect
+    _query_slots: asyncio.Semaphore
     _cache: RollupCache
 
     @property
@@ -195,27 +195,27 @@ class LedgerQueries(ABC):
         One state of the database, all that is committed in it: closed hours come from roll-ups, the rest from rows.
         """
         reader = self._open_reader()
-        return await self._in_turn(reader, lambda: reader.groups(query))
+        return await self._run_limited(reader, lambda: reader.groups(query))
 
     async def summary(self, query: StatsQuery) -> Summary:
         """What `stats` says, and the figures of all rows in the same state of the database. Raises LedgerError."""
         reader = self._open_reader()
-        return await self._in_turn(reader, lambda: reader.summary(query))
+        return await self._run_limited(reader, lambda: reader.summary(query))
 
     async def requests(self, query: RequestsQuery) -> Page:
         """One page of rows, and how many there are where that is quickly said. Raises LedgerError."""
         reader = self._open_reader()
-        return await self._in_turn(reader, lambda: reader.page(query))
+        return await self._run_limited(reader, lambda: reader.page(query))
 
     async def export(self, query: RequestsQuery) -> AsyncIterator[dict[str, Any]]:
         """All rows from the page on, however many, as in `requests`; few are in memory. Raises LedgerError.
 
         Each few are one state of the database; a row whose sorted value changes meanwhile may be missed or come twice.
         """
-        query = msgspec.structs.replace(query, limit=EXPORTED)
+        query = msgspec.structs.replace(query, limit=EXPORT_BATCH)
         while True:
             reader = self._open_reader()
-            page = await self._in_turn(reader, partial(reader.page, query, counted=False))
+            page = await self._run_limited(reader, partial(reader.page, query, counted=False))
             for row in page.rows:
                 yield row
             if page.next is None:
@@ -225,53 +225,53 @@ class LedgerQueries(ABC):
     async def distinct(self, column: Literal["model", "provider"]) -> list[str]:
         """The names that rows have had in this column, sorted. Raises LedgerError."""
         reader = self._open_reader()
-        return await self._in_turn(reader, lambda: reader.names(column))
+        return await self._run_limited(reader, lambda: reader.names(column))
 
     async def rebuild(self, progress: Progress | None = None) -> Rebuilt:
         """Compute the roll-ups of all closed hours again. `progress` hears hours done and to do. Raises LedgerError."""
-        return await self._upkeep().rebuild(progress)
+        return await self._maintenance().rebuild(progress)
 
     async def prune(self, before: datetime, progress: Progress | None = None) -> int:
         """Delete rows and attempts of the whole, closed hours before; roll-ups stay. Returns how many rows.
 
         What still comes for those hours later is in no figures, and deleted the next time. Raises LedgerError.
         """
-        return await self._upkeep().prune(before, progress)
+        return await self._maintenance().prune(before, progress)
 
     async def forget(self, end_user: str) -> dict[str, int]:
         """Delete what is about a person: `requests`, `attempts`, `rollups`, and `spilled` rows on this machine.
 
         Returns how many of each. What is recorded later is kept. Raises LedgerError.
         """
-        upkeep = self._upkeep()
+        maintenance = self._maintenance()
         try:
-            await self._flush_soon()
+            await self._flush_with_timeout()
             spilled = await erase_from_spill(self.spill_folder, end_user)
-            await self._flush_soon()  # behind it, nothing that was read from the spill before is on its way
+            await self._flush_with_timeout()  # behind it, nothing that was read from the spill before is on its way
         except (OSError, sqlite3.Error) as error:
             raise LedgerError(f"the spill can't be read: {describe_error(error)}") from error
-        return {**await upkeep.forget(end_user), "spilled": spilled}
+        return {**await maintenance.forget(end_user), "spilled": spilled}
 
     async def check(self) -> None:
         """Raise LedgerError unless the database answers a cheap query in two seconds."""
         await self._open_reader().check()
 
-    def _upkeep(self) -> Maintenance:
-        return Maintenance(self._open_reader().sessions, self._fragments)
+    def _maintenance(self) -> Maintenance:
+        return Maintenance(self._open_reader().connections, self._sql_dialect)
 
-    async def _in_turn(self, reader: QueryRunner, ask: Callable[[], Coroutine[Any, Any, T]]) -> T:
+    async def _run_limited(self, reader: QueryRunner, run: Callable[[], Coroutine[Any, Any, T]]) -> T:
         """One of few questions at once: it is so for as long as the database works on it, whoever has gone."""
-        await self._at_once.acquire()
-        task = asyncio.create_task(ask(), context=contextvars.Context())
-        task.add_done_callback(self._out_of_turn)
-        return await reader.waited(asyncio.shield(task), READ_TIMEOUT + _GRACE)
+        await self._query_slots.acquire()
+        task = asyncio.create_task(run(), context=contextvars.Context())
+        task.add_done_callback(self._release_slot)
+        return await reader.wait(asyncio.shield(task), READ_TIMEOUT + _TIMEOUT_GRACE)
 
-    def _out_of_turn(self, task: "asyncio.Task[Any]") -> None:
-        self._at_once.release()
+    def _release_slot(self, task: "asyncio.Task[Any]") -> None:
+        self._query_slots.release()
         if not task.cancelled():
             task.exception()  # its caller may have gone: nothing to complain about
 
-    async def _flush_soon(self) -> None:
+    async def _flush_with_timeout(self) -> None:
         try:
             async with asyncio.timeout(READ_TIMEOUT):
                 await self.flush()
@@ -282,12 +282,12 @@ class LedgerQueries(ABC):
 class LedgerReader(LedgerQueries):
     """Answers as a `Ledger` does, and records nothing: no row waits here, and no spill is claimed."""
 
-    def __init__(self, target: LedgerDatabase, sessions: ConnectionTasks, spill: str | None) -> None:
+    def __init__(self, target: LedgerDatabase, connections: ConnectionTasks, spill: str | None) -> None:
         self._target = target
-        self._sessions = sessions
+        self._connections = connections
         self._spill_below = spill
-        self._fragments = SqlDialect(target.dialect, target.prefix)
-        self._at_once = asyncio.Semaphore(AT_ONCE)
+        self._sql_dialect = SqlDialect(target.dialect, target.prefix)
+        self._query_slots = asyncio.Semaphore(MAX_CONCURRENT_QUERIES)
         self._cache = RollupCache()
 
     @property
@@ -300,7 +300,7 @@ class LedgerReader(LedgerQueries):
 
     def _open_reader(self) -> QueryRunner:
         sql = statements(self._target.dialect, self._target.prefix)
-        return QueryRunner(self._sessions, sql, self._fragments, self._cache)
+        return QueryRunner(self._connections, sql, self._sql_dialect, self._cache)
 
 
 @asynccontextmanager
@@ -313,10 +313,10 @@ async def open_reader(
     there is no ledger of this version.
     """
     target = LedgerDatabase.create(url, table_prefix)
-    target.check(there=True)
-    sessions = await target.open(migrate=False, visit=True)
+    target.check(must_exist=True)
+    connections = await target.open(migrate=False, read_only=True)
     try:
-        yield LedgerReader(target, sessions, spill)
+        yield LedgerReader(target, connections, spill)
     finally:
-        await sessions.end(1.0)
+        await connections.end(1.0)
         await target.close()

@@ -34,11 +34,11 @@ class UsageUpdate:
         input_tokens: int | None,
         output_tokens: int | None,
         cost_sats: Decimal | None,
-        settle: Resolve,
+        resolve: Resolve,
     ) -> "UsageUpdate":
         """With its values made fit for every database."""
         tokens = values.integer(input_tokens), values.integer(output_tokens)
-        return cls(values.identifier(correlation_id), *tokens, values.money(cost_sats), settle)
+        return cls(values.identifier(correlation_id), *tokens, values.money(cost_sats), resolve)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -61,7 +61,7 @@ class QueuedBatch(NamedTuple):
 
     entries: list[LedgerEntry | PendingEntry]
     updates: list[UsageUpdate]
-    marks: list[FlushMarker]
+    markers: list[FlushMarker]
     since: float
     size: int
 
@@ -99,11 +99,11 @@ class WriteQueue:
         That order changes nothing: an entry that follows an update of the same call is left for the next time.
         """
         with self._lock:
-            taken, count = _sort(self._waiting, limit)
+            batch, count = _sort(self._waiting, limit)
             for _ in range(count):
                 self._waiting.popleft()
-            self.size -= taken.size
-        return taken
+            self.size -= batch.size
+        return batch
 
     def clear(self) -> list[Item]:
         """Everything, as it came."""
@@ -124,48 +124,48 @@ def size_in_bytes(item: Item) -> int:
 def _sort(waiting: Sequence[Waiting], limit: int) -> tuple[QueuedBatch, int]:
     entries: dict[str, LedgerEntry | PendingEntry] = {}
     updates: list[UsageUpdate] = []
-    marks: list[FlushMarker] = []
+    markers: list[FlushMarker] = []
     updated: set[str] = set()
     count = size = 0
     for count in range(min(limit, len(waiting))):
-        item, _, weighs = waiting[count]
+        item, _, item_size = waiting[count]
         if isinstance(item, UsageUpdate):
             updates.append(item)
             updated.add(item.correlation_id)
         elif isinstance(item, FlushMarker):
-            marks.append(item)
+            markers.append(item)
         else:
             if item.correlation_id in updated:
                 break
-            known = entries.get(item.correlation_id)
-            entries[item.correlation_id] = item if known is None else merge_states(known, item)
-        size += weighs
+            pending = entries.get(item.correlation_id)
+            entries[item.correlation_id] = item if pending is None else merge_states(pending, item)
+        size += item_size
     else:
         count = min(limit, len(waiting))
-    return QueuedBatch(list(entries.values()), updates, marks, waiting[0][1] if count else 0.0, size), count
+    return QueuedBatch(list(entries.values()), updates, markers, waiting[0][1] if count else 0.0, size), count
 
 
-def merge_states(known: LedgerEntry | PendingEntry, other: LedgerEntry | PendingEntry) -> LedgerEntry | PendingEntry:
+def merge_states(pending: LedgerEntry | PendingEntry, other: LedgerEntry | PendingEntry) -> LedgerEntry | PendingEntry:
     """What of two is to be written; a call knows no more than its entry does."""
     if not isinstance(other, LedgerEntry):
-        return known
-    return newer_state(known, other) if isinstance(known, LedgerEntry) else other
+        return pending
+    return newer_state(pending, other) if isinstance(pending, LedgerEntry) else other
 
 
-def newer_state(known: LedgerEntry, other: LedgerEntry) -> LedgerEntry:
+def newer_state(pending: LedgerEntry, other: LedgerEntry) -> LedgerEntry:
     """The state that stays, by the rule of the upsert (see `statements`)."""
-    if other.revision > known.revision:
+    if other.revision > pending.revision:
         return other
-    if known.end_reason in IN_FLIGHT and other.end_reason not in IN_FLIGHT:
-        return msgspec.structs.replace(other, revision=known.revision)
-    return known
+    if pending.end_reason in IN_FLIGHT and other.end_reason not in IN_FLIGHT:
+        return msgspec.structs.replace(other, revision=pending.revision)
+    return pending
 
 
 def make_future() -> tuple[Resolve, "asyncio.Future[int]"]:
     """A future and what settles it, unless its caller has gone."""
     future: asyncio.Future[int] = asyncio.get_running_loop().create_future()
 
-    def settle(outcome: int | LedgerError) -> None:
+    def resolve(outcome: int | LedgerError) -> None:
         if future.done():
             return
         if isinstance(outcome, LedgerError):
@@ -173,4 +173,4 @@ def make_future() -> tuple[Resolve, "asyncio.Future[int]"]:
         else:
             future.set_result(outcome)
 
-    return settle, future
+    return resolve, future

@@ -14,16 +14,16 @@ logger = logging.getLogger("arbstr_asgi.ledger")
 
 _FIRST_PAUSE = 0.1  # seconds; doubled for each failure in a row, and as much again at random
 _LONGEST_PAUSE = 5.0
-_QUIET = 30.0
+_LOG_INTERVAL = 30.0
 
 
 class RetryLoop:
     """Failures in a row of one place; WARNING at the first and then every half minute, INFO when it is over."""
 
-    def __init__(self, place: str, database: Callable[[], Database | None]) -> None:
-        self._place = place
+    def __init__(self, name: str, database: Callable[[], Database | None]) -> None:
+        self._name = name
         self._database = database
-        self._quiet = Throttle(_QUIET)
+        self._log_throttle = Throttle(_LOG_INTERVAL)
         self.failures = 0
 
     def retrying(
@@ -51,15 +51,15 @@ class RetryLoop:
 
     def note(self, error: Exception, waiting: int) -> None:
         """Another failure."""
-        if self._quiet.allow() or not self.failures:
-            wrong = isinstance(error, LedgerError)
-            level = logging.ERROR if wrong and not isinstance(error, LedgerUnavailable) else logging.WARNING
-            what = str(error) if wrong else describe_error(error, self._database())
-            logger.log(level, "%s: can't write, %d waiting, trying again: %s", self._place, waiting, what)
+        if self._log_throttle.allow() or not self.failures:
+            ours = isinstance(error, LedgerError)
+            level = logging.ERROR if ours and not isinstance(error, LedgerUnavailable) else logging.WARNING
+            reason = str(error) if ours else describe_error(error, self._database())
+            logger.log(level, "%s: can't write, %d waiting, trying again: %s", self._name, waiting, reason)
         self.failures += 1
 
     def recovered(self) -> None:
         """It works."""
         if self.failures:
-            logger.info("%s: writing again after %d failures", self._place, self.failures)
+            logger.info("%s: writing again after %d failures", self._name, self.failures)
             self.failures = 0

@@ -9,8 +9,8 @@ import msgspec
 from arbstr_asgi._utils import Throttle
 
 logger = logging.getLogger("arbstr_asgi.ledger")
-_QUIET = 60.0  # seconds
-_REMEMBERED = 10_000  # calls
+_LOG_INTERVAL = 60.0  # seconds
+_MAX_REMEMBERED = 10_000  # calls
 
 
 class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
@@ -64,22 +64,22 @@ class LossCounters:
         self.degraded = 0
         self.late = 0
         self._degraded: dict[str, None] = {}
-        self._said = 0
-        self._quiet = Throttle(_QUIET, now)
-        self._quiet_when_late = Throttle(_QUIET, now)
+        self._logged_count = 0
+        self._log_throttle = Throttle(_LOG_INTERVAL, now)
+        self._late_log_throttle = Throttle(_LOG_INTERVAL, now)
 
     def add(self, number: int, reason: str) -> None:
         """Count `number` entries as lost."""
         self.count += number
-        if self._quiet.allow():
-            self._said = self.count
+        if self._log_throttle.allow():
+            self._logged_count = self.count
             logger.critical("ledger: %d entries lost (%s), %d in all", number, reason, self.count)
 
     def degrade(self, correlation_id: str, reason: str) -> None:
         """Count a row that is not recorded as it was, and say so; once for each call, however often it comes."""
         if correlation_id in self._degraded:
             return
-        if len(self._degraded) >= _REMEMBERED:
+        if len(self._degraded) >= _MAX_REMEMBERED:
             del self._degraded[next(iter(self._degraded))]
         self._degraded[correlation_id] = None
         self.degraded += 1
@@ -88,11 +88,11 @@ class LossCounters:
     def add_late(self) -> None:
         """Count an answer whose row was not durable in time."""
         self.late += 1
-        if self._quiet_when_late.allow():
+        if self._late_log_throttle.allow():
             logger.warning("ledger: answers go out before their rows are durable, %d so far", self.late)
 
     def log_summary(self) -> None:
         """Say the final number, if it has not been said."""
-        if self.count != self._said:
-            self._said = self.count
+        if self.count != self._logged_count:
+            self._logged_count = self.count
             logger.critical("ledger: %d entries lost in all", self.count)

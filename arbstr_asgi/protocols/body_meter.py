@@ -6,7 +6,7 @@ from arbstr_asgi.protocols.meter import report_failure
 from arbstr_asgi.protocols.reply import ReplySummary, decode
 
 MAX_PLAIN_BYTES = 32 * 1024 * 1024  # of a body that is held back to be sent behind what it cost
-PIECE = 64 * 1024
+PIECE_BYTES = 64 * 1024
 MAX_COPY_BYTES = 64 * 1024  # of a body that is read at its end; a larger one is read as it comes
 
 
@@ -15,10 +15,10 @@ class PlainMeter:
 
     edits = False
 
-    def __init__(self, reading: ReplySummary) -> None:
-        self.summary = reading
+    def __init__(self, summary: ReplySummary) -> None:
+        self.summary = summary
         self._copy = bytearray()
-        self._pruner: IncrementalReader | None = None
+        self._reader: IncrementalReader | None = None
         self._failed = False
 
     def feed(self, chunk: bytes) -> bytes:
@@ -26,30 +26,30 @@ class PlainMeter:
         if self._failed:
             return chunk
         try:
-            if self._pruner is not None:
-                self._pruner.feed(chunk)
+            if self._reader is not None:
+                self._reader.feed(chunk)
             elif len(self._copy) + len(chunk) <= MAX_COPY_BYTES:
                 self._copy += chunk
             else:
-                self._prune(chunk)
+                self._start_reader(chunk)
         except Exception as error:  # noqa: BLE001 - a bug of ours is not the client's business
             self._fail(error)
         return chunk
 
-    def _prune(self, chunk: bytes) -> None:
+    def _start_reader(self, chunk: bytes) -> None:
         """The body has become too large to be kept."""
-        self._pruner = IncrementalReader()
-        start = bytes(self._copy) + chunk[: len(BOM)]
+        self._reader = IncrementalReader()
+        beginning = bytes(self._copy) + chunk[: len(BOM)]
         self._copy.clear()
-        self._pruner.feed(start.removeprefix(BOM))
-        for at in range(len(BOM), len(chunk), PIECE):  # a chunk of a host's transport may be the whole body
-            self._pruner.feed(chunk[at : at + PIECE])
+        self._reader.feed(beginning.removeprefix(BOM))
+        for offset in range(len(BOM), len(chunk), PIECE_BYTES):  # a chunk of a host's transport may be the whole body
+            self._reader.feed(chunk[offset : offset + PIECE_BYTES])
 
     def finish(self) -> bytes:
         """Read the body."""
         try:
-            self.summary.finished = self._failed or (self._pruner is not None and self._pruner.gave_up)  # who knows
-            document = bytes(self._copy).removeprefix(BOM) if self._pruner is None else self._pruner.finish()
+            self.summary.finished = self._failed or (self._reader is not None and self._reader.gave_up)  # who knows
+            document = bytes(self._copy).removeprefix(BOM) if self._reader is None else self._reader.finish()
             body = None if document is None else decode(document)
             if body is not None:
                 self.summary.update_body(body)
@@ -61,7 +61,7 @@ class PlainMeter:
     def _fail(self, error: Exception) -> None:
         report_failure(error)
         self._failed = True
-        self._pruner = None
+        self._reader = None
         self._copy.clear()
 
     def abandon(self) -> bool:

@@ -9,7 +9,7 @@ from arbstr_asgi.protocols import json_edit
 from arbstr_asgi.protocols.json_edit import RawFields, scan_members
 
 MAX_MODEL_CHARACTERS = 255
-ADDED = b'"include_usage":true'
+INCLUDE_USAGE = b'"include_usage":true'
 
 
 class ChatRequest(msgspec.Struct, frozen=True, kw_only=True, gc=False):
@@ -41,7 +41,7 @@ def parse(body: bytes) -> ChatRequest:
     try:
         if not body.isascii():
             body.decode()
-        wire = json_edit.read_raw_fields(body)
+        fields = json_edit.read_raw_fields(body)
     except msgspec.ValidationError:
         raise RequestError(400, "The request body must be a JSON object.", code="invalid_json") from None
     except UnicodeDecodeError:
@@ -49,31 +49,31 @@ def parse(body: bytes) -> ChatRequest:
     except RecursionError:
         raise RequestError(400, "The request body is nested too deeply.", code="invalid_json") from None
     except msgspec.MsgspecError:
-        wire = _parse_surrogates(body)
-    options = None if wire.stream_options is msgspec.UNSET else bytes(wire.stream_options)
-    return ChatRequest(body=body, model=_model(wire), stream=_stream(wire), stream_options=options)
+        fields = _parse_surrogates(body)
+    options = None if fields.stream_options is msgspec.UNSET else bytes(fields.stream_options)
+    return ChatRequest(body=body, model=_model(fields), stream=_stream(fields), stream_options=options)
 
 
-def _model(wire: RawFields) -> str:
-    if wire.model is msgspec.UNSET:
+def _model(fields: RawFields) -> str:
+    if fields.model is msgspec.UNSET:
         raise RequestError(400, "'model' is required.", param="model", code="missing_required_parameter")
-    said = bytes(wire.model)
-    if not said.startswith(b'"'):
+    raw = bytes(fields.model)
+    if not raw.startswith(b'"'):
         raise RequestError(400, "'model' must be a string.", param="model", code="invalid_type")
     try:
-        model = _text.decode(said)
+        model = _text.decode(raw)
     except msgspec.MsgspecError:  # a lone surrogate
-        model = str(json.loads(said))
+        model = str(json.loads(raw))
     if len(model) > MAX_MODEL_CHARACTERS:
         raise RequestError(400, f"'model' is longer than {MAX_MODEL_CHARACTERS} characters.", param="model")
     return model
 
 
-def _stream(wire: RawFields) -> bool:
-    said = b"null" if wire.stream is msgspec.UNSET else bytes(wire.stream)
-    if said not in (b"true", b"false", b"null"):
+def _stream(fields: RawFields) -> bool:
+    raw = b"null" if fields.stream is msgspec.UNSET else bytes(fields.stream)
+    if raw not in (b"true", b"false", b"null"):
         raise RequestError(400, "'stream' must be a boolean.", param="stream", code="invalid_type")
-    return said == b"true"
+    return raw == b"true"
 
 
 def ensure_stream_options(request: ChatRequest, *, require: bool = False) -> bytes:
@@ -88,22 +88,22 @@ def ensure_stream_options(request: ChatRequest, *, require: bool = False) -> byt
         return body
     if options is None:
         at = body.index(b"{") + 1
-        return b"".join((body[:at], b'"stream_options":{', ADDED, b"},", body[at:]))
-    wanted = _with_usage(options, require=require)
-    return body if wanted == options else json_edit.replace_value(body, "stream_options", options, wanted)
+        return b"".join((body[:at], b'"stream_options":{', INCLUDE_USAGE, b"},", body[at:]))
+    new_options = _with_usage(options, require=require)
+    return body if new_options == options else json_edit.replace_value(body, "stream_options", options, new_options)
 
 
 def _with_usage(options: bytes, *, require: bool) -> bytes:
     if options == b"null":
-        return b"{" + ADDED + b"}"
+        return b"{" + INCLUDE_USAGE + b"}"
     if not options.startswith(b"{"):
         if require:
             raise RequestError(400, "'stream_options' must be an object.", param="stream_options")
         return options
-    asked = _include_usage(options)
-    if asked is None:
-        return b"{" + ADDED + (b"" if options[1:-1].isspace() or options == b"{}" else b",") + options[1:]
-    if asked == b"null" or (require and asked != b"true"):
+    requested = _include_usage(options)
+    if requested is None:
+        return b"{" + INCLUDE_USAGE + (b"" if options[1:-1].isspace() or options == b"{}" else b",") + options[1:]
+    if requested == b"null" or (require and requested != b"true"):
         member = json_edit.last_member(options, "include_usage")
         return options[: member.value_start] + b"true" + options[member.value_end :]
     return options
@@ -111,12 +111,12 @@ def _with_usage(options: bytes, *, require: bool) -> bytes:
 
 def _include_usage(options: bytes) -> bytes | None:
     try:
-        asked = _options.decode(options).include_usage
+        requested = _options.decode(options).include_usage
     except msgspec.MsgspecError:  # lone surrogates
         return {member.key: options[member.value_start : member.value_end] for member in scan_members(options)}.get(
             "include_usage"
         )
-    return None if asked is msgspec.UNSET else bytes(asked)
+    return None if requested is msgspec.UNSET else bytes(requested)
 
 
 def _parse_surrogates(body: bytes) -> RawFields:
@@ -125,10 +125,10 @@ def _parse_surrogates(body: bytes) -> RawFields:
     if len(body) > json_edit.MAX_WALK_BYTES or b"\\ud" not in body.lower():
         raise malformed
     try:
-        last = {member.key: msgspec.Raw(body[member.value_start : member.value_end]) for member in scan_members(body)}
+        values = {member.key: msgspec.Raw(body[member.value_start : member.value_end]) for member in scan_members(body)}
     except ValueError:
         raise malformed from None
-    return RawFields(**{key: last[key] for key in RawFields.__struct_fields__ if key in last})
+    return RawFields(**{key: values[key] for key in RawFields.__struct_fields__ if key in values})
 
 
 def with_model(body: bytes, request: ChatRequest, model: str) -> bytes:

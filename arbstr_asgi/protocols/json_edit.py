@@ -13,11 +13,11 @@ BOM = b"\xef\xbb\xbf"
 # The walk over all members is up to 30 times slower than decoding, and a client can force it.
 MAX_WALK_BYTES = 1024 * 1024
 ADDED_BYTES = 4096  # what earlier splices may have added to a body that could be walked when it came
-MAX_TRIES = 8
-MAX_TRIES_IF_LARGE = 2  # each decodes the whole body
-MAX_LOOKS = 1_000
-_MEMBER = b',"usage":null'
-_KEY = b'"usage"'
+MAX_ATTEMPTS = 8
+MAX_ATTEMPTS_IF_LARGE = 2  # each decodes the whole body
+MAX_MATCHES = 1_000
+_NULL_USAGE = b',"usage":null'
+_USAGE_KEY = b'"usage"'
 
 
 _BLANKS = re.compile(r"[ \t\r\n]*")
@@ -40,10 +40,10 @@ def scan_members(data: bytes) -> list[JsonMember]:
     """
     text = data.decode("utf-8", "surrogateescape")
     try:
-        found = _walk(text)
+        members = _walk(text)
     except (StopIteration, RecursionError, IndexError) as error:
         raise ValueError("not a JSON object") from error
-    return found if text.isascii() else _in_bytes(text, found)
+    return members if text.isascii() else _in_bytes(text, members)
 
 
 def _refuse(constant: str) -> NoReturn:
@@ -60,8 +60,8 @@ def _walk(text: str) -> list[JsonMember]:
     if text[at] != "{":
         raise ValueError("not a JSON object")
     at = _skip(text, at + 1)
-    found: list[JsonMember] = []
-    while text[at] != "}" or found:
+    members: list[JsonMember] = []
+    while text[at] != "}" or members:
         start = at
         if text[at] != '"':
             raise ValueError("a key is missing")
@@ -71,7 +71,7 @@ def _walk(text: str) -> list[JsonMember]:
             raise ValueError("a colon is missing")
         value_start = _skip(text, at + 1)
         _, value_end = scan(text, value_start)
-        found.append(JsonMember(key, start, value_start, value_end))
+        members.append(JsonMember(key, start, value_start, value_end))
         at = _skip(text, value_end)
         if text[at] == "}":
             break
@@ -80,7 +80,7 @@ def _walk(text: str) -> list[JsonMember]:
         at = _skip(text, at + 1)
     if _skip(text, at + 1) != len(text):
         raise ValueError("there is something behind the object")
-    return found
+    return members
 
 
 def _skip(text: str, at: int) -> int:
@@ -89,15 +89,15 @@ def _skip(text: str, at: int) -> int:
     return match.end()
 
 
-def _in_bytes(text: str, found: list[JsonMember]) -> list[JsonMember]:
+def _in_bytes(text: str, members: list[JsonMember]) -> list[JsonMember]:
     """The same members with offsets of characters turned into offsets of bytes, in one pass."""
     offsets: list[int] = []
     at = size = 0
-    for position in (offset for member in found for offset in member[1:]):
+    for position in (offset for member in members for offset in member[1:]):
         size += len(text[at:position].encode("utf-8", "surrogateescape"))
         offsets.append(size)
         at = position
-    return [JsonMember(member.key, *offsets[3 * index : 3 * index + 3]) for index, member in enumerate(found)]
+    return [JsonMember(member.key, *offsets[3 * index : 3 * index + 3]) for index, member in enumerate(members)]
 
 
 _COLON = re.compile(rb"[ \t\r\n]*:[ \t\r\n]*")
@@ -111,22 +111,22 @@ class RawFields(msgspec.Struct, gc=False):
     stream_options: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
 
 
-_wire = msgspec.json.Decoder(RawFields)
+_fields_decoder = msgspec.json.Decoder(RawFields)
 
 
 def read_raw_fields(body: bytes) -> RawFields:
     """The members in a body that may begin with a BOM. Raises what msgspec raises, also for lone surrogates."""
-    return _wire.decode(body.removeprefix(BOM))
+    return _fields_decoder.decode(body.removeprefix(BOM))
 
 
 def member_value(body: bytes, key: str) -> bytes:
     """The JSON of the effective `key`, which must be there and one that we read."""
     try:
-        found = getattr(read_raw_fields(body), key)
+        members = getattr(read_raw_fields(body), key)
     except (msgspec.MsgspecError, RecursionError):  # lone surrogates, or a deeper stack than when it was parsed
         member = last_member(body, key)
         return body[member.value_start : member.value_end]
-    return bytes(found)
+    return bytes(members)
 
 
 def replace_value(body: bytes, key: str, old: bytes, new: bytes) -> bytes:
@@ -135,18 +135,18 @@ def replace_value(body: bytes, key: str, old: bytes, new: bytes) -> bytes:
     A search only proposes the place; it was the right one if and only if the spliced body now means `new`.
     """
     quoted = b'"%b"' % key.encode()
-    tries = MAX_TRIES if len(body) <= MAX_WALK_BYTES else MAX_TRIES_IF_LARGE
+    attempts = MAX_ATTEMPTS if len(body) <= MAX_WALK_BYTES else MAX_ATTEMPTS_IF_LARGE
     at = len(body)
-    for _ in range(MAX_LOOKS):
+    for _ in range(MAX_MATCHES):
         at = body.rfind(quoted, 0, at)
-        if at < 0 or not tries:
+        if at < 0 or not attempts:
             break
         colon = _COLON.match(body, at + len(quoted))
         if colon and body.startswith(old, colon.end()):
-            tries -= 1
-            spliced = b"".join((body[: colon.end()], new, body[colon.end() + len(old) :]))
-            if _means(spliced, key, new):
-                return spliced
+            attempts -= 1
+            edited = b"".join((body[: colon.end()], new, body[colon.end() + len(old) :]))
+            if _has_value(edited, key, new):
+                return edited
     member = last_member(body, key)
     return b"".join((body[: member.value_start], new, body[member.value_end :]))
 
@@ -161,12 +161,12 @@ def last_member(data: bytes, key: str) -> JsonMember:
         raise RequestError(400, "The request body is nested too deeply.", code="invalid_json") from None
 
 
-def _means(body: bytes, key: str, new: bytes) -> bool:
+def _has_value(body: bytes, key: str, new: bytes) -> bool:
     try:
-        found = getattr(read_raw_fields(body), key)
+        members = getattr(read_raw_fields(body), key)
     except (msgspec.MsgspecError, RecursionError):
         return False
-    return found is not msgspec.UNSET and bytes(found) == new
+    return members is not msgspec.UNSET and bytes(members) == new
 
 
 def without_null_usage(payload: bytes) -> bytes:
@@ -177,29 +177,29 @@ def without_null_usage(payload: bytes) -> bytes:
     """
     # Every letter of the key is \u006x or \u007x when it is spelled as an escape.
     escaped = b"\\u00" in payload and (b"\\u006" in payload or b"\\u007" in payload)
-    if not escaped and payload.count(_KEY) == 1:
+    if not escaped and payload.count(_USAGE_KEY) == 1:
         if payload.endswith(b',"usage":null}'):
             return payload[:-14] + b"}"
-        at = payload.find(_MEMBER)
-        if at >= 0 and payload[at + len(_MEMBER) : at + len(_MEMBER) + 1] in (b",", b"}"):
-            return payload[:at] + payload[at + len(_MEMBER) :]
+        at = payload.find(_NULL_USAGE)
+        if at >= 0 and payload[at + len(_NULL_USAGE) : at + len(_NULL_USAGE) + 1] in (b",", b"}"):
+            return payload[:at] + payload[at + len(_NULL_USAGE) :]
     try:
-        found = scan_members(payload)
+        members = scan_members(payload)
     except ValueError:
         return payload
-    return _without(payload, found)
+    return _cut_null_usage(payload, members)
 
 
-def _without(payload: bytes, found: list[JsonMember]) -> bytes:
+def _cut_null_usage(payload: bytes, members: list[JsonMember]) -> bytes:
     """Cut the null members out, from the back so that the offsets hold."""
-    goes = [member.key == "usage" and payload[member.value_start : member.value_end] == b"null" for member in found]
-    for index in reversed(range(len(found))):
-        if not goes[index]:
+    cut = [member.key == "usage" and payload[member.value_start : member.value_end] == b"null" for member in members]
+    for index in reversed(range(len(members))):
+        if not cut[index]:
             continue
-        start, end = found[index].start, found[index].value_end
-        if not all(goes[:index]):
-            start = payload.index(b",", found[index - 1].value_end)
-        elif index + 1 < len(found):
-            end = found[index + 1].start
+        start, end = members[index].start, members[index].value_end
+        if not all(cut[:index]):
+            start = payload.index(b",", members[index - 1].value_end)
+        elif index + 1 < len(members):
+            end = members[index + 1].start
         payload = payload[:start] + payload[end:]
     return payload

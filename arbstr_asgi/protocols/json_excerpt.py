@@ -4,8 +4,8 @@ import json
 from enum import IntEnum
 from typing import Final
 
-MAX_KEPT = 64 * 1024  # bytes
-MAX_TEXT = 4096  # bytes of a text; one that is longer counts as empty
+MAX_KEPT_BYTES = 64 * 1024  # bytes
+MAX_TEXT_BYTES = 4096  # bytes of a text; one that is longer counts as empty
 MAX_CHOICES = 128  # what one may ask of OpenAI; more have no say
 _MAX_KEY = 128  # bytes; the longest name of ours has 78 when every letter is an escape
 
@@ -30,10 +30,10 @@ NAMES: Final[dict[Kind, tuple[bytes, ...]]] = {
     Kind.ERROR: (b"type", b"code"),
     Kind.GROQ: (b"usage",),
 }
-_FOLLOWED = {(b"error", b"{"): Kind.ERROR, (b"x_groq", b"{"): Kind.GROQ, (b"choices", b"["): Kind.CHOICES}
+_NESTED = {(b"error", b"{"): Kind.ERROR, (b"x_groq", b"{"): Kind.GROQ, (b"choices", b"["): Kind.CHOICES}
 
 
-class TooMuch(Exception):
+class LimitExceeded(Exception):
     """What would have to be kept does not fit."""
 
 
@@ -52,13 +52,13 @@ class FieldExtractor:
     """Is told of each value of ours as it begins and ends. Of values of one name the last counts."""
 
     def __init__(self) -> None:
-        self._found: dict[bytes, bytes] = {}
+        self._fields: dict[bytes, bytes] = {}
         self._inner: dict[bytes, bytes] = {}  # of the choice or other object at hand
         self._choices: list[bytes] = []
         self._size = 0
         self._copy: bytearray | None = None  # of the value at hand
         self._copied = 0  # where in the piece its next byte is
-        self._copy_of = 0, b"", self._found  # how deep it is, its name, and where it goes
+        self._copy_of = 0, b"", self._fields  # how deep it is, its name, and where it goes
 
     @property
     def full(self) -> bool:
@@ -77,33 +77,33 @@ class FieldExtractor:
 
     def member(self, parent: Kind, name: bytes, byte: bytes, at: int, depth: int) -> Kind | None:
         """The value of a member of ours begins at `at` with `byte`; how to read it, if it is to be looked into."""
-        found = self._found if parent == Kind.ROOT else self._inner
-        into = _FOLLOWED.get((name, byte))
+        fields = self._fields if parent == Kind.ROOT else self._inner
+        into = _NESTED.get((name, byte))
         if into is not None:
             self._inner = {}
             self._choices = []
         elif byte == b"[" or (byte == b"{" and name != b"usage"):
-            found[name] = b"[]"  # nothing to learn from, but not null either
+            fields[name] = b"[]"  # nothing to learn from, but not null either
         else:
-            self._copy, self._copied, self._copy_of = bytearray(byte), at + 1, (depth, name, found)
+            self._copy, self._copied, self._copy_of = bytearray(byte), at + 1, (depth, name, fields)
         return into
 
-    def closed(self, kind: Kind) -> None:
+    def container_ended(self, kind: Kind) -> None:
         """A container has ended."""
         if kind == Kind.CHOICES:
-            self._keep(self._found, b"choices", b"[%b]" % b",".join(self._choices))
+            self._store(self._fields, b"choices", b"[%b]" % b",".join(self._choices))
         elif kind in (Kind.FIRST_CHOICE, Kind.CHOICE):
             self._choices.append(_object(self._inner))
         elif kind in (Kind.ERROR, Kind.GROQ):
-            self._keep(self._found, b"error" if kind == Kind.ERROR else b"x_groq", _object(self._inner))
+            self._store(self._fields, b"error" if kind == Kind.ERROR else b"x_groq", _object(self._inner))
 
-    def ended(self, data: bytes, at: int, depth: int) -> None:
+    def value_ended(self, data: bytes, at: int, depth: int) -> None:
         """A value so deep has ended at `at`."""
         if self._copy is not None and depth == self._copy_of[0]:
             self._copy_up_to(data, at)
             copy, self._copy = bytes(self._copy), None
-            _, name, found = self._copy_of
-            self._keep(found, name, b'""' if copy.startswith(b'"') and len(copy) > MAX_TEXT else copy)
+            _, name, fields = self._copy_of
+            self._store(fields, name, b'""' if copy.startswith(b'"') and len(copy) > MAX_TEXT_BYTES else copy)
 
     def read(self, data: bytes, at: int) -> None:
         """A piece has been read up to `at`."""
@@ -114,21 +114,21 @@ class FieldExtractor:
     def _copy_up_to(self, data: bytes, at: int) -> None:
         assert self._copy is not None
         if self._copy.startswith(b'"'):  # a text may be long: no more than tells that it is
-            at = min(at, self._copied + MAX_TEXT + 1 - len(self._copy))
+            at = min(at, self._copied + MAX_TEXT_BYTES + 1 - len(self._copy))
         self._copy += data[self._copied : at]
         self._copied = at
-        if len(self._copy) > MAX_KEPT:
-            raise TooMuch
+        if len(self._copy) > MAX_KEPT_BYTES:
+            raise LimitExceeded
 
-    def _keep(self, found: dict[bytes, bytes], name: bytes, value: bytes) -> None:
-        found[name] = value
+    def _store(self, fields: dict[bytes, bytes], name: bytes, value: bytes) -> None:
+        fields[name] = value
         self._size += len(name) + len(value)
-        if self._size > MAX_KEPT:
-            raise TooMuch
+        if self._size > MAX_KEPT_BYTES:
+            raise LimitExceeded
 
     def json(self) -> bytes:
         """The object that has only these members."""
-        return _object(self._found)
+        return _object(self._fields)
 
 
 def _object(members: dict[bytes, bytes]) -> bytes:

@@ -10,11 +10,11 @@ from arbstr_asgi.protocols.reply import ReplySummary
 from arbstr_asgi.protocols.stream_meter import MAX_EVENT_BYTES, EventMeter
 
 GZIP = 0x1F
-PIECE = 64 * 1024  # read at a time
-SLICE = 256 * 1024  # decoded at a time
+PIECE_BYTES = 64 * 1024  # read at a time
+SLICE_BYTES = 256 * 1024  # decoded at a time
 # A piece that decodes to more than this is a bomb, whose decoding would hold other streams up: JSON seldom shrinks to
 # a twentieth.
-SPARE_BYTES = 1024 * 1024
+MIN_BUDGET = 1024 * 1024
 MAX_RATIO = 64
 MAX_DECODED = 1024 * 1024 * 1024  # a minute of CPU or so, for one reply
 
@@ -59,11 +59,11 @@ class SniffingMeter:
     def _decide(self, start: bytes) -> Meter | None:
         if len(start) > MAX_EVENT_BYTES:
             return PlainMeter(self.summary)
-        begin = start.lstrip(b"\r\n").removeprefix(BOM).lstrip(b"\r\n")
+        text = start.lstrip(b"\r\n").removeprefix(BOM).lstrip(b"\r\n")
         fields = (b"data:", b"event:", b":")
-        if begin.startswith(fields):
+        if text.startswith(fields):
             return EventMeter(self.summary, strip=self._strip, before_done=self._before_done)
-        undecided = any(field.startswith(begin) for field in fields) or BOM.startswith(begin)
+        undecided = any(field.startswith(text) for field in fields) or BOM.startswith(text)
         return None if undecided else PlainMeter(self.summary)
 
 
@@ -75,47 +75,47 @@ class DecodingMeter:
 
     edits = False
 
-    def __init__(self, inner: Meter, *, known: bool) -> None:
+    def __init__(self, inner: Meter, *, supported: bool) -> None:
         self.summary = inner.summary
         self._inner = inner
-        self._known = known
+        self._supported = supported
         self._decoder: Any = None
-        self._room = MAX_DECODED
+        self._budget = MAX_DECODED
 
     def feed(self, chunk: bytes) -> bytes:
         """Everything passes."""
-        for at in range(0, len(chunk), PIECE):
-            if self._known:
+        for offset in range(0, len(chunk), PIECE_BYTES):
+            if self._supported:
                 try:
-                    self._read(chunk[at : at + PIECE])
+                    self._read(chunk[offset : offset + PIECE_BYTES])
                 except zlib.error:
-                    self._known = False
+                    self._supported = False
         return chunk
 
     def _read(self, data: bytes) -> None:
-        room = min(self._room, SPARE_BYTES + MAX_RATIO * len(data))
-        self._room -= room
+        budget = min(self._budget, MIN_BUDGET + MAX_RATIO * len(data))
+        self._budget -= budget
         full = False
         while data or full:
             if self._decoder is None:
                 self._decoder = _decoder(data)
-            decoded = self._decoder.decompress(data, SLICE)
-            room -= len(decoded)
-            if room < 0:
-                self._known = False
+            decoded = self._decoder.decompress(data, SLICE_BYTES)
+            budget -= len(decoded)
+            if budget < 0:
+                self._supported = False
                 return
             self._inner.feed(decoded)
-            full = len(decoded) == SLICE
+            full = len(decoded) == SLICE_BYTES
             data = self._decoder.unconsumed_tail
             if self._decoder.eof:  # of gzip, another member may follow
                 data, full = self._decoder.unused_data, False
                 self._decoder = None
-        self._room += room
+        self._budget += budget
 
     def finish(self) -> bytes:
         """Read the decoded body's end."""
         self._inner.finish()
-        self.summary.finished = self.summary.finished or not self._known  # as far as can be told
+        self.summary.finished = self.summary.finished or not self._supported  # as far as can be told
         return b""
 
     def abandon(self) -> bool:
@@ -125,8 +125,8 @@ class DecodingMeter:
 
 def _decoder(chunk: bytes) -> Any:
     """By the first byte: gzip, zlib, or the bare deflate that many servers send under that name."""
-    framed = chunk[0] == GZIP or chunk[0] & 0x0F == zlib.DEFLATED
-    return zlib.decompressobj(wbits=GZIP_OR_ZLIB if framed else -zlib.MAX_WBITS)
+    has_header = chunk[0] == GZIP or chunk[0] & 0x0F == zlib.DEFLATED
+    return zlib.decompressobj(wbits=GZIP_OR_ZLIB if has_header else -zlib.MAX_WBITS)
 
 
 def open_meter(
@@ -146,7 +146,7 @@ def open_meter(
     encoding = (content_encoding or "identity").strip().lower()
     if encoding != "identity":
         inner: Meter = EventMeter(ReplySummary()) if is_sse else PlainMeter(ReplySummary())
-        return DecodingMeter(inner, known=encoding in ("gzip", "x-gzip", "deflate"))
+        return DecodingMeter(inner, supported=encoding in ("gzip", "x-gzip", "deflate"))
     if is_sse:
         return EventMeter(ReplySummary(), strip=strip, before_done=before_done)
     if streaming:

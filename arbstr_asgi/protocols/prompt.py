@@ -10,7 +10,7 @@ from arbstr_asgi.protocols.json_edit import BOM
 MAX_OBJECTS = 1_000_000  # each message is an object of ours: 32 MiB of `{},` would be half a gigabyte
 MAX_REPAIR_BYTES = 1024 * 1024
 T = TypeVar("T")
-_ESCAPES = re.compile(rb"\\(?:u[dD][89abAB]..\\u[dD][c-fC-F]..|(u[dD][89a-fA-F]..)|.)", re.DOTALL)
+_ESCAPE_SEQUENCES = re.compile(rb"\\(?:u[dD][89abAB]..\\u[dD][c-fC-F]..|(u[dD][89a-fA-F]..)|.)", re.DOTALL)
 
 
 class Message(msgspec.Struct, gc=False):
@@ -41,31 +41,31 @@ def read(body: bytes) -> Prompt | None:
 def read_as(decoder: msgspec.json.Decoder[T], body: bytes) -> T | None:
     """The same, as the decoder understands it."""
     body = body.removeprefix(BOM)
-    found = decoded(decoder, body)
-    if found is None and len(body) <= MAX_REPAIR_BYTES and b"\\ud" in body.lower():
-        found = decoded(decoder, _ESCAPES.sub(_repaired, body))
-    return found
+    result = decoded(decoder, body)
+    if result is None and len(body) <= MAX_REPAIR_BYTES and b"\\ud" in body.lower():
+        result = decoded(decoder, _ESCAPE_SEQUENCES.sub(_repaired, body))
+    return result
 
 
 def messages(prompt: Prompt) -> list[Message] | None:
     """The messages, None where they are no list of objects or too many."""
     if prompt.messages is msgspec.UNSET:
         return []
-    said = bytes(prompt.messages)
-    return None if said.count(b"{") > MAX_OBJECTS else decoded(_messages, said)
+    raw = bytes(prompt.messages)
+    return None if raw.count(b"{") > MAX_OBJECTS else decoded(_messages, raw)
 
 
-def text(said: msgspec.Raw | msgspec.UnsetType) -> str | None:
+def text(raw: msgspec.Raw | msgspec.UnsetType) -> str | None:
     """The string that `said` is, else None."""
-    if said is msgspec.UNSET:
+    if raw is msgspec.UNSET:
         return None
-    return decoded(_text, bytes(said))
+    return decoded(_text, bytes(raw))
 
 
-def decoded(decoder: msgspec.json.Decoder[T], said: bytes) -> T | None:
+def decoded(decoder: msgspec.json.Decoder[T], raw: bytes) -> T | None:
     """What the decoder makes of it, None where that is nothing."""
     try:
-        return decoder.decode(said)
+        return decoder.decode(raw)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         return None
 

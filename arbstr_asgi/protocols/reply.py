@@ -150,8 +150,8 @@ class ReplySummary:
         if (position if index is None else index) == 0:
             self.finish_reason = _text(reason) or self.finish_reason
         if not self.started:
-            said = choice.get("delta") or choice.get("message") or {"text": choice.get("text")}
-            self.started = isinstance(said, dict) and any(value for key, value in said.items() if key != "role")
+            delta = choice.get("delta") or choice.get("message") or {"text": choice.get("text")}
+            self.started = isinstance(delta, dict) and any(value for key, value in delta.items() if key != "role")
 
 
 def _find_usage(chunk: Chunk, choices: list[Any]) -> Usage | None:

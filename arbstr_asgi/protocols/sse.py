@@ -53,20 +53,20 @@ def parse_block(block: bytes) -> Block:
     return Block(data, -1, -1, event, bare_error)
 
 
-def without_data(block: bytes, *, commented: bool = False) -> bytes:
+def without_data(block: bytes, *, after_comment: bool = False) -> bytes:
     """What stays of a block whose event goes: its comments and the blank line behind them, or nothing at all.
 
     `commented` says that comments in front of the block have been seen as part of it.
     """
-    kept: list[bytes] = []
+    lines_kept: list[bytes] = []
     at = 0
     while at < len(block):
         match = _LINE.match(block, at)
         assert match is not None
-        if block.startswith(b":", at) or ((kept or commented) and not match.group(1)):
-            kept.append(match.group())
+        if block.startswith(b":", at) or ((lines_kept or after_comment) and not match.group(1)):
+            lines_kept.append(match.group())
         at = match.end()
-    return b"".join(kept)
+    return b"".join(lines_kept)
 
 
 def _field(block: bytes, start: int, end: int) -> tuple[bytes, int]:

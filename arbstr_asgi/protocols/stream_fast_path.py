@@ -8,12 +8,12 @@ from arbstr_asgi.protocols.incremental_json import INSIDE
 from arbstr_asgi.protocols.json_edit import without_null_usage
 from arbstr_asgi.protocols.reply import ReplySummary
 
-_MARK = b"\\u0000"  # a text that hardly anybody writes
-MAX_LESSONS = 4  # templates of one stream, whose events may differ in more than their text
+_SEPARATOR = b"\\u0000"  # a text that hardly anybody writes
+MAX_TEMPLATES = 4  # templates of one stream, whose events may differ in more than their text
 END = b"\n\n"
 
 
-_START, _END = b"data: ", b"\n\n"
+_PREFIX, _SUFFIX = b"data: ", b"\n\n"
 
 _RawText = msgspec.Raw | msgspec.UnsetType
 
@@ -34,7 +34,7 @@ class _Texts(msgspec.Struct, gc=False):
 
 
 _texts = msgspec.json.Decoder(_Texts)
-_inside = INSIDE.match
+_match_string = INSIDE.match
 
 
 class EventTemplate:
@@ -44,13 +44,13 @@ class EventTemplate:
     they were: who has read the first of these events has read them all.
     """
 
-    __slots__ = ("_behind", "_behind_out", "_edits", "_head", "_head_out", "_length", "_middle", "_middle_out")
+    __slots__ = ("_edits", "_head", "_head_out", "_length", "_middle", "_middle_out", "_tail", "_tail_out")
 
-    def __init__(self, literals: list[bytes], out: list[bytes]) -> None:
+    def __init__(self, literals: list[bytes], output_literals: list[bytes]) -> None:
         """`literals` are what an event has around its texts, `out` what the client gets of each."""
-        self._edits = literals != out
-        self._head, *middle, self._behind = literals
-        self._head_out, *middle_out, self._behind_out = out
+        self._edits = literals != output_literals
+        self._head, *middle, self._tail = literals
+        self._head_out, *middle_out, self._tail_out = output_literals
         self._middle = middle[0] if middle else b""
         self._middle_out = middle_out[0] if middle else b""
         self._length = len(self._head)
@@ -59,52 +59,52 @@ class EventTemplate:
     def create(cls, block: bytes, *, strip: bool) -> Self | None:
         """Made of an event, without its null `usage` if `strip`; None where its text can't be told from the rest."""
         try:
-            texts = _texts.decode(block[len(_START) :])
+            texts = _texts.decode(block[len(_PREFIX) :])
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
             return None
         if len(texts.choices) != 1:
             return None
         delta = texts.choices[0].delta
-        said = [
+        values = [
             bytes(raw) for raw in (delta.content, delta.reasoning_content, delta.reasoning, texts.obfuscation) if raw
         ]
-        literals = _around(block, [text for text in said if len(text) > 2 and text.startswith(b'"')])
-        if len(literals) not in (2, 3) or _MARK in block:
+        literals = _split_around(block, [text for text in values if len(text) > 2 and text.startswith(b'"')])
+        if len(literals) not in (2, 3) or _SEPARATOR in block:
             return None
         if not strip:
             return cls(literals, literals)
-        whole = _MARK.join(literals)
-        stripped = _START + without_null_usage(whole[len(_START) : -len(_END)]) + _END
-        out = stripped.split(_MARK)
-        return cls(literals, out) if len(out) == len(literals) else None
+        whole = _SEPARATOR.join(literals)
+        stripped = _PREFIX + without_null_usage(whole[len(_PREFIX) : -len(_SUFFIX)]) + _SUFFIX
+        output_literals = stripped.split(_SEPARATOR)
+        return cls(literals, output_literals) if len(output_literals) == len(literals) else None
 
     def match(self, block: bytes) -> bytes | None:
         """What the client gets of a block that differs in its text alone; None for any other."""
         if not block.startswith(self._head):
             return None
-        first = block_at = _inside(block, self._length).end()  # type: ignore[union-attr]
+        text_end = end = _match_string(block, self._length).end()  # type: ignore[union-attr]
         if self._middle:
-            if not block.startswith(self._middle, first):
+            if not block.startswith(self._middle, text_end):
                 return None
-            block_at = _inside(block, first + len(self._middle)).end()  # type: ignore[union-attr]
-        if block[block_at:] != self._behind:
+            end = _match_string(block, text_end + len(self._middle)).end()  # type: ignore[union-attr]
+        if block[end:] != self._tail:
             return None
         if not self._edits:
             return block
-        text = block[self._length : first]
+        text = block[self._length : text_end]
         if not self._middle:
-            return b"%b%b%b" % (self._head_out, text, self._behind_out)
-        padding = block[first + len(self._middle) : block_at]
-        return b"".join((self._head_out, text, self._middle_out, padding, self._behind_out))
+            return b"%b%b%b" % (self._head_out, text, self._tail_out)
+        padding = block[text_end + len(self._middle) : end]
+        return b"".join((self._head_out, text, self._middle_out, padding, self._tail_out))
 
 
-def _around(block: bytes, texts: list[bytes]) -> list[bytes]:
+def _split_around(block: bytes, texts: list[bytes]) -> list[bytes]:
     """The block without the insides of these strings, each of which must stand in it once; else []."""
-    places = sorted((block.find(text) + 1, block.find(text) + len(text) - 1) for text in texts)
+    ranges = sorted((block.find(text) + 1, block.find(text) + len(text) - 1) for text in texts)
     if any(block.find(text) != block.rfind(text) for text in texts):
         return []
     at, literals = 0, []
-    for start, end in places:
+    for start, end in ranges:
         literals.append(block[at:start])
         at = end
     return [*literals, block[at:]]
@@ -132,19 +132,19 @@ _decoder = msgspec.json.Decoder(_Event)
 class FastPath:
     """Reads lean events: `reading` counts them, and they lose their null usage if `strip`."""
 
-    def __init__(self, reading: ReplySummary, *, strip: bool) -> None:
-        self._reading = reading
+    def __init__(self, summary: ReplySummary, *, strip: bool) -> None:
+        self._reading = summary
         self._strip = strip
-        self._lessons = MAX_LESSONS
+        self._templates_left = MAX_TEMPLATES
         self.template: EventTemplate | None = None
         """What the last ones looked like."""
 
     def event(self, block: bytes) -> bytes | None:
         """What the client gets of a block that is one lean event; None for any other."""
-        usual = None if self.template is None else self.template.match(block)
-        if usual is not None:
+        output = None if self.template is None else self.template.match(block)
+        if output is not None:
             self._reading.events += 1
-            return usual
+            return output
         event = _read(block)
         if event is None or not event.choices or event.object == "error":
             return None
@@ -152,8 +152,8 @@ class FastPath:
             return None
         self._reading.events += 1
         strip = event.usage is None and self._strip
-        if self._lessons:
-            self._lessons -= 1
+        if self._templates_left:
+            self._templates_left -= 1
             self.template = EventTemplate.create(block, strip=strip) or self.template
         return b"data: " + without_null_usage(block[6:-2]) + END if strip else block
 
@@ -162,14 +162,14 @@ class FastPath:
         blocks = chunk.split(END)
         if self.template is None or len(blocks) < 3 or blocks.pop():
             return None
-        found: list[bytes] = []
+        outputs: list[bytes] = []
         for block in blocks:
-            usual = self.template.match(block + END)
-            if usual is None:
+            output = self.template.match(block + END)
+            if output is None:
                 return None
-            found.append(usual)
-        self._reading.events += len(found)
-        return b"".join(found)
+            outputs.append(output)
+        self._reading.events += len(outputs)
+        return b"".join(outputs)
 
 
 def _read(block: bytes) -> _Event | None:

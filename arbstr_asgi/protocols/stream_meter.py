@@ -11,7 +11,7 @@ from arbstr_asgi.protocols.stream_fast_path import EventTemplate, FastPath
 MAX_EVENT_BYTES = 1024 * 1024  # held or read; a larger event passes untouched
 
 
-_BETWEEN = (b"\n", b"\r", b":")  # what blank lines and comments begin with
+_BLANK_OR_COMMENT = (b"\n", b"\r", b":")  # what blank lines and comments begin with
 
 
 class EventMeter:
@@ -20,20 +20,20 @@ class EventMeter:
     `_tail` is what has come and is not done with; its first `_passed` bytes are out already.
     """
 
-    def __init__(self, reading: ReplySummary, *, strip: bool = False, before_done: BeforeDone | None = None) -> None:
-        self.summary = reading
+    def __init__(self, summary: ReplySummary, *, strip: bool = False, before_done: BeforeDone | None = None) -> None:
+        self.summary = summary
         self._strip = strip
         self._before_done = before_done
         self.edits = strip or before_done is not None
-        self._tail = bytearray()
-        self._passed = 0
+        self._buffer = bytearray()
+        self._sent = 0
         self._searched = 0
-        self._lean = FastPath(reading, strip=strip)
-        self._is_lean = False  # what is to be learned of every stream is known
-        self._usual: EventTemplate | None = None  # the lean events', while nothing is held
+        self._fast_path = FastPath(summary, strip=strip)
+        self._fast_path_ready = False  # what is to be learned of every stream is known
+        self._template: EventTemplate | None = None  # the lean events', while nothing is held
         self._has_cr = False
-        self._beginning = True
-        self._commented = False  # comments of the block at hand are out
+        self._at_start = True
+        self._after_comment = False  # comments of the block at hand are out
         self._oversized = False  # the block at hand is too large to be read
         self._drop_lf = False  # the event that went ended with a CR, whose LF may follow
         self._failed = False
@@ -41,192 +41,192 @@ class EventMeter:
     def feed(self, chunk: bytes) -> bytes:
         """What the client gets for `chunk`."""
         try:
-            if self._usual is not None:
-                usual = self._usual.match(chunk)
-                if usual is not None:
+            if self._template is not None:
+                output = self._template.match(chunk)
+                if output is not None:
                     self.summary.events += 1
-                    return usual
+                    return output
             if self._failed:
                 return chunk
             out = self._feed(chunk)
-            self._usual = None if self._holds else self._lean.template
+            self._template = None if self._is_holding else self._fast_path.template
         except Exception as error:  # noqa: BLE001 - whatever is wrong with us, the stream goes on
             report_failure(error)
             self._failed = True
-            self._usual = None
-            out = bytes(self._tail[self._passed :]) or chunk
-            self._tail.clear()
+            self._template = None
+            out = bytes(self._buffer[self._sent :]) or chunk
+            self._buffer.clear()
         return out if self.edits else chunk
 
     def _feed(self, chunk: bytes) -> bytes:
-        if self._is_lean and not self._holds:
-            lean = self._lean.events(chunk) or self._lean.event(chunk)
-            if lean is not None:
-                return lean
-        self._tail += chunk
+        if self._fast_path_ready and not self._is_holding:
+            output = self._fast_path.events(chunk) or self._fast_path.event(chunk)
+            if output is not None:
+                return output
+        self._buffer += chunk
         self._has_cr = self._has_cr or b"\r" in chunk
-        return self._take()
+        return self._process_blocks()
 
     @property
-    def _holds(self) -> bool:
+    def _is_holding(self) -> bool:
         """Whether what comes next belongs to something that has come already."""
-        return bool(self._tail or self._commented or self._drop_lf)
+        return bool(self._buffer or self._after_comment or self._drop_lf)
 
     def finish(self) -> bytes:
         """Read the last event although its blank line is missing."""
         out = b""
-        if self._tail and not self._failed:
+        if self._buffer and not self._failed:
             try:
-                out = self._last()
+                out = self._process_last()
             except Exception as error:  # noqa: BLE001
                 report_failure(error)
-                out = bytes(self._tail[self._passed :])
-            self._tail.clear()
+                out = bytes(self._buffer[self._sent :])
+            self._buffer.clear()
         self.summary.end()
         return out if self.edits else b""
 
     def abandon(self) -> bool:
         """Drop what is held."""
-        held, self._tail = self._tail, bytearray()
+        buffered, self._buffer = self._buffer, bytearray()
         if self._failed or self._oversized:
             return False
-        return not held or (self.edits and not self._passed)
+        return not buffered or (self.edits and not self._sent)
 
-    def _take(self) -> bytes:
+    def _process_blocks(self) -> bytes:
         """Work through all blocks that are complete."""
-        tail, at = self._tail, 0
+        buffer, at = self._buffer, 0
         out: list[bytes | bytearray] = []
-        if self._beginning:  # a BOM there is no part of the first event
-            if len(tail) < len(BOM) and BOM.startswith(tail):
+        if self._at_start:  # a BOM there is no part of the first event
+            if len(buffer) < len(BOM) and BOM.startswith(buffer):
                 return b""
-            self._beginning = False
-            at = len(BOM) if tail.startswith(BOM) else 0
-            out.append(tail[:at])
-        if self._drop_lf and tail:
+            self._at_start = False
+            at = len(BOM) if buffer.startswith(BOM) else 0
+            out.append(buffer[:at])
+        if self._drop_lf and buffer:
             self._drop_lf = False
-            at = int(tail.startswith(b"\n"))
+            at = int(buffer.startswith(b"\n"))
         while True:
-            passing = self._pass_between(at)
-            out.append(tail[max(at, self._passed) : passing])
-            at = max(at, passing)
+            sent_to = self._skip_blank_lines_and_comments(at)
+            out.append(buffer[max(at, self._sent) : sent_to])
+            at = max(at, sent_to)
             end = self._block_end(max(at, self._searched))
             if end < 0:
                 break
-            out.append(self._block(bytes(tail[at:end]), max(self._passed - at, 0)))
+            out.append(self._process_block(bytes(buffer[at:end]), max(self._sent - at, 0)))
             at = self._searched = end
-            self._drop_lf = self._drop_lf and at == len(tail)  # else no LF followed
-        del tail[:at]
-        self._passed = max(self._passed - at, 0)
-        self._searched = max(len(tail) - 4, 0)
-        if self._oversized or len(tail) > MAX_EVENT_BYTES:
-            out.append(self._give_up_block())
+            self._drop_lf = self._drop_lf and at == len(buffer)  # else no LF followed
+        del buffer[:at]
+        self._sent = max(self._sent - at, 0)
+        self._searched = max(len(buffer) - 4, 0)
+        if self._oversized or len(buffer) > MAX_EVENT_BYTES:
+            out.append(self._pass_oversized())
         return b"".join(out)
 
     def _block_end(self, at: int) -> int:
         if not self._has_cr:  # blank lines in front are gone already, so the first two LFs are the end
-            found = self._tail.find(b"\n\n", at)
-            return found + 2 if found >= 0 else -1
-        match = BLOCK_END.search(self._tail, at)
+            parsed = self._buffer.find(b"\n\n", at)
+            return parsed + 2 if parsed >= 0 else -1
+        match = BLOCK_END.search(self._buffer, at)
         return match.end() if match else -1
 
-    def _pass_between(self, at: int) -> int:
+    def _skip_blank_lines_and_comments(self, at: int) -> int:
         """How far blank lines and comments in front of an event go: they are nobody's, and pass at once."""
-        tail = self._tail
-        if self._oversized or self._passed > at or tail[at : at + 1] not in _BETWEEN:
+        buffer = self._buffer
+        if self._oversized or self._sent > at or buffer[at : at + 1] not in _BLANK_OR_COMMENT:
             return at
         while True:
-            blank = BLANK_LINES.match(tail, at)
+            blank = BLANK_LINES.match(buffer, at)
             assert blank is not None
             if blank.end() > at:
-                self._commented = False
+                self._after_comment = False
             # A comment line that is still to end is not read again from its start with each chunk.
             at = blank.end()
-            if LINE_END.search(tail, max(at, self._searched)) is None:
+            if LINE_END.search(buffer, max(at, self._searched)) is None:
                 return at
-            comments = COMMENTS.match(tail, at)
+            comments = COMMENTS.match(buffer, at)
             if comments is None:
                 return at
-            self._commented = True
+            self._after_comment = True
             at = comments.end()
 
-    def _give_up_block(self) -> bytes:
+    def _pass_oversized(self) -> bytes:
         """The block is too large: let it pass, and find its end all the same."""
-        tail = self._tail
-        out = bytes(tail[self._passed :])
-        del tail[:-8]
-        self._passed = len(tail)
+        buffer = self._buffer
+        out = bytes(buffer[self._sent :])
+        del buffer[:-8]
+        self._sent = len(buffer)
         self._searched = 0
         self._oversized = True
-        self._started()
+        self._mark_started()
         return out
 
-    def _block(self, block: bytes, passed: int) -> bytes:
+    def _process_block(self, block: bytes, sent: int) -> bytes:
         """What the client gets of a complete block whose first `passed` bytes it has."""
-        commented, self._commented = self._commented, False
+        after_comment, self._after_comment = self._after_comment, False
         if self._oversized or len(block) > MAX_EVENT_BYTES:
             self._oversized = False
-            self._started()
-            return block[passed:]
-        out = self._lean.event(block) if self._is_lean and not commented else None
+            self._mark_started()
+            return block[sent:]
+        out = self._fast_path.event(block) if self._fast_path_ready and not after_comment else None
         if out is not None:
             return out
-        out = self._event(block)
+        out = self._process_event(block)
         if out is None:
-            out = without_data(block, commented=commented)
+            out = without_data(block, after_comment=after_comment)
             self._drop_lf = block.endswith(b"\r") and not out.endswith(b"\r")
         return out
 
-    def _started(self) -> None:
+    def _mark_started(self) -> None:
         """What is too large to be read is an image or the like: content."""
         self.summary.started = self.summary.started or not self.summary.seen_done
 
-    def _last(self) -> bytes:
-        tail = bytes(self._tail)
-        if self._oversized or self._passed:
-            return tail[self._passed :]
-        out = self._event(tail)
-        return without_data(tail, commented=self._commented) if out is None else out
+    def _process_last(self) -> bytes:
+        buffer = bytes(self._buffer)
+        if self._oversized or self._sent:
+            return buffer[self._sent :]
+        out = self._process_event(buffer)
+        return without_data(buffer, after_comment=self._after_comment) if out is None else out
 
-    def _event(self, block: bytes) -> bytes | None:
+    def _process_event(self, block: bytes) -> bytes | None:
         """Read one event; give back its bytes without what we caused, or None if that is all of it."""
-        found = parse_block(block)
-        if found.bare_error is not None and not self.summary.seen_done:
+        parsed = parse_block(block)
+        if parsed.bare_error is not None and not self.summary.seen_done:
             self.summary.error = "error"
-        if found.data is None:
+        if parsed.data is None:
             return block
-        if found.data.strip().startswith(b"[DONE]"):
-            return self._done(block)
-        chunk = decode(found.data)
+        if parsed.data.strip().startswith(b"[DONE]"):
+            return self._process_done(block)
+        chunk = decode(parsed.data)
         if not self.summary.seen_done:
-            self._learn(chunk, found.event)
+            self._update_summary(chunk, parsed.event)
         if chunk is None or not self._strip:
             return block
         if is_usage_only(chunk):
             return None
-        if found.start < 0 or not may_have_null_usage(chunk, found.data):
+        if parsed.start < 0 or not may_have_null_usage(chunk, parsed.data):
             return block
-        return block[: found.start] + without_null_usage(found.data) + block[found.end :]
+        return block[: parsed.start] + without_null_usage(parsed.data) + block[parsed.end :]
 
-    def _learn(self, chunk: Chunk | None, event: bytes) -> None:
-        reading = self.summary
-        reading.events += 1
+    def _update_summary(self, chunk: Chunk | None, event: bytes) -> None:
+        summary = self.summary
+        summary.events += 1
         if chunk is not None:
-            tier = reading.service_tier
-            reading.update(chunk, event)
-            if reading.service_tier != tier:  # an event that says the former one says something new now
-                self._lean.template = None
-            self._is_lean = reading.started and reading.model is not None and reading.id is not None
+            tier = summary.service_tier
+            summary.update(chunk, event)
+            if summary.service_tier != tier:  # an event that says the former one says something new now
+                self._fast_path.template = None
+            self._fast_path_ready = summary.started and summary.model is not None and summary.id is not None
         elif event == b"error":
-            reading.error = reading.error or "error"
+            summary.error = summary.error or "error"
 
-    def _done(self, block: bytes) -> bytes:
+    def _process_done(self, block: bytes) -> bytes:
         first = not self.summary.seen_done
         if first:
             self.summary.events += 1
             self.summary.seen_done = True
             self.summary.end()
-            self._is_lean = False
-            self._lean.template = None
+            self._fast_path_ready = False
+            self._fast_path.template = None
         if first and self._before_done is not None:
             return self._before_done(self.summary) + block
         return block

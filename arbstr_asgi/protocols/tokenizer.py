@@ -5,7 +5,9 @@ from collections.abc import Callable
 import bpe_openai
 
 ENCODING = "o200k_base"  # that of OpenAI's models since GPT-4o; others have their own, which differ by some per cent
-PIECE = 4 * 1024  # characters at a time: meanwhile nothing else runs, for a tenth of a millisecond, for odd texts 8
+PIECE_CHARACTERS = (
+    4 * 1024
+)  # characters at a time: meanwhile nothing else runs, for a tenth of a millisecond, for odd texts 8
 
 
 class Stopped(Exception):
@@ -21,8 +23,8 @@ class Tokenizer:
     def count(self, text: str, stopped: Callable[[], bool]) -> int:
         """The tokens of a text, whatever is in it, to one in a thousand. Raises Stopped."""
         tokens = 0
-        for at in range(0, len(text), PIECE):
+        for offset in range(0, len(text), PIECE_CHARACTERS):
             if stopped():
                 raise Stopped
-            tokens += len(self._encoding.encode_ordinary(text[at : at + PIECE]))
+            tokens += len(self._encoding.encode_ordinary(text[offset : offset + PIECE_CHARACTERS]))
         return tokens

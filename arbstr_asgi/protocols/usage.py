@@ -10,7 +10,7 @@ import msgspec
 MAX_COUNT = 2**63 - 1
 MAX_RAW_BYTES = 4096
 MAX_USD = 10**12
-FINEST_USD = Decimal(1).scaleb(-12)
+USD_QUANTUM = Decimal(1).scaleb(-12)
 _EXACT = Context(prec=60)  # whatever the host's own rounds to
 USD_PER_TICK = Decimal(1).scaleb(-10)  # xAI: cost_in_usd_ticks counts ten-billionths of a dollar
 
@@ -38,46 +38,48 @@ class Usage(msgspec.Struct, frozen=True, kw_only=True, gc=False):
 _NO_DETAILS: Mapping[str, Any] = MappingProxyType({})
 
 
-def read_usage(said: object, raw: bytes | None = None) -> Usage | None:
+def read_usage(usage: object, raw: bytes | None = None) -> Usage | None:
     """The Usage in a decoded `usage` object, None if it holds no valid count at all.
 
     Counts that are negative, fractional, boolean, text or beyond int64 are not counts. Where providers put one in
     several places, the first that holds one is taken.
     """
-    if not isinstance(said, dict) or not said:
+    if not isinstance(usage, dict) or not usage:
         return None
-    get = said.get
-    of_input, of_output = _details(get("prompt_tokens_details")), _details(get("completion_tokens_details"))
-    given = _first(get("prompt_tokens"), get("input_tokens"))
-    answered = _first(get("completion_tokens"), get("output_tokens"))
-    total = _first(get("total_tokens"))
-    cached = _first(
-        of_input.get("cached_tokens"),
+    get = usage.get
+    input_details, output_details = _details(get("prompt_tokens_details")), _details(get("completion_tokens_details"))
+    input_tokens = _first(get("prompt_tokens"), get("input_tokens"))
+    output_tokens = _first(get("completion_tokens"), get("output_tokens"))
+    total_tokens = _first(get("total_tokens"))
+    cached_tokens = _first(
+        input_details.get("cached_tokens"),
         get("cached_tokens"),
         get("prompt_cache_hit_tokens"),
         get("cache_read_input_tokens"),
     )
-    cache_write = _first(
-        of_input.get("cache_write_tokens"), of_input.get("cache_creation_tokens"), get("cache_creation_input_tokens")
+    cache_write_tokens = _first(
+        input_details.get("cache_write_tokens"),
+        input_details.get("cache_creation_tokens"),
+        get("cache_creation_input_tokens"),
     )
-    reasoning = _first(of_output.get("reasoning_tokens"), get("reasoning_tokens"))
-    if given is answered is total is cached is cache_write is reasoning is None:
+    reasoning_tokens = _first(output_details.get("reasoning_tokens"), get("reasoning_tokens"))
+    if input_tokens is output_tokens is total_tokens is cached_tokens is cache_write_tokens is reasoning_tokens is None:
         return None
     return Usage(
-        input_tokens=given,
-        output_tokens=answered,
-        total_tokens=total,
-        cached_tokens=cached,
-        cache_write_tokens=cache_write,
-        reasoning_tokens=reasoning,
-        reasoning_is_additive=_additive(given, answered, total, reasoning),
-        cost_usd=_cost(said),
+        input_tokens=input_tokens,
+        output_tokens=output_tokens,
+        total_tokens=total_tokens,
+        cached_tokens=cached_tokens,
+        cache_write_tokens=cache_write_tokens,
+        reasoning_tokens=reasoning_tokens,
+        reasoning_is_additive=_reasoning_is_additive(input_tokens, output_tokens, total_tokens, reasoning_tokens),
+        cost_usd=_cost(usage),
         raw_json=None if raw is None or len(raw) > MAX_RAW_BYTES else raw.decode("utf-8", "replace"),
     )
 
 
-def _details(said: object) -> Mapping[str, Any]:
-    return said if isinstance(said, dict) else _NO_DETAILS
+def _details(usage: object) -> Mapping[str, Any]:
+    return usage if isinstance(usage, dict) else _NO_DETAILS
 
 
 def _first(*values: object) -> int | None:
@@ -98,18 +100,20 @@ def _count(value: object) -> int | None:
     return None
 
 
-def _additive(given: int | None, answered: int | None, total: int | None, reasoning: int | None) -> bool:
+def _reasoning_is_additive(
+    input_tokens: int | None, output_tokens: int | None, total_tokens: int | None, reasoning_tokens: int | None
+) -> bool:
     """Whether reasoning comes on top of the output: the provider's own total tells."""
-    if given is None or answered is None or total is None or reasoning is None:
+    if input_tokens is None or output_tokens is None or total_tokens is None or reasoning_tokens is None:
         return False
-    return total == given + answered + reasoning != given + answered
+    return total_tokens == input_tokens + output_tokens + reasoning_tokens != input_tokens + output_tokens
 
 
-def _cost(said: Mapping[str, Any]) -> str | None:
-    cost = said.get("cost")
+def _cost(usage: Mapping[str, Any]) -> str | None:
+    cost = usage.get("cost")
     if isinstance(cost, dict):  # Perplexity
         cost = cost.get("total_cost")
-    ticks = _count(said.get("cost_in_usd_ticks"))
+    ticks = _count(usage.get("cost_in_usd_ticks"))
     if cost is None and ticks is None:
         return None
     if cost is None and ticks is not None:
@@ -118,4 +122,4 @@ def _cost(said: Mapping[str, Any]) -> str | None:
         cost = Decimal(cost)
     if not isinstance(cost, Decimal) or not cost.is_finite() or not 0 <= cost < MAX_USD:
         return None
-    return f"{cost.quantize(FINEST_USD, context=_EXACT).normalize(_EXACT):f}"
+    return f"{cost.quantize(USD_QUANTUM, context=_EXACT).normalize(_EXACT):f}"

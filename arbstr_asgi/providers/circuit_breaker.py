@@ -11,10 +11,10 @@ State = Literal["closed", "open", "half_open"]
 class BreakerTicket:
     """One attempt at a provider, in whose name its end is reported."""
 
-    __slots__ = ("era", "final")
+    __slots__ = ("final", "generation")
 
-    def __init__(self, era: int) -> None:
-        self.era = era
+    def __init__(self, generation: int) -> None:
+        self.generation = generation
         self.final = False
 
 
@@ -35,7 +35,7 @@ class CircuitBreaker:
         self._threshold = threshold
         self._open_seconds = open_seconds
         self._lease_seconds = lease_seconds
-        self._era = 0
+        self._generation = 0
         self._probe: BreakerTicket | None = None
         self._lease_ends = 0.0
 
@@ -53,49 +53,49 @@ class CircuitBreaker:
 
     def acquire(self, now: float) -> BreakerTicket:
         """The permit for an attempt that begins, whatever the state; the probe's lease with it where that is free."""
-        permit = BreakerTicket(self._era)
+        ticket = BreakerTicket(self._generation)
         if self.opened_at is not None and self.available(now):
-            self._probe, self._lease_ends = permit, now + self._lease_seconds
-        return permit
+            self._probe, self._lease_ends = ticket, now + self._lease_seconds
+        return ticket
 
-    def mark_started(self, permit: BreakerTicket, now: float) -> None:
+    def mark_started(self, ticket: BreakerTicket, now: float) -> None:
         """It has begun to answer well. That closes the breaker, to open at the next failure unless one succeeds."""
-        if self.opened_at is not None and self._counts(permit):
-            self._close(permit, self._threshold - 1)
+        if self.opened_at is not None and self._is_current(ticket):
+            self._close(ticket, self._threshold - 1)
 
-    def mark_success(self, permit: BreakerTicket, now: float) -> None:
+    def mark_success(self, ticket: BreakerTicket, now: float) -> None:
         """It has answered, wholly."""
-        if self._ends(permit):
+        if self._finalize(ticket):
             if self.opened_at is not None:
-                self._close(permit, 0)
+                self._close(ticket, 0)
             self.failures = 0
 
-    def mark_failure(self, permit: BreakerTicket, now: float) -> None:
+    def mark_failure(self, ticket: BreakerTicket, now: float) -> None:
         """It has not answered, or not wholly, and that is its own fault."""
-        if not self._ends(permit):
+        if not self._finalize(ticket):
             return
         self.failures += 1
-        if permit is self._probe or (self.opened_at is None and self.failures >= self._threshold):
+        if ticket is self._probe or (self.opened_at is None and self.failures >= self._threshold):
             self.opened_at, self._probe = now, None
-            self._era += 1
+            self._generation += 1
 
-    def mark_ignored(self, permit: BreakerTicket, now: float) -> None:
+    def mark_ignored(self, ticket: BreakerTicket, now: float) -> None:
         """Nothing was learned of it: the client left, or was in the wrong."""
-        if self._ends(permit) and permit is self._probe:
+        if self._finalize(ticket) and ticket is self._probe:
             self._probe = None
 
-    def _counts(self, permit: BreakerTicket) -> bool:
-        return not permit.final and permit.era == self._era
+    def _is_current(self, ticket: BreakerTicket) -> bool:
+        return not ticket.final and ticket.generation == self._generation
 
-    def _ends(self, permit: BreakerTicket) -> bool:
-        counts = self._counts(permit)
-        permit.final = True
+    def _finalize(self, ticket: BreakerTicket) -> bool:
+        counts = self._is_current(ticket)
+        ticket.final = True
         return counts
 
-    def _close(self, permit: BreakerTicket, failures: int) -> None:
+    def _close(self, ticket: BreakerTicket, failures: int) -> None:
         self.opened_at, self._probe, self.failures = None, None, failures
-        self._era += 1
-        permit.era = self._era  # alone of all before: how it ends is the newest that is known
+        self._generation += 1
+        ticket.generation = self._generation  # alone of all before: how it ends is the newest that is known
 
 
 class CircuitBreakers:

@@ -6,7 +6,7 @@ from arbstr_asgi.config.provider import Provider, Rates
 from arbstr_asgi.protocols.token_estimate import Estimate
 from arbstr_asgi.protocols.usage import Usage
 
-PER = Decimal(1_000_000)
+TOKENS_PER_RATE = Decimal(1_000_000)
 _EXACT = Context(prec=60)
 
 
@@ -41,7 +41,7 @@ def _cost(
     output = answered + (reasoning if usage.reasoning_is_additive else 0)
     total = _share(given, input_rate, usage.cached_tokens or 0, rates.cached_input_rate)
     total += _share(output, output_rate, reasoning, rates.reasoning_rate)
-    return total / PER + (rates.base_fee or 0)
+    return total / TOKENS_PER_RATE + (rates.base_fee or 0)
 
 
 def _share(tokens: int, rate: Decimal | int, special: int, special_rate: Decimal | int | None) -> Decimal | int:

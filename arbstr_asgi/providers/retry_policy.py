@@ -8,12 +8,12 @@ from arbstr_asgi.providers.headers import Headers
 
 BUSY = (408, 429)  # says nothing of how the provider is
 CREDENTIALS = (401, 403)
-_LONGEST = 24 * 3600.0
+_MAX_RETRY_AFTER = 24 * 3600.0
 
 
 def should_failover(status: int, *, ours: bool) -> bool:
     """Whether another provider may do better. `ours`: the credentials that went along were the server's own."""
-    return status in BUSY or _unusable(status) or (ours and status in CREDENTIALS)
+    return status in BUSY or _is_unusable(status) or (ours and status in CREDENTIALS)
 
 
 def is_provider_fault(status: int, *, ours: bool) -> bool:
@@ -48,22 +48,22 @@ def retry_after(headers: Headers, now: datetime) -> float | None:
     """The seconds for which an answer asks to be left alone, by `retry-after-ms` (OpenAI's) or RFC 9110's
     `retry-after`; None where it doesn't say."""
     for name, unit in ((b"retry-after-ms", 1000), (b"retry-after", 1)):
-        said = (headers.get(name) or "").strip()
+        value = (headers.get(name) or "").strip()
         try:
-            seconds = float(said) / unit
+            seconds = float(value) / unit
         except ValueError:
             continue
-        return None if isnan(seconds) else min(max(seconds, 0.0), _LONGEST)
-    return _until(headers.get(b"retry-after"), now)
+        return None if isnan(seconds) else min(max(seconds, 0.0), _MAX_RETRY_AFTER)
+    return _seconds_until(headers.get(b"retry-after"), now)
 
 
-def _until(said: str | None, now: datetime) -> float | None:
+def _seconds_until(value: str | None, now: datetime) -> float | None:
     try:
-        at = parsedate_to_datetime(said or "")
-        return min(max((at - now).total_seconds(), 0.0), _LONGEST)
+        at = parsedate_to_datetime(value or "")
+        return min(max((at - now).total_seconds(), 0.0), _MAX_RETRY_AFTER)
     except (ValueError, TypeError, OverflowError):  # TypeError: a date without a zone
         return None
 
 
-def _unusable(status: int) -> bool:
+def _is_unusable(status: int) -> bool:
     return status >= 500 or status < 200 or 300 <= status < 400

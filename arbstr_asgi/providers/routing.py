@@ -18,7 +18,7 @@ from arbstr_asgi.providers.pricing import cost_estimate
 MAX_SCANNED = 1024 * 1024  # characters
 
 
-_NOTHING = Decimal(0)
+_ZERO = Decimal(0)
 
 
 class Candidate(NamedTuple):
@@ -41,48 +41,48 @@ def rank_providers(
     model, 400 where the rule does not allow it or leaves nobody.
     """
     model = request.model
-    found = [provider for provider in providers if provider.serves(model)]
-    if not found:
+    candidates = [provider for provider in providers if provider.serves(model)]
+    if not candidates:
         raise RequestError(404, "No provider is configured for this model.", param="model", code="model_not_found")
     if rule is not None:
-        found = _within(found, model, rule)
+        candidates = _apply_rule(candidates, model, rule)
     if estimate is None:
-        if len(found) == 1:
-            [only] = found
-            return [Candidate(only, only.aliases.get(model, model), None)]
+        if len(candidates) == 1:
+            [provider] = candidates
+            return [Candidate(provider, provider.aliases.get(model, model), None)]
         estimate = estimate_tokens(request)
     priced = []
-    for provider in found:
+    for provider in candidates:
         target = provider.aliases.get(model, model)
         priced.append(Candidate(provider, target, cost_estimate(estimate, provider.rates(model, target))))
     return sorted(priced, key=_rank)
 
 
 def _rank(candidate: Candidate) -> tuple[bool, Decimal, str]:
-    return candidate.cost is None, candidate.cost or _NOTHING, candidate.provider.name
+    return candidate.cost is None, candidate.cost or _ZERO, candidate.provider.name
 
 
-def _within(providers: list[Provider], model: str, rule: Rule) -> list[Provider]:
+def _apply_rule(providers: list[Provider], model: str, rule: Rule) -> list[Provider]:
     if rule.allowed_models and model not in rule.allowed_models:
         message = f"Model '{quotable(model)}' is not allowed by policy '{quotable(rule.name)}'."
         raise RequestError(400, message, param="model", code="model_not_allowed")
-    found = [provider for provider in providers if _allows(rule, provider, model)]
-    if not found:
+    candidates = [provider for provider in providers if _allows(rule, provider, model)]
+    if not candidates:
         message = f"No provider of this model is within policy '{quotable(rule.name)}'."
         raise RequestError(400, message, code="no_provider_within_policy")
-    return found
+    return candidates
 
 
 def _allows(rule: Rule, provider: Provider, model: str) -> bool:
     if rule.allowed_providers and provider.name not in rule.allowed_providers:
         return False
     rates = provider.rates(model, provider.aliases.get(model))
-    return _below(rates.input_rate, rule.max_sats_per_1m_input) and _below(
+    return _within_cap(rates.input_rate, rule.max_sats_per_1m_input) and _within_cap(
         rates.output_rate, rule.max_sats_per_1m_output
     )
 
 
-def _below(rate: Decimal | int | None, cap: Decimal | int | None) -> bool:
+def _within_cap(rate: Decimal | int | None, cap: Decimal | int | None) -> bool:
     return cap is None or (rate is not None and rate <= cap)
 
 
@@ -96,16 +96,16 @@ _parts = msgspec.json.Decoder(list[_Part])
 class _Keyword:
     """Words that a text may hold as whole words, in any case."""
 
-    __slots__ = ("_pattern", "_words")
+    __slots__ = ("_keyword", "_pattern")
 
-    def __init__(self, words: str) -> None:
-        self._words = words
-        escaped = re.escape(words)
+    def __init__(self, keyword: str) -> None:
+        self._keyword = keyword
+        escaped = re.escape(keyword)
         # The words come first, so that the search is for a literal, and linear.
         self._pattern = re.compile(rf"{escaped}(?<!\w{escaped})(?!\w)")
 
-    def is_in(self, folded: str) -> bool:
-        return self._words in folded and self._pattern.search(folded) is not None
+    def matches(self, text: str) -> bool:
+        return self._keyword in text and self._pattern.search(text) is not None
 
 
 class PolicyMatcher:
@@ -117,9 +117,13 @@ class PolicyMatcher:
 
     def __init__(self, policies: Policies) -> None:
         self._by_name = {rule.name: rule for rule in policies.rules}
-        said = ((rule, [words.casefold().strip() for words in rule.keywords]) for rule in policies.rules)
-        kept = ((rule, [_Keyword(words) for words in keywords if words]) for rule, keywords in said)
-        self._by_words = [(rule, keywords) for rule, keywords in kept if keywords]
+        keywords_by_rule = (
+            (rule, [keyword.casefold().strip() for keyword in rule.keywords]) for rule in policies.rules
+        )
+        compiled = (
+            (rule, [_Keyword(keyword) for keyword in keywords if keyword]) for rule, keywords in keywords_by_rule
+        )
+        self._by_keyword = [(rule, keywords) for rule, keywords in compiled if keywords]
 
     def match(self, request: ChatRequest, name: str | None) -> Rule | None:
         """The rule called `name`; without a name the first that has a keyword in the last user message, if any.
@@ -131,19 +135,19 @@ class PolicyMatcher:
             if named is None:
                 raise RequestError(400, f"Policy '{quotable(name)}' is unknown.", code="unknown_policy")
             return named
-        if not self._by_words:
+        if not self._by_keyword:
             return None
-        folded = _last_user_message(request.body)[:MAX_SCANNED].casefold()
-        for rule, keywords in self._by_words:
-            if any(keyword.is_in(folded) for keyword in keywords):
+        text = _last_user_message(request.body)[:MAX_SCANNED].casefold()
+        for rule, keywords in self._by_keyword:
+            if any(keyword.matches(text) for keyword in keywords):
                 return rule
         return None
 
 
 def _last_user_message(body: bytes) -> str:
     """The text of the last user message, "" where there is none or it can't be read."""
-    said = prompt.read(body)
-    messages = None if said is None else prompt.messages(said)
+    keywords_by_rule = prompt.read(body)
+    messages = None if keywords_by_rule is None else prompt.messages(keywords_by_rule)
     for message in reversed(messages or []):
         if prompt.text(message.role) == "user":
             return _text(message.content)
@@ -154,6 +158,6 @@ def _text(content: msgspec.Raw | msgspec.UnsetType) -> str:
     whole = prompt.text(content)
     if whole is not None or content is msgspec.UNSET:
         return whole or ""
-    said = bytes(content)
-    parts = prompt.decoded(_parts, said) if said.count(b"{") <= prompt.MAX_OBJECTS else None
+    keywords_by_rule = bytes(content)
+    parts = prompt.decoded(_parts, keywords_by_rule) if keywords_by_rule.count(b"{") <= prompt.MAX_OBJECTS else None
     return "\n".join(text for part in parts or [] if (text := prompt.text(part.text)) is not None)

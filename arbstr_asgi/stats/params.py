@@ -10,14 +10,14 @@ from arbstr_asgi.errors import RequestError, quotable
 from arbstr_asgi.stats.query import GROUPS, SORTS, Cursor, Filters, RequestsQuery, StatsQuery
 from arbstr_asgi.stats.timezones import zone_of
 
-_LONGEST_NUMBER = 18  # digits, so that each fits 64 bits
+_MAX_DIGITS = 18  # digits, so that each fits 64 bits
 DEFAULT_RANGE = "last_7d"
-SPAN = ("range", "since", "until")
+TIME_PARAMS = ("range", "since", "until")
 FORMATS = ("json", "csv", "jsonl")
-MOST_GROUPS = 10_000
-DEEPEST = 10_000  # rows that pages reach
-MOST_PER_PAGE = 100
-_TEXTS = ("model", "provider", "end_user", "tenant", "policy")
+MAX_GROUPS = 10_000
+MAX_PAGE_DEPTH = 10_000  # rows that pages reach
+MAX_PER_PAGE = 100
+_TEXT_FILTERS = ("model", "provider", "end_user", "tenant", "policy")
 _ID_LENGTH = 36
 
 
@@ -27,33 +27,33 @@ Pairs = Iterable[tuple[str, str]]
 class QueryParams:
     """Names and values; a `RequestError` (400) names the parameter and never quotes its value."""
 
-    def __init__(self, pairs: Pairs, known: Collection[str]) -> None:
-        self._given: dict[str, str] = {}
+    def __init__(self, pairs: Pairs, allowed: Collection[str]) -> None:
+        self._values: dict[str, str] = {}
         for name, value in pairs:
-            if name not in known:
-                valid = f"valid are {', '.join(sorted(known))}" if known else "there are none here"
+            if name not in allowed:
+                valid = f"valid are {', '.join(sorted(allowed))}" if allowed else "there are none here"
                 invalid(quotable(name), f"There is no such parameter; {valid}.")
-            if name in self._given:
+            if name in self._values:
                 invalid(name, f"{name} may be given once.")
-            self._given[name] = value
+            self._values[name] = value
 
     def __contains__(self, name: str) -> bool:
-        return name in self._given
+        return name in self._values
 
     def raw(self, name: str) -> str | None:
         """The value as it came."""
-        return self._given.get(name)
+        return self._values.get(name)
 
-    def text(self, name: str, longest: int) -> str | None:
+    def text(self, name: str, max_length: int) -> str | None:
         """A value that a column of so many characters can hold."""
-        value = self._given.get(name)
-        if value is not None and (len(value) > longest or "\0" in value):
-            invalid(name, f"{name} must have at most {longest} characters, and no NUL.")
+        value = self._values.get(name)
+        if value is not None and (len(value) > max_length or "\0" in value):
+            invalid(name, f"{name} must have at most {max_length} characters, and no NUL.")
         return value
 
     def choice(self, name: str, valid: Collection[str]) -> str | None:
         """One of these words."""
-        value = self._given.get(name)
+        value = self._values.get(name)
         if value is not None and value not in valid:
             invalid(name, f"{name} must be one of {', '.join(valid)}.")
         return value
@@ -63,15 +63,15 @@ class QueryParams:
         value = self.choice(name, ("true", "false"))
         return None if value is None else value == "true"
 
-    def number(self, name: str, lowest: int, highest: int | None = None) -> int | None:
+    def number(self, name: str, minimum: int, maximum: int | None = None) -> int | None:
         """A whole number between these two, in ASCII digits."""
-        value = self._given.get(name)
+        value = self._values.get(name)
         if value is None:
             return None
-        number = int(value) if value.isascii() and value.isdigit() and len(value) <= _LONGEST_NUMBER else -1
-        if number < lowest or (highest is not None and number > highest):
+        number = int(value) if value.isascii() and value.isdigit() and len(value) <= _MAX_DIGITS else -1
+        if number < minimum or (maximum is not None and number > maximum):
             invalid(
-                name, f"{name} must be a whole number from {lowest} {'on' if highest is None else f'to {highest}'}."
+                name, f"{name} must be a whole number from {minimum} {'on' if maximum is None else f'to {maximum}'}."
             )
         return number
 
@@ -89,15 +89,15 @@ RANGES = {
 }
 
 # A "+" that was not escaped reaches us as a space.
-_FORM = re.compile(r"(\d{4}-\d\d-\d\d)[Tt](\d\d:\d\d:\d\d)(?:\.(\d{1,9}))?(?:[Zz]|([+ -])(\d\d:\d\d))", re.ASCII)
+_RFC3339 = re.compile(r"(\d{4}-\d\d-\d\d)[Tt](\d\d:\d\d:\d\d)(?:\.(\d{1,9}))?(?:[Zz]|([+ -])(\d\d:\d\d))", re.ASCII)
 
 
 def parse_timestamp(text: str) -> datetime:
     """The moment, in UTC, that RFC 3339 text with `Z` or an offset names; microseconds at most. Raises ValueError."""
-    found = _FORM.fullmatch(text)
-    if found is None:
+    match = _RFC3339.fullmatch(text)
+    if match is None:
         raise ValueError("not a moment in RFC 3339")
-    day, time, fraction, sign, offset = found.groups()
+    day, time, fraction, sign, offset = match.groups()
     zone = f"{'-' if sign == '-' else '+'}{offset or '00:00'}"
     try:
         return datetime.fromisoformat(f"{day}T{time}.{(fraction or '0')[:6]:0<6}{zone}").astimezone(UTC)
@@ -110,20 +110,20 @@ def end_of_second(now: datetime) -> datetime:
     return now.replace(microsecond=0) + timedelta(seconds=1)
 
 
-def format_timestamp(moment: datetime) -> str:
+def format_timestamp(timestamp: datetime) -> str:
     """As RFC 3339 in its own zone, to the millisecond or as exact as it is."""
-    return moment.isoformat(timespec="microseconds" if moment.microsecond % 1000 else "milliseconds")
+    return timestamp.isoformat(timespec="microseconds" if timestamp.microsecond % 1000 else "milliseconds")
 
 
-def time_range(fields: QueryParams, now: datetime) -> tuple[datetime, datetime]:
+def time_range(params: QueryParams, now: datetime) -> tuple[datetime, datetime]:
     """From when on and before when; raises RequestError (400).
 
     `since` goes before `range`, which counts back from `until`. Without that it ends with the current second, so that
     what has just arrived is in it.
     """
     now = now.replace(microsecond=now.microsecond // 1000 * 1000)
-    length = RANGES[fields.choice("range", RANGES) or DEFAULT_RANGE]
-    until, since = _moment(fields, "until"), _moment(fields, "since")
+    length = RANGES[params.choice("range", RANGES) or DEFAULT_RANGE]
+    until, since = _timestamp(params, "until"), _timestamp(params, "since")
     end = end_of_second(now) if until is None else until
     if since is None:
         try:
@@ -135,8 +135,8 @@ def time_range(fields: QueryParams, now: datetime) -> tuple[datetime, datetime]:
     return since, end
 
 
-def _moment(fields: QueryParams, name: str) -> datetime | None:
-    value = fields.raw(name)
+def _timestamp(params: QueryParams, name: str) -> datetime | None:
+    value = params.raw(name)
     if value is None:
         return None
     try:
@@ -146,8 +146,8 @@ def _moment(fields: QueryParams, name: str) -> datetime | None:
 
 
 FILTERS = (*Filters.__struct_fields__,)
-FOR_STATS = (*SPAN, *FILTERS, "group_by", "tz", "limit")
-FOR_REQUESTS = (*SPAN, *FILTERS, "sort", "order", "page", "per_page", "cursor", "format")
+FOR_STATS = (*TIME_PARAMS, *FILTERS, "group_by", "tz", "limit")
+FOR_REQUESTS = (*TIME_PARAMS, *FILTERS, "sort", "order", "page", "per_page", "cursor", "format")
 END_REASONS: tuple[str, ...] = get_args(EndReason)
 
 
@@ -161,37 +161,37 @@ class ListQuery(NamedTuple):
 
 def stats_query(pairs: Pairs, now: datetime) -> StatsQuery:
     """The query of GET /v1/stats at a moment, in UTC."""
-    fields = QueryParams(pairs, FOR_STATS)
-    since, until = time_range(fields, now)
+    params = QueryParams(pairs, FOR_STATS)
+    since, until = time_range(params, now)
     return StatsQuery(
         since=since,
         until=until,
-        filters=_filters(fields),
-        group_by=_groups(fields),
-        zone=_zone(fields),
-        limit=fields.number("limit", 1, MOST_GROUPS) or 100,
+        filters=_filters(params),
+        group_by=_groups(params),
+        zone=_zone(params),
+        limit=params.number("limit", 1, MAX_GROUPS) or 100,
     )
 
 
 def list_query(pairs: Pairs, now: datetime) -> ListQuery:
     """The query of GET /v1/requests at a moment, in UTC; an export's has no limit."""
-    fields = QueryParams(pairs, FOR_REQUESTS)
-    since, until = time_range(fields, now)
-    sort = fields.choice("sort", SORTS) or "timestamp"
-    kind = fields.choice("format", FORMATS) or "json"
-    cursor = _cursor(fields, sort)
-    page, per_page = _page(fields, kind)
+    params = QueryParams(pairs, FOR_REQUESTS)
+    since, until = time_range(params, now)
+    sort = params.choice("sort", SORTS) or "timestamp"
+    format_ = params.choice("format", FORMATS) or "json"
+    cursor = _cursor(params, sort)
+    page, per_page = _page(params, format_)
     query = RequestsQuery(
         since=since,
         until=until,
-        filters=_filters(fields),
+        filters=_filters(params),
         sort=sort,
-        descending=_descending(fields),
+        descending=_descending(params),
         limit=per_page,
         offset=(page - 1) * per_page,
         after=cursor,
     )
-    return ListQuery(query, kind, None if cursor is not None or kind != "json" else page)
+    return ListQuery(query, format_, None if cursor is not None or format_ != "json" else page)
 
 
 def is_id(text: str) -> bool:
@@ -199,22 +199,22 @@ def is_id(text: str) -> bool:
     return text.isascii() and text.isprintable() and 0 < len(text) <= _ID_LENGTH and text == text.strip()
 
 
-def _filters(fields: QueryParams) -> Filters:
-    call = fields.raw("correlation_id")
+def _filters(params: QueryParams) -> Filters:
+    call = params.raw("correlation_id")
     if call is not None and not is_id(call):
         invalid("correlation_id", f"correlation_id must be of 1 to {_ID_LENGTH} printable ASCII characters.")
     return Filters(
         correlation_id=call,
-        end_reason=fields.choice("end_reason", END_REASONS),
-        status=fields.number("status", 100, 599),
-        success=fields.flag("success"),
-        streaming=fields.flag("streaming"),
-        **{name: fields.text(name, 255) for name in _TEXTS},
+        end_reason=params.choice("end_reason", END_REASONS),
+        status=params.number("status", 100, 599),
+        success=params.flag("success"),
+        streaming=params.flag("streaming"),
+        **{name: params.text(name, 255) for name in _TEXT_FILTERS},
     )
 
 
-def _groups(fields: QueryParams) -> tuple[str, ...]:
-    value = fields.raw("group_by")
+def _groups(params: QueryParams) -> tuple[str, ...]:
+    value = params.raw("group_by")
     if value is None:
         return ()
     names = tuple(value.split(","))
@@ -223,8 +223,8 @@ def _groups(fields: QueryParams) -> tuple[str, ...]:
     return names
 
 
-def _zone(fields: QueryParams) -> str:
-    name = fields.raw("tz")
+def _zone(params: QueryParams) -> str:
+    name = params.raw("tz")
     try:
         zone_of(name := "UTC" if name is None else name)
     except ValueError:
@@ -232,8 +232,8 @@ def _zone(fields: QueryParams) -> str:
     return name
 
 
-def _descending(fields: QueryParams) -> bool:
-    order = fields.raw("order")
+def _descending(params: QueryParams) -> bool:
+    order = params.raw("order")
     if order is None:
         return True
     if order.lower() not in ("asc", "desc"):
@@ -241,27 +241,29 @@ def _descending(fields: QueryParams) -> bool:
     return order.lower() == "desc"
 
 
-def _cursor(fields: QueryParams, sort: str) -> Cursor | None:
-    value = fields.raw("cursor")
+def _cursor(params: QueryParams, sort: str) -> Cursor | None:
+    value = params.raw("cursor")
     if value is None:
         return None
-    if "page" in fields:
+    if "page" in params:
         invalid("cursor", "page and cursor can't be given both.")
     try:
-        found = Cursor.decode(value)
+        match = Cursor.decode(value)
     except ValueError:
-        found = None
-    if found is None or not found.fits(sort):
+        match = None
+    if match is None or not match.matches_sort(sort):
         invalid("cursor", "cursor must be the next_cursor of a page with the same sort.")
-    return found
+    return match
 
 
-def _page(fields: QueryParams, kind: str) -> tuple[int, int]:
+def _page(params: QueryParams, format_: str) -> tuple[int, int]:
     for name in ("page", "per_page"):
-        if kind != "json" and name in fields:
+        if format_ != "json" and name in params:
             invalid(name, f"{name} means nothing for an export, which has no pages.")
-    per_page = fields.number("per_page", 1, MOST_PER_PAGE) or 20
-    page = fields.number("page", 1) or 1
-    if page * per_page > DEEPEST:
-        invalid("page", f"Pages reach {DEEPEST:,} rows deep. For more, give next_cursor as cursor, or use a format.")
+    per_page = params.number("per_page", 1, MAX_PER_PAGE) or 20
+    page = params.number("page", 1) or 1
+    if page * per_page > MAX_PAGE_DEPTH:
+        invalid(
+            "page", f"Pages reach {MAX_PAGE_DEPTH:,} rows deep. For more, give next_cursor as cursor, or use a format."
+        )
     return page, per_page

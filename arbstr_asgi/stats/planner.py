@@ -5,7 +5,7 @@ from datetime import datetime
 from typing import NamedTuple
 
 from arbstr_asgi.stats.query import TIMES, Filters
-from arbstr_asgi.stats.timezones import number_of, start_of
+from arbstr_asgi.stats.timezones import period_number, period_start
 
 DIMENSIONS = ("model", "provider", "tenant", "policy", "end_user")
 PAIRED = DIMENSIONS[:4]
@@ -26,18 +26,18 @@ Span = tuple[str, int, int]
 
 def matching_grouping(group_by: Collection[str], filters: Filters) -> tuple[str, ...] | None:
     """The grouping whose roll-ups know all that a query asks for; None where there is none."""
-    asked = {*group_by, *filters.given} - set(TIMES)
-    grouping = tuple(name for name in DIMENSIONS if name in asked)
-    return grouping if grouping in GROUPINGS and len(grouping) == len(asked) else None
+    dimensions_needed = {*group_by, *filters.given} - set(TIMES)
+    grouping = tuple(name for name in DIMENSIONS if name in dimensions_needed)
+    return grouping if grouping in GROUPINGS and len(grouping) == len(dimensions_needed) else None
 
 
-def coarser() -> Iterator[tuple[int, int, tuple[int, ...]]]:
+def derived_groupings() -> Iterator[tuple[int, int, tuple[int, ...]]]:
     """How the groupings that are not `COUNTED` are added up, in their order: place, that of a finer one, its keys."""
-    for place in range(len(GROUPINGS) - 1, -1, -1):
-        grouping = GROUPINGS[place]
+    for index in range(len(GROUPINGS) - 1, -1, -1):
+        grouping = GROUPINGS[index]
         if grouping not in COUNTED:
             finer = next(g for g in GROUPINGS if len(g) == len(grouping) + 1 and {*grouping} < {*g})
-            yield place, GROUPINGS.index(finer), tuple(finer.index(name) for name in grouping)
+            yield index, GROUPINGS.index(finer), tuple(finer.index(name) for name in grouping)
 
 
 class RollupState(NamedTuple):
@@ -60,73 +60,73 @@ class TimeSplit(NamedTuple):
     rows: list[tuple[datetime, datetime]]
 
 
-def only_rows(since: datetime, until: datetime, known: RollupState) -> TimeSplit:
+def only_rows(since: datetime, until: datetime, state: RollupState) -> TimeSplit:
     """All of it from rows, as far as there are any."""
-    since = max(since, start_of(known.pruned, HOUR))
+    since = max(since, period_start(state.pruned, HOUR))
     return TimeSplit([], [(since, until)] if since < until else [])
 
 
-def split_time(since: datetime, until: datetime, known: RollupState, *, coarse: bool) -> TimeSplit:
+def split_time(since: datetime, until: datetime, state: RollupState, *, coarse: bool) -> TimeSplit:
     """As much from roll-ups as they know, from periods of more than an hour only if `coarse`."""
-    first, end = _first_hour(since), min(number_of(until, HOUR), known.sealed)
+    first, end = _first_hour(since), min(period_number(until, HOUR), state.sealed)
     if first >= end:
-        return only_rows(since, until, known)
-    dirty = sorted(hour for hour in known.dirty if first <= hour < end and hour >= known.pruned)
-    rolled = _rolled(first, end, known if coarse else known._replace(coarse={}), dirty)
+        return only_rows(since, until, state)
+    dirty = sorted(hour for hour in state.dirty if first <= hour < end and hour >= state.pruned)
+    rolled = _rolled(first, end, state if coarse else state._replace(coarse={}), dirty)
     spans = [
-        (since, start_of(first, HOUR)),
-        *((start_of(a, HOUR), start_of(b, HOUR)) for a, b in _runs(dirty)),
-        (start_of(end, HOUR), until),
+        (since, period_start(first, HOUR)),
+        *((period_start(a, HOUR), period_start(b, HOUR)) for a, b in _runs(dirty)),
+        (period_start(end, HOUR), until),
     ]
-    edge = start_of(known.pruned, HOUR)
-    rows = [(max(a, edge), b) for a, b in spans if max(a, edge) < b]
+    first_kept = period_start(state.pruned, HOUR)
+    rows = [(max(a, first_kept), b) for a, b in spans if max(a, first_kept) < b]
     return TimeSplit(rolled, rows)
 
 
-def clip(found: TimeSplit, hour: int) -> TimeSplit:
+def clip(split: TimeSplit, hour: int) -> TimeSplit:
     """Only what is before an hour, of parts that are not `coarse`."""
-    end = start_of(hour, HOUR)
-    rolled = [(period, a, min(b, hour)) for period, a, b in found.rolled if a < hour]
-    return TimeSplit(rolled, [(a, min(b, end)) for a, b in found.rows if a < end])
+    end = period_start(hour, HOUR)
+    rolled = [(period, a, min(b, hour)) for period, a, b in split.rolled if a < hour]
+    return TimeSplit(rolled, [(a, min(b, end)) for a, b in split.rows if a < end])
 
 
 def _first_hour(since: datetime) -> int:
     """The first that begins at `since` or later."""
-    number = number_of(since, HOUR)
-    return number if start_of(number, HOUR) == since else number + 1
+    number = period_number(since, HOUR)
+    return number if period_start(number, HOUR) == since else number + 1
 
 
-def _rolled(first: int, end: int, known: RollupState, dirty: Collection[int]) -> list[Span]:
+def _rolled(first: int, end: int, state: RollupState, dirty: Collection[int]) -> list[Span]:
     """The hours from `first` to before `end` that are not dirty, in periods as long as there are."""
-    found: list[Span] = []
-    taken = [(hour, hour + 1) for hour in dirty]
-    for period, made in known.coarse.items():
+    split: list[Span] = []
+    covered = [(hour, hour + 1) for hour in dirty]
+    for period, made in state.coarse.items():
         hours = PERIODS[period]
-        wrong = {n for a, b in taken for n in range(a // hours, -(-b // hours))}
-        fit = sorted(n for n in made if first <= n * hours and (n + 1) * hours <= end and n not in wrong)
-        found += [(period, a, b) for a, b in _runs(fit)]
-        taken += [(n * hours, (n + 1) * hours) for n in fit]
-    return [*found, *(("hour", a, b) for a, b in _gaps(first, end, taken))]
+        dirty_periods = {n for a, b in covered for n in range(a // hours, -(-b // hours))}
+        usable = sorted(n for n in made if first <= n * hours and (n + 1) * hours <= end and n not in dirty_periods)
+        split += [(period, a, b) for a, b in _runs(usable)]
+        covered += [(n * hours, (n + 1) * hours) for n in usable]
+    return [*split, *(("hour", a, b) for a, b in _gaps(first, end, covered))]
 
 
 def _runs(numbers: list[int]) -> list[tuple[int, int]]:
     """Sorted numbers as runs, each the first and the one behind the last."""
-    found: list[tuple[int, int]] = []
+    split: list[tuple[int, int]] = []
     for number in numbers:
-        if found and found[-1][1] == number:
-            found[-1] = found[-1][0], number + 1
+        if split and split[-1][1] == number:
+            split[-1] = split[-1][0], number + 1
         else:
-            found.append((number, number + 1))
-    return found
+            split.append((number, number + 1))
+    return split
 
 
-def _gaps(first: int, end: int, taken: list[tuple[int, int]]) -> list[tuple[int, int]]:
+def _gaps(first: int, end: int, covered: list[tuple[int, int]]) -> list[tuple[int, int]]:
     """What is left of a stretch."""
-    found: list[tuple[int, int]] = []
-    for start, behind in sorted(taken):
+    split: list[tuple[int, int]] = []
+    for start, span_end in sorted(covered):
         if start > first:
-            found.append((first, start))
-        first = max(first, behind)
+            split.append((first, start))
+        first = max(first, span_end)
     if first < end:
-        found.append((first, end))
-    return found
+        split.append((first, end))
+    return split

@@ -10,9 +10,9 @@ import msgspec
 
 from arbstr_asgi.stats.timezones import zone_of
 
-_LONGEST = 200
-_FINEST = -9  # money has so many decimals
-_BIGGEST = 2**63
+_MAX_CURSOR_LENGTH = 200
+_MONEY_EXPONENT = -9  # money has so many decimals
+_INTEGER_LIMIT = 2**63
 GROUPS = ("model", "provider", "end_user", "tenant", "policy", "hour", "day")
 SORTS = ("timestamp", "cost_sats", "latency_ms")
 TIMES = ("hour", "day")
@@ -30,25 +30,25 @@ class Cursor(NamedTuple):
 
     def encode(self) -> str:
         """As text that is safe in a URL."""
-        kind, value = _written(self.value)
+        kind, value = _encode_value(self.value)
         return base64.urlsafe_b64encode(msgspec.json.encode((kind, value, self.id))).decode().rstrip("=")
 
     @classmethod
     def decode(cls, text: str) -> "Cursor":
         """What `encode` wrote. Raises ValueError for anything else."""
-        if not text.isascii() or len(text) > _LONGEST:
+        if not text.isascii() or len(text) > _MAX_CURSOR_LENGTH:
             raise ValueError("not a cursor")
         try:
             raw = base64.b64decode(text + "=" * (-len(text) % 4), altchars=b"-_", validate=True)
             kind, value, number = msgspec.json.decode(raw, type=tuple[str, str, int])
-            found = cls(_read(kind, value), number)
+            cursor = cls(_decode_value(kind, value), number)
         except (ValueError, binascii.Error, msgspec.DecodeError, InvalidOperation, OverflowError):
             raise ValueError("not a cursor") from None
-        if not 0 <= number < _BIGGEST or found.encode() != text:
+        if not 0 <= number < _INTEGER_LIMIT or cursor.encode() != text:
             raise ValueError("not a cursor")
-        return found
+        return cursor
 
-    def fits(self, sort: str) -> bool:
+    def matches_sort(self, sort: str) -> bool:
         """Whether it can be of a page sorted by this column."""
         kinds = {"timestamp": datetime, "cost_sats": Decimal, "latency_ms": int}
         if self.value is None:
@@ -56,7 +56,7 @@ class Cursor(NamedTuple):
         return isinstance(self.value, kinds[sort]) and not isinstance(self.value, bool)
 
 
-def _written(value: Any) -> tuple[str, str]:
+def _encode_value(value: Any) -> tuple[str, str]:
     if value is None:
         return "n", ""
     if isinstance(value, datetime):
@@ -64,26 +64,28 @@ def _written(value: Any) -> tuple[str, str]:
     return ("m", f"{value:f}") if isinstance(value, Decimal) else ("i", str(value))
 
 
-def _read(kind: str, value: str) -> Any:
+def _decode_value(kind: str, value: str) -> Any:
     match kind:
         case "n":
             return None
         case "t":
-            moment = datetime.fromisoformat(value)
-            if moment.utcoffset() is None:
+            timestamp = datetime.fromisoformat(value)
+            if timestamp.utcoffset() is None:
                 raise ValueError
-            return moment.astimezone(UTC)
+            return timestamp.astimezone(UTC)
         case "m":
             amount = Decimal(value)
             if not amount.is_finite() or abs(amount) >= _MONEY_LIMIT:
                 raise ValueError
             exponent = amount.as_tuple().exponent
-            if not isinstance(exponent, int) or not _FINEST <= exponent <= 0:  # to write it out takes so many digits
+            if (
+                not isinstance(exponent, int) or not _MONEY_EXPONENT <= exponent <= 0
+            ):  # to write it out takes so many digits
                 raise ValueError
             return amount
         case "i":
             number = int(value)
-            if not -_BIGGEST <= number < _BIGGEST:
+            if not -_INTEGER_LIMIT <= number < _INTEGER_LIMIT:
                 raise ValueError
             return number
     raise ValueError
@@ -214,7 +216,7 @@ class RequestsQuery(msgspec.Struct, frozen=True, kw_only=True):
             raise ValueError(f"sort: use {', '.join(SORTS)}")
         if self.limit < 0 or self.offset < 0:
             raise ValueError("limit and offset: must not be negative")
-        if self.after is not None and not self.after.fits(self.sort):
+        if self.after is not None and not self.after.matches_sort(self.sort):
             raise ValueError("after: is of another sort")
 
 

@@ -8,7 +8,7 @@ from arbstr_asgi.stats.planner import HOUR, matching_grouping
 from arbstr_asgi.stats.query import TIMES, Filters, StatsQuery
 from arbstr_asgi.stats.rollups.cache import Keys
 from arbstr_asgi.stats.sql import key_of
-from arbstr_asgi.stats.timezones import bound, called, local, start_of, step, zone_of
+from arbstr_asgi.stats.timezones import common_period, local, local_date, period_start, truncate_bound, zone_of
 
 _FIRST = datetime(2000, 1, 1, tzinfo=UTC)  # before the first row; zones were minutes apart once, which costs much
 
@@ -19,7 +19,7 @@ class ResolvedQuery(NamedTuple):
     since: datetime
     until: datetime
     names: tuple[str, ...]  # of the columns to group by
-    units: tuple[str, ...]  # of time to group by
+    time_units: tuple[str, ...]  # of time to group by
     filters: Filters
     zone: tzinfo
     zone_name: str
@@ -27,15 +27,19 @@ class ResolvedQuery(NamedTuple):
     grouping: tuple[str, ...] | None  # that the roll-ups have
 
     @classmethod
-    def of(cls, query: StatsQuery) -> "ResolvedQuery":
+    def resolve(cls, query: StatsQuery) -> "ResolvedQuery":
         """For the figures that a query asks for."""
-        since, until = max(bound(query.since), _FIRST), bound(query.until)
+        since, until = max(truncate_bound(query.since), _FIRST), truncate_bound(query.until)
         names = tuple(name for name in query.group_by if name not in TIMES)
-        units = tuple(name for name in query.group_by if name in TIMES)
+        time_units = tuple(name for name in query.group_by if name in TIMES)
         zone = zone_of(query.zone)
-        seconds = step(zone, since, until, "hour" if "hour" in units else "day") if units and since < until else 0
-        grouping = None if seconds % HOUR and "hour" in units else matching_grouping(names, query.filters)
-        return cls(since, until, names, units, query.filters, zone, query.zone, seconds, grouping)
+        seconds = (
+            common_period(zone, since, until, "hour" if "hour" in time_units else "day")
+            if time_units and since < until
+            else 0
+        )
+        grouping = None if seconds % HOUR and "hour" in time_units else matching_grouping(names, query.filters)
+        return cls(since, until, names, time_units, query.filters, zone, query.zone, seconds, grouping)
 
     @property
     def dimensions(self) -> tuple[str, ...]:
@@ -48,21 +52,21 @@ class ResolvedQuery(NamedTuple):
         """The filters as keys of the roll-ups."""
         return {name: key_of(value) for name, value in self.filters.given.items()}
 
-    def picked(self, keys: Sequence[str]) -> Keys:
+    def pick_keys(self, keys: Sequence[str]) -> Keys:
         """The keys that are grouped by, of those of a roll-up."""
         if self.names == self.grouping:
             return tuple(keys[: len(self.names)])
         return tuple([keys[self.dimensions.index(name)] for name in self.names])
 
-    def named(self, seconds: int) -> int:
+    def time_key(self, seconds: int) -> int:
         """What stands for the hours and days that a moment (in seconds from the year 1) is in."""
-        if not self.units:
+        if not self.time_units:
             return 0
-        if "hour" not in self.units:
-            return called(start_of(seconds, 1), self.zone).toordinal()
-        return seconds if self.seconds == HOUR else seconds - _into_hour(start_of(seconds, 1), self.zone)
+        if "hour" not in self.time_units:
+            return local_date(period_start(seconds, 1), self.zone).toordinal()
+        return seconds if self.seconds == HOUR else seconds - _seconds_into_hour(period_start(seconds, 1), self.zone)
 
 
-def _into_hour(moment: datetime, zone: tzinfo) -> int:
-    there = local(moment, zone)
-    return there.minute * 60 + there.second
+def _seconds_into_hour(instant: datetime, zone: tzinfo) -> int:
+    local_time = local(instant, zone)
+    return local_time.minute * 60 + local_time.second

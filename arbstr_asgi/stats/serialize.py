@@ -10,7 +10,7 @@ import msgspec
 from arbstr_asgi.stats.params import ListQuery, format_timestamp
 from arbstr_asgi.stats.query import SOURCES, Group, Key, Page, Percentiles, Stats, StatsQuery
 
-NOTHING = "No requests found in the specified time range"
+EMPTY_MESSAGE = "No requests found in the specified time range"
 _FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n")  # with these, spreadsheets run a cell
 
 
@@ -61,57 +61,60 @@ def stats(query: StatsQuery, whole: Stats, groups: Sequence[Group] = (), models:
     By model alone they are `models` with a member for each, those of `models` too that have no rows, otherwise a
     list, `groups`. `truncated` says that there are more than the query's limit.
     """
-    found: Json = {"since": format_timestamp(query.since), "until": format_timestamp(query.until)}
+    result: Json = {"since": format_timestamp(query.since), "until": format_timestamp(query.until)}
     if not whole.total:
-        found |= {"empty": True, "message": NOTHING}
-    found |= figures(whole)
+        result |= {"empty": True, "message": EMPTY_MESSAGE}
+    result |= figures(whole)
     if not query.group_by:
-        return found
-    found |= {"group_by": [*query.group_by], "tz": query.zone, "truncated": len(groups) > query.limit}
-    shown = groups[: query.limit]
+        return result
+    result |= {"group_by": [*query.group_by], "tz": query.zone, "truncated": len(groups) > query.limit}
+    listed = groups[: query.limit]
     if query.group_by == ("model",):
-        idle = dict.fromkeys(models, NO_FIGURES)
-        busy = {str(group.keys[0]): group.figures for group in shown}
-        found["models"] = {name: figures(each) for name, each in {**busy, **idle, **busy}.items()}
+        unused = dict.fromkeys(models, NO_FIGURES)
+        used = {str(group.keys[0]): group.figures for group in listed}
+        result["models"] = {name: figures(stats_) for name, stats_ in {**used, **unused, **used}.items()}
     else:
-        found["groups"] = [
+        result["groups"] = [
             {**dict(zip(query.group_by, map(_key, group.keys), strict=True)), **figures(group.figures)}
-            for group in shown
+            for group in listed
         ]
-    return found
+    return result
 
 
-def figures(found: Stats) -> Json:
+def figures(result: Stats) -> Json:
     """Counts, sums and durations; `unpriced` requests have no known cost and are in no sum of sats."""
     return {
         "counts": {
-            "total": found.total,
-            "success": found.success,
-            "error": found.error,
-            "streaming": found.streaming,
-            "in_flight": found.total - found.success - found.error,
+            "total": result.total,
+            "success": result.success,
+            "error": result.error,
+            "streaming": result.streaming,
+            "in_flight": result.total - result.success - result.error,
         },
         "costs": {
-            "total_cost_sats": plain(found.cost_sats),
-            "total_input_tokens": found.input_tokens,
-            "total_output_tokens": found.output_tokens,
+            "total_cost_sats": plain(result.cost_sats),
+            "total_input_tokens": result.input_tokens,
+            "total_output_tokens": result.output_tokens,
         },
-        "performance": {"avg_latency_ms": found.latency_ms.average or 0},
-        "unpriced": found.total - found.priced,
-        "savings_sats": plain(found.savings_sats),
-        "tokens": {source: {"input": given, "output": made} for source, (given, made) in found.tokens.items()},
-        "latency_ms": _spread(found.latency_ms),
-        "ttft_ms": _spread(found.ttft_ms),
-        "stream_duration_ms": _spread(found.stream_duration_ms),
+        "performance": {"avg_latency_ms": result.latency_ms.average or 0},
+        "unpriced": result.total - result.priced,
+        "savings_sats": plain(result.savings_sats),
+        "tokens": {
+            source: {"input": input_tokens, "output": output_tokens}
+            for source, (input_tokens, output_tokens) in result.tokens.items()
+        },
+        "latency_ms": _percentiles(result.latency_ms),
+        "ttft_ms": _percentiles(result.ttft_ms),
+        "stream_duration_ms": _percentiles(result.stream_duration_ms),
     }
 
 
-def requests(asked: ListQuery, page: Page) -> Json:
+def requests(listing: ListQuery, page: Page) -> Json:
     """One page; `total` and `total_pages` are null where counting would take long, `page` behind a cursor."""
-    query = asked.query
+    query = listing.query
     return {
         "data": [request(row) for row in page.rows],
-        "page": asked.page,
+        "page": listing.page,
         "per_page": query.limit,
         "total": page.total,
         "total_pages": None if page.total is None else -(-page.total // query.limit),
@@ -126,7 +129,7 @@ def request(row: Mapping[str, Any]) -> Json:
     timing = {"latency_ms": row["latency_ms"], "ttft_ms": row["ttft_ms"]}
     if row["stream_duration_ms"] is not None:
         timing["stream_duration_ms"] = row["stream_duration_ms"]
-    found: Json = {
+    result: Json = {
         "id": row["id"],
         "correlation_id": row["correlation_id"],
         "timestamp": to_json_value(row["timestamp"]),
@@ -144,8 +147,8 @@ def request(row: Mapping[str, Any]) -> Json:
         "timing": timing,
     }
     if not row["success"] and (row["error_status"] is not None or row["error_message"] is not None):
-        found["error"] = {"status": row["error_status"], "message": row["error_message"]}
-    return found
+        result["error"] = {"status": row["error_status"], "message": row["error_message"]}
+    return result
 
 
 def detail(row: Mapping[str, Any], attempts: Iterable[Mapping[str, Any]]) -> Json:
@@ -153,8 +156,8 @@ def detail(row: Mapping[str, Any], attempts: Iterable[Mapping[str, Any]]) -> Jso
     return {**record(row), "tries": [record(attempt) for attempt in attempts]}
 
 
-def _spread(spread: Percentiles) -> Json:
-    return {"p50": spread.p50, "p95": spread.p95, "p99": spread.p99}
+def _percentiles(percentiles: Percentiles) -> Json:
+    return {"p50": percentiles.p50, "p95": percentiles.p95, "p99": percentiles.p99}
 
 
 def _key(key: Key) -> str | None:
@@ -174,13 +177,13 @@ class RowFormat(NamedTuple):
     media_type: str
     suffix: str
     head: bytes
-    line: Callable[[Mapping[str, Any]], bytes]
+    encode_row: Callable[[Mapping[str, Any]], bytes]
 
 
-def row_format(kind: str, columns: Iterable[str]) -> RowFormat:
+def row_format(format_: str, columns: Iterable[str]) -> RowFormat:
     """`csv` or `jsonl` with these columns, in their order."""
     names = tuple(columns)
-    if kind == "csv":
+    if format_ == "csv":
         return RowFormat(
             "text/csv; charset=utf-8", "csv", csv_line(names), lambda row: csv_line([row[n] for n in names])
         )

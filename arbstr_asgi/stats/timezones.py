@@ -7,8 +7,8 @@ from math import gcd
 from zoneinfo import ZoneInfo
 
 SECONDS = {"hour": 3600, "day": 86400}
-_BEGINNING = datetime(1, 1, 1, tzinfo=UTC)
-_END = datetime.max.replace(tzinfo=UTC)
+_YEAR_1 = datetime(1, 1, 1, tzinfo=UTC)
+_MAX_DATETIME = datetime.max.replace(tzinfo=UTC)
 _A_DAY = timedelta(days=1)
 _A_MILLISECOND = timedelta(milliseconds=1)
 
@@ -23,59 +23,59 @@ def zone_of(name: str) -> tzinfo:
         raise ValueError("zone: not the name of a time zone") from None
 
 
-def number_of(moment: datetime, seconds: int) -> int:
+def period_number(instant: datetime, seconds: int) -> int:
     """The number of the period of so many seconds that a moment is in."""
-    return (moment - _BEGINNING) // timedelta(seconds=seconds)
+    return (instant - _YEAR_1) // timedelta(seconds=seconds)
 
 
-def start_of(number: int, seconds: int) -> datetime:
+def period_start(number: int, seconds: int) -> datetime:
     """When that period began; the end of time where there is none."""
     try:
-        return _BEGINNING + timedelta(seconds=seconds * number)
+        return _YEAR_1 + timedelta(seconds=seconds * number)
     except OverflowError:
-        return _END
+        return _MAX_DATETIME
 
 
-def bound(moment: datetime) -> datetime:
+def truncate_bound(instant: datetime) -> datetime:
     """A bound in UTC that parts rows, which have milliseconds, as `moment` does."""
     try:
-        utc = moment.astimezone(UTC)
+        utc = instant.astimezone(UTC)
     except OverflowError:
-        return _BEGINNING if moment.year == 1 else _END
-    below = utc.replace(microsecond=utc.microsecond // 1000 * 1000, fold=0)
-    if below == utc:
-        return below
-    return _END if below > _END - _A_MILLISECOND else below + _A_MILLISECOND
+        return _YEAR_1 if instant.year == 1 else _MAX_DATETIME
+    truncated = utc.replace(microsecond=utc.microsecond // 1000 * 1000, fold=0)
+    if truncated == utc:
+        return truncated
+    return _MAX_DATETIME if truncated > _MAX_DATETIME - _A_MILLISECOND else truncated + _A_MILLISECOND
 
 
-def step(zone: tzinfo, since: datetime, until: datetime, unit: str) -> int:
+def common_period(zone: tzinfo, since: datetime, until: datetime, unit: str) -> int:
     """The longest period, in seconds, at whose starts every hour or day of the zone between the two begins."""
-    found = SECONDS[unit]
-    for moment in _looks(since, until):
-        found = gcd(found, int(_offset(moment, zone).total_seconds()))
-    return found or SECONDS[unit]
+    seconds = SECONDS[unit]
+    for instant in _sample_instants(since, until):
+        seconds = gcd(seconds, int(_offset(instant, zone).total_seconds()))
+    return seconds or SECONDS[unit]
 
 
-def called(moment: datetime, zone: tzinfo) -> date:
+def local_date(instant: datetime, zone: tzinfo) -> date:
     """The day of the zone that a moment is in."""
-    return local(moment, zone).date()
+    return local(instant, zone).date()
 
 
-def local(moment: datetime, zone: tzinfo) -> datetime:
+def local(instant: datetime, zone: tzinfo) -> datetime:
     """A moment in the zone, as far as there it is a moment."""
     try:
-        return moment.astimezone(zone)
+        return instant.astimezone(zone)
     except OverflowError:
-        return moment
+        return instant
 
 
-def _offset(moment: datetime, zone: tzinfo) -> timedelta:
-    return local(moment, zone).utcoffset() or timedelta()
+def _offset(instant: datetime, zone: tzinfo) -> timedelta:
+    return local(instant, zone).utcoffset() or timedelta()
 
 
-def _looks(since: datetime, until: datetime) -> list[datetime]:
+def _sample_instants(since: datetime, until: datetime) -> list[datetime]:
     """A moment of each day, and of each week where that would be too many."""
     days = (until - since) // _A_DAY
-    pace = _A_DAY * (1 if days <= 1000 else 7 if days <= 50_000 else 365)
-    count = max((until - since) // pace, 0)
-    return [since, *(since + pace * i for i in range(1, count + 1)), until]
+    interval = _A_DAY * (1 if days <= 1000 else 7 if days <= 50_000 else 365)
+    count = max((until - since) // interval, 0)
+    return [since, *(since + interval * i for i in range(1, count + 1)), until]

@@ -12,7 +12,7 @@ from pathlib import Path
 from arbstr_asgi._utils import is_installed
 
 FOLDER = "PROMETHEUS_MULTIPROC_DIR"  # prometheus-client's own name for it
-PLACE = "ARBSTR_WORKER_PLACE"
+WORKER_NUMBER = "ARBSTR_WORKER_PLACE"
 
 
 class MultiprocessMetrics:
@@ -21,16 +21,16 @@ class MultiprocessMetrics:
     def __init__(self, folder: Path | None) -> None:
         self._folder = folder
 
-    def environ(self, place: int) -> Mapping[str, str]:
+    def environ(self, number: int) -> Mapping[str, str]:
         """The environment of the worker in a place."""
         if self._folder is None:
             return os.environ
-        return {**os.environ, FOLDER: str(self._folder), PLACE: str(place)}
+        return {**os.environ, FOLDER: str(self._folder), WORKER_NUMBER: str(number)}
 
-    def ended(self, place: int) -> None:
+    def ended(self, number: int) -> None:
         """A worker has ended: nothing is open in it any more."""
         if self._folder is not None:
-            for path in self._folder.glob(f"gauge_live*_{place}.db"):
+            for path in self._folder.glob(f"gauge_live*_{number}.db"):
                 path.unlink(missing_ok=True)
 
 
@@ -46,8 +46,8 @@ def multiprocess_metrics() -> Iterator[MultiprocessMetrics]:
 
 def use_worker_number() -> None:
     """In a worker, before any metric is made: keep them under the name of its place."""
-    place = os.environ.get(PLACE)
-    if place is not None and is_installed("prometheus_client"):
+    number = os.environ.get(WORKER_NUMBER)
+    if number is not None and is_installed("prometheus_client"):
         from prometheus_client import values
 
-        values.ValueClass = values.MultiProcessValue(lambda: place)  # type: ignore[no-untyped-call]
+        values.ValueClass = values.MultiProcessValue(lambda: number)  # type: ignore[no-untyped-call]

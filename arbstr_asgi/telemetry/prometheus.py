@@ -19,10 +19,10 @@ from arbstr_asgi.providers.circuit_breaker import State
 logger = logging.getLogger("arbstr_asgi")
 OTHER = "other"
 NONE = "none"
-ATTEMPTS = 3  # to read files that others are writing
-_OURS = "arbstr_"
+READ_ATTEMPTS = 3  # to read files that others are writing
+_PREFIX = "arbstr_"
 BUCKETS = (0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 20.0, 40.0, 80.0, 160.0, 320.0, 640.0)  # seconds
-SECONDS_BETWEEN_COMPLAINTS = 60.0
+LOG_INTERVAL = 60.0
 
 
 _REASONS = {
@@ -46,9 +46,9 @@ class Labels:
             for name in (*provider.models, *provider.aliases, *provider.model_rates)
         )
 
-    def model(self, asked: str) -> str:
+    def model(self, model: str) -> str:
         """The model that a client asked for, if it is a configured one; else `other`."""
-        return asked if asked in self._models else OTHER
+        return model if model in self._models else OTHER
 
 
 def status_of(entry: LedgerEntry) -> str:
@@ -116,12 +116,12 @@ class Gauges:
             gauge.set(drains.get(name, 0))
         for (name, state), gauge in self._states.items():
             gauge.set(states[name]["state"] == state)
-        said = {
+        values_by_name = {
             "queue_entries": snapshot.queued,
             "spilled_rows": snapshot.spilled,
             "spill_bytes": snapshot.spill_bytes,
         }
-        for name, value in said.items():
+        for name, value in values_by_name.items():
             self._ledger[name].set(value)
         self._oldest.set(snapshot.oldest_unwritten_seconds or 0)
         for name, counter in self._losses.items():
@@ -135,23 +135,23 @@ def shared() -> bool:
     return bool(getattr(values.ValueClass, "_multiprocess", False))
 
 
-def exposed(registry: CollectorRegistry) -> tuple[bytes, str]:
+def render(registry: CollectorRegistry) -> tuple[bytes, str]:
     """The text and its media type. Raises ServerError where the folder of several processes can't be read."""
     if not shared():
-        return generate_latest(_Ours(registry)), CONTENT_TYPE_LATEST
-    for _ in range(ATTEMPTS):
+        return generate_latest(_OwnMetrics(registry)), CONTENT_TYPE_LATEST
+    for _ in range(READ_ATTEMPTS):
         try:
-            return generate_latest(_Ours(_of_all())), CONTENT_TYPE_LATEST
+            return generate_latest(_OwnMetrics(_multiprocess_collector())), CONTENT_TYPE_LATEST
         except Exception:  # noqa: BLE001, S112 - a file that has just begun is too short, and may raise anything
             continue
     raise ServerError("The metrics can't be read.", code="metrics_unavailable")
 
 
-def _of_all() -> MultiProcessCollector:
+def _multiprocess_collector() -> MultiProcessCollector:
     return MultiProcessCollector(None)  # type: ignore[no-untyped-call]
 
 
-class _Ours(Collector):
+class _OwnMetrics(Collector):
     """What is ours in it, since a host keeps its own in the same folder; without the times when series began."""
 
     def __init__(self, inner: Any) -> None:
@@ -159,7 +159,7 @@ class _Ours(Collector):
 
     def collect(self) -> Iterator[Metric]:
         for metric in self._inner.collect():
-            if metric.name.startswith(_OURS):
+            if metric.name.startswith(_PREFIX):
                 metric.samples = [sample for sample in metric.samples if not sample.name.endswith("_created")]
                 yield metric
 
@@ -175,31 +175,33 @@ class Metrics:
         self._providers = tuple(provider.name for provider in config.providers)
         self._labels = Labels(config)
         self._gauges: Gauges | None = None
-        self._quiet = Throttle(SECONDS_BETWEEN_COMPLAINTS)
-        call = ("provider", "model", "policy", "streaming", "end_reason", "status", "usage_source")
+        self._log_throttle = Throttle(LOG_INTERVAL)
+        call_labels = ("provider", "model", "policy", "streaming", "end_reason", "status", "usage_source")
         self._requests = Counter(
             "arbstr_requests_total",
             "Calls that have ended; status is the class of the client's.",
-            call,
+            call_labels,
             registry=registry,
         )
-        of_usage = ("provider", "model", "usage_source")
+        usage_labels = ("provider", "model", "usage_source")
         self._tokens = Counter(
-            "arbstr_tokens_total", "Tokens, as far as they are known.", (*of_usage, "type"), registry=registry
+            "arbstr_tokens_total", "Tokens, as far as they are known.", (*usage_labels, "type"), registry=registry
         )
-        self._cost = Counter("arbstr_cost_sats_total", "Sats, as far as costs are known.", of_usage, registry=registry)
-        timed = ("provider", "streaming")
+        self._cost = Counter(
+            "arbstr_cost_sats_total", "Sats, as far as costs are known.", usage_labels, registry=registry
+        )
+        timing_labels = ("provider", "streaming")
         self._duration = Histogram(
             "arbstr_request_duration_seconds",
             "From a call's arrival to its end, with what was read on for clients that have left.",
-            timed,
+            timing_labels,
             registry=registry,
             buckets=BUCKETS,
         )
         self._first_byte = Histogram(
             "arbstr_time_to_first_byte_seconds",
             "From a call's arrival to the beginning of the provider's answer.",
-            timed,
+            timing_labels,
             registry=registry,
             buckets=BUCKETS,
         )
@@ -228,7 +230,7 @@ class Metrics:
     def estimated(self, entry: LedgerEntry) -> None:
         """The usage of a call that has been counted without any has been estimated."""
         try:
-            self._used(entry)
+            self._count_usage(entry)
         except Exception as error:  # noqa: BLE001
             self._failed(error)
 
@@ -252,14 +254,14 @@ class Metrics:
 
     def exposition(self) -> tuple[bytes, str]:
         """All metrics in Prometheus' text format, and its media type. Takes milliseconds. Raises ServerError."""
-        return exposed(self._registry)
+        return render(self._registry)
 
     def _finished(self, entry: LedgerEntry, seconds: float) -> None:
-        facts = (entry.provider, self._labels.model(entry.model), entry.policy, entry.streaming, entry.end_reason)
-        key = (*facts, status_of(entry), entry.usage_source)
+        labels = (entry.provider, self._labels.model(entry.model), entry.policy, entry.streaming, entry.end_reason)
+        key = (*labels, status_of(entry), entry.usage_source)
         children = self._calls.get(key)
         if children is None:
-            children = self._calls[key] = self._of_call(entry)
+            children = self._calls[key] = self._call_children(entry)
         count, duration, first_byte = children
         count()
         duration(seconds)
@@ -267,25 +269,25 @@ class Metrics:
             first_byte(entry.latency_ms / 1000)
         for attempt in entry.tries:
             self._child(self._attempts, attempt.provider, outcome_of(attempt)).inc()
-        self._used(entry)
+        self._count_usage(entry)
 
-    def _of_call(self, entry: LedgerEntry) -> _Children:
+    def _call_children(self, entry: LedgerEntry) -> _Children:
         provider, model, streaming = entry.provider or NONE, self._labels.model(entry.model), _flag(entry.streaming)
-        facts = (provider, model, entry.policy or NONE, streaming, entry.end_reason, status_of(entry))
+        labels = (provider, model, entry.policy or NONE, streaming, entry.end_reason, status_of(entry))
         return (
-            self._requests.labels(*facts, entry.usage_source).inc,
+            self._requests.labels(*labels, entry.usage_source).inc,
             self._duration.labels(provider, streaming).observe,
             self._first_byte.labels(provider, streaming).observe,
         )
 
-    def _used(self, entry: LedgerEntry) -> None:
-        of_usage = (entry.provider or NONE, self._labels.model(entry.model), entry.usage_source)
+    def _count_usage(self, entry: LedgerEntry) -> None:
+        usage_labels = (entry.provider or NONE, self._labels.model(entry.model), entry.usage_source)
         if entry.input_tokens is not None:
-            self._child(self._tokens, *of_usage, "input").inc(entry.input_tokens)
+            self._child(self._tokens, *usage_labels, "input").inc(entry.input_tokens)
         if entry.output_tokens is not None:
-            self._child(self._tokens, *of_usage, "output").inc(entry.output_tokens)
+            self._child(self._tokens, *usage_labels, "output").inc(entry.output_tokens)
         if entry.cost_sats is not None:
-            self._child(self._cost, *of_usage).inc(float(entry.cost_sats))
+            self._child(self._cost, *usage_labels).inc(float(entry.cost_sats))
 
     def _child(self, metric: Counter, *labels: str) -> Counter:
         key = (metric, *labels)
@@ -295,7 +297,7 @@ class Metrics:
         return child
 
     def _failed(self, error: Exception) -> None:
-        if self._quiet.allow():
+        if self._log_throttle.allow():
             logger.error("metrics failed with %s", type(error).__name__)
 
 

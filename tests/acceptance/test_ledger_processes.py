@@ -135,7 +135,7 @@ def _roll_up(url: str, barrier: Any) -> None:
         ledger = Ledger(url)
         await ledger.open()
         barrier.wait(60)
-        await ledger._upkeep().roll_up()
+        await ledger._maintenance().roll_up()
         await ledger.close()
 
     asyncio.run(main())

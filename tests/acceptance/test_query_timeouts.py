@@ -28,8 +28,8 @@ def test_the_database_gives_up_too(bench: Bench) -> None:
     """A statement that takes longer than its question may is ended, and the connection is as it was."""
 
     async def scenario() -> None:
-        sessions = bench.ledger._open_reader().sessions
-        driver = sessions.driver
+        connections = bench.ledger._open_reader().connections
+        driver = connections.driver
         limit = {"postgresql": "SHOW statement_timeout", "mysql": "SELECT @@max_statement_time"}.get(driver.dialect)
 
         async def work(raw: Any) -> None:
@@ -46,7 +46,7 @@ def test_the_database_gives_up_too(bench: Bench) -> None:
             assert int((await driver.fetch(raw, "SELECT 1"))[0][0]) == 1
             assert (await driver.fetch(raw, limit) if limit else None) == before
 
-        await sessions.run(work, timeout=40.0)
+        await connections.run(work, timeout=40.0)
 
     bench.run(scenario())
 
@@ -65,16 +65,16 @@ def test_a_turn_ends_with_the_work(bench: Bench, monkeypatch: pytest.MonkeyPatch
             return []
 
         monkeypatch.setattr(QueryRunner, "groups", groups)
-        for _ in range(queries.AT_ONCE):
+        for _ in range(queries.MAX_CONCURRENT_QUERIES):
             asking = asyncio.create_task(bench.ledger.stats(ALL))
             await asyncio.sleep(0.01)
             asking.cancel()
         another = asyncio.create_task(bench.ledger.stats(ALL))
         await asyncio.sleep(0.05)
-        assert running == queries.AT_ONCE
+        assert running == queries.MAX_CONCURRENT_QUERIES
         done.set()
         assert await asyncio.wait_for(another, 5) == []
-        assert running == queries.AT_ONCE + 1
+        assert running == queries.MAX_CONCURRENT_QUERIES + 1
 
     bench.run(scenario())
 

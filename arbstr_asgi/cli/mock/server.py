@@ -19,7 +19,7 @@ from arbstr_asgi.config.provider import Provider
 from arbstr_asgi.config.settings import DatabaseConfig, Server
 from arbstr_asgi.config.validation import check_listen
 
-SECONDS_OF_PATIENCE = 5.0  # so that nobody who tries a stall need wait for minutes
+PROVIDER_TIMEOUT = 5.0  # so that nobody who tries a stall need wait for minutes
 
 
 CODE = Rule(
@@ -53,8 +53,8 @@ def _config(cheap_url: str, expensive_url: str, database: Path) -> Config:
         models=("gpt-4o", "gpt-4o-mini", "claude-3.5-sonnet"),
         input_rate=5_000,
         output_rate=15_000,
-        first_byte_timeout=SECONDS_OF_PATIENCE,
-        idle_timeout=SECONDS_OF_PATIENCE,
+        first_byte_timeout=PROVIDER_TIMEOUT,
+        idle_timeout=PROVIDER_TIMEOUT,
     )
     expensive = Provider(
         name=EXPENSIVE,
@@ -63,8 +63,8 @@ def _config(cheap_url: str, expensive_url: str, database: Path) -> Config:
         input_rate=10_000,
         output_rate=30_000,
         base_fee=1,
-        first_byte_timeout=SECONDS_OF_PATIENCE,
-        idle_timeout=SECONDS_OF_PATIENCE,
+        first_byte_timeout=PROVIDER_TIMEOUT,
+        idle_timeout=PROVIDER_TIMEOUT,
     )
     return Config(
         providers=(cheap, expensive),
@@ -74,7 +74,7 @@ def _config(cheap_url: str, expensive_url: str, database: Path) -> Config:
     )
 
 
-TRIED = {"model": "gpt-4o", "messages": [{"role": "user", "content": f"Hello! [{CHEAP}: 503]"}]}
+EXAMPLE_REQUEST = {"model": "gpt-4o", "messages": [{"role": "user", "content": f"Hello! [{CHEAP}: 503]"}]}
 
 
 def serve_mock(listen: str) -> None:
@@ -92,11 +92,11 @@ async def _serve_mock(listen: str) -> None:
         async with run_mock_providers(database) as mocks:
             names = " and ".join(provider.name for provider in mocks.config.providers)
             click.echo(f"{names} behind http://{listen}/v1, no key; until this ends, the ledger: {database}")
-            click.echo(_said(listen))
+            click.echo(_usage_text(listen))
             await serve_here(Arbstr(mocks.config), listen, grace=1.0)
 
 
-def _said(listen: str) -> str:
+def _usage_text(listen: str) -> str:
     return f"""
 GET  /v1/stats, /v1/requests, /v1/models, /providers, /metrics, /health, /livez, /readyz
 POST /v1/chat/completions, /v1/cost
@@ -106,5 +106,5 @@ A message tells the providers what to do, as in [mock: stall] or [{CHEAP}: slow 
 One that fails three times in a row is not asked for 30 s; /health shows that.
 
 curl -i http://{listen}/v1/chat/completions -H 'content-type: application/json' \\
-     -d '{json.dumps(TRIED)}'
+     -d '{json.dumps(EXAMPLE_REQUEST)}'
 """

@@ -17,13 +17,13 @@ READ_TIMEOUT = 30.0  # seconds for a question
 
 
 # What a database that is out of reach raises, whatever its driver.
-OUTAGES = (OSError, TimeoutError)
+OUTAGE_ERRORS = (OSError, TimeoutError)
 
 
 class SpecialColumns(NamedTuple):
     """Where in a row of a table the values are that drivers take in different forms."""
 
-    moments: tuple[int, ...]
+    timestamps: tuple[int, ...]
     money: tuple[int, ...]
 
     @classmethod
@@ -143,7 +143,7 @@ class Driver(Protocol):
         """A normalised moment as the driver takes it."""
         ...
 
-    async def spare(self, raw: Any) -> None:
+    async def limit_disk_use(self, raw: Any) -> None:
         """Take as little room as possible on the disk for what is written from now on: it may have been full."""
         ...
 
@@ -157,13 +157,13 @@ def load(dialect: str) -> Driver:
     return cast("Driver", importlib.import_module(f"arbstr_asgi.database.drivers.{dialect}").DRIVER)
 
 
-def encoded(row: Row, special: SpecialColumns, moment: Any, money: Any) -> Row:
+def encode_row(row: Row, special: SpecialColumns, convert_timestamp: Any, money: Any) -> Row:
     """A row with its moments and amounts converted."""
     values = list(row)
-    for place in special.moments:
-        values[place] = moment(values[place])
-    for place in special.money:
-        values[place] = money(values[place])
+    for index in special.timestamps:
+        values[index] = convert_timestamp(values[index])
+    for index in special.money:
+        values[index] = money(values[index])
     return tuple(values)
 
 
@@ -172,7 +172,7 @@ def is_connection_error(error: BaseException) -> bool:
     return isinstance(error, OSError) and not isinstance(error, TimeoutError | ConnectionAbortedError)
 
 
-def plain(value: Decimal | None) -> str | None:
+def decimal_text(value: Decimal | None) -> str | None:
     """A normalised amount as text, never with an exponent."""
     if value is None:
         return None
@@ -180,7 +180,7 @@ def plain(value: Decimal | None) -> str | None:
     return f"{value:f}" if "E" in text else text
 
 
-def iso(value: datetime) -> str:
+def format_timestamp(value: datetime) -> str:
     """Fixed width, so that text sorts as time does: `2026-11-22T10:00:00.123Z`; of a normalised moment."""
     text: str = msgspec.to_builtins(value)  # ten times as fast as `isoformat`; without a fraction that is 0
     return f"{text[:23]}Z" if value.microsecond else f"{text[:19]}.000Z"

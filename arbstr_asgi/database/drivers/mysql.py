@@ -12,14 +12,14 @@ from pymysql import err
 from arbstr_asgi.database.drivers.base import (
     CONVERSION_ERRORS,
     IN_REQUESTS,
-    OUTAGES,
+    OUTAGE_ERRORS,
     READ_TIMEOUT,
     BulkStatement,
     Driver,
     SpecialColumns,
-    encoded,
+    encode_row,
+    format_timestamp,
     is_connection_error,
-    iso,
 )
 from arbstr_asgi.database.values import Row
 
@@ -121,7 +121,7 @@ class Mysql:
         await self.fetch(raw, f"SELECT RELEASE_LOCK({_LOCK_NAME})", (prefix,))
 
     def encode(self, row: Row, special: SpecialColumns = IN_REQUESTS) -> Row:
-        return encoded(row, special, _text, self.money)
+        return encode_row(row, special, _text, self.money)
 
     def money(self, value: Decimal | None) -> Decimal | None:
         return value
@@ -138,7 +138,7 @@ class Mysql:
     def is_transient(self, error: BaseException) -> bool:
         if isinstance(error, err.MySQLError):
             return bool(error.args[:1] != (_NO_SUCH_DATABASE,))
-        return isinstance(error, OUTAGES)
+        return isinstance(error, OUTAGE_ERRORS)
 
     def is_connection_lost(self, error: BaseException) -> bool:
         if isinstance(error, err.MySQLError):
@@ -148,7 +148,7 @@ class Mysql:
     def read_timestamp(self, value: datetime) -> datetime:
         return _naive(value)
 
-    async def spare(self, raw: Any) -> None:
+    async def limit_disk_use(self, raw: Any) -> None:
         pass  # its server's affair
 
     def abandon(self, raw: Any) -> None:
@@ -170,7 +170,7 @@ def _naive(value: datetime) -> datetime:
 
 
 def _text(value: datetime) -> str:
-    return iso(value)[:-1]  # no literal takes the offset
+    return format_timestamp(value)[:-1]  # no literal takes the offset
 
 
 DRIVER: Driver = Mysql()

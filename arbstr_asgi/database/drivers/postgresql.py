@@ -11,15 +11,15 @@ import asyncpg
 from arbstr_asgi.database.drivers.base import (
     CONVERSION_ERRORS,
     IN_REQUESTS,
-    OUTAGES,
+    OUTAGE_ERRORS,
     READ_TIMEOUT,
     BulkStatement,
     Driver,
     SpecialColumns,
-    encoded,
+    decimal_text,
+    encode_row,
+    format_timestamp,
     is_connection_error,
-    iso,
-    plain,
 )
 from arbstr_asgi.database.values import Row
 
@@ -108,7 +108,7 @@ class Postgresql:
         pass
 
     def encode(self, row: Row, special: SpecialColumns = IN_REQUESTS) -> Row:
-        return encoded(row, special, iso, plain)  # as `statements` has them read
+        return encode_row(row, special, format_timestamp, decimal_text)  # as `statements` has them read
 
     def money(self, value: Decimal | None) -> Decimal | None:
         return value
@@ -122,7 +122,7 @@ class Postgresql:
     def is_transient(self, error: BaseException) -> bool:
         if isinstance(error, asyncpg.InvalidCatalogNameError):
             return False
-        return isinstance(error, (asyncpg.PostgresError, asyncpg.InterfaceError, *OUTAGES))
+        return isinstance(error, (asyncpg.PostgresError, asyncpg.InterfaceError, *OUTAGE_ERRORS))
 
     def is_connection_lost(self, error: BaseException) -> bool:
         if isinstance(error, asyncpg.PostgresError):
@@ -132,7 +132,7 @@ class Postgresql:
     def read_timestamp(self, value: datetime) -> datetime:
         return value
 
-    async def spare(self, raw: Any) -> None:
+    async def limit_disk_use(self, raw: Any) -> None:
         pass  # its server's affair
 
     def abandon(self, raw: Any) -> None:

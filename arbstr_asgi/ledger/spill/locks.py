@@ -29,13 +29,13 @@ class SpillLock:
     @property
     def size(self) -> int:
         """Bytes on disk."""
-        found = 0
+        result = 0
         for path in (self.file, self.file.with_name(f"{self.file.name}-wal")):
             with suppress(OSError):
-                found += path.stat().st_size
-        return found
+                result += path.stat().st_size
+        return result
 
-    def sign(self, worker_id: str) -> None:
+    def write_owner(self, worker_id: str) -> None:
         """Write down who holds the lock."""
         os.ftruncate(self._lock, 0)
         os.pwrite(self._lock, worker_id.encode(), 0)
@@ -73,17 +73,17 @@ class SpillLocks:
             elif slot is not None:
                 slot.release()
 
-    def living(self) -> set[str]:
+    def live_owners(self) -> set[str]:
         """The worker ids of those who hold a slot now."""
-        found: set[str] = set()
+        result: set[str] = set()
         for number in self._numbers():
             slot = self._try(number)
             if slot is not None:
                 slot.release()
             else:
                 with suppress(OSError):
-                    found.add((self._folder / f"{number}.lock").read_text("ascii", "replace"))
-        return found
+                    result.add((self._folder / f"{number}.lock").read_text("ascii", "replace"))
+        return result
 
     def _numbers(self) -> list[int]:
         names = (path.stem for path in self._folder.glob("*.lock"))
@@ -111,14 +111,14 @@ def _create(file: Path) -> None:
 def _folder_id(folder: Path) -> str:
     """Eight characters that this folder has kept since it was made, whatever its host is called today."""
     path = folder / "id"
-    mine = folder / f".{uuid4().hex}"
-    mine.write_text(uuid4().hex[:8], "ascii")
+    temporary = folder / f".{uuid4().hex}"
+    temporary.write_text(uuid4().hex[:8], "ascii")
     try:
-        os.link(mine, path)  # unlike a rename it fails where somebody else was first
+        os.link(temporary, path)  # unlike a rename it fails where somebody else was first
     except FileExistsError:
         pass
     finally:
-        mine.unlink()
+        temporary.unlink()
     return path.read_text("ascii")
 
 

@@ -10,25 +10,25 @@ from arbstr_asgi.ledger.queue import WriteQueue
 from arbstr_asgi.ledger.retry import RetryLoop
 from arbstr_asgi.ledger.spill.store import SpillStore
 
-PATIENCE = 0.15  # seconds from an entry's coming to its spilling
+SPILL_AFTER = 0.15  # seconds from an entry's coming to its spilling
 BATCH = 500  # rows
-AT_ONCE = 128  # rows that are taken out of the spill
+REMOVE_BATCH = 128  # rows that are taken out of the spill
 
 
 class SpillWriter:
     """A task beside the writer's; both work on the same `backlog` and `hand`, and never wait for each other."""
 
-    def __init__(self, spill: SpillStore, backlog: WriteQueue, hand: PendingBatches, now: Callable[[], float]) -> None:
+    def __init__(self, spill: SpillStore, queue: WriteQueue, pending: PendingBatches, now: Callable[[], float]) -> None:
         self._spill = spill
-        self._queue = backlog
-        self._batches = hand
+        self._queue = queue
+        self._batches = pending
         self._now = now
         self._event = asyncio.Event()
         self._retry = RetryLoop(f"ledger's spill {spill.slot.file}", lambda: None)
         self._task = asyncio.create_task(self._run(), name="arbstr-spill", context=contextvars.Context())
 
     @property
-    def works(self) -> bool:
+    def is_working(self) -> bool:
         """Whether the last attempt to write succeeded."""
         return not self._retry.failures
 
@@ -43,37 +43,37 @@ class SpillWriter:
         with suppress(Exception):  # what is left is counted by whoever stops us
             async with asyncio.timeout(timeout):
                 await self._spill_all(self._now())
-                await self._forget(len(self._batches.stale))
+                await self._remove_committed(len(self._batches.stale))
 
     async def _run(self) -> None:
         while True:
-            await self._until_late()
+            await self._wait_until_due()
             retrying = self._retry.retrying(asyncio.sleep, lambda: False, self._waiting)
-            await retrying(self._spill_late)
+            await retrying(self._spill_due)
 
-    async def _until_late(self) -> None:
+    async def _wait_until_due(self) -> None:
         while True:
-            since = self._since()
-            left = PATIENCE if since is None else since + PATIENCE - self._now()
-            if left <= 0:
+            since = self._oldest_unspilled()
+            seconds_left = SPILL_AFTER if since is None else since + SPILL_AFTER - self._now()
+            if seconds_left <= 0:
                 return
-            if self._batches.stale and left > PATIENCE / 2:
-                await self._forget(AT_ONCE)
+            if self._batches.stale and seconds_left > SPILL_AFTER / 2:
+                await self._remove_committed(REMOVE_BATCH)
             elif since is None:
                 self._event.clear()
                 await self._event.wait()
             else:
-                await asyncio.sleep(left)
+                await asyncio.sleep(seconds_left)
 
-    async def _forget(self, limit: int) -> None:
+    async def _remove_committed(self, limit: int) -> None:
         """Take out what has been committed since; where that fails it is replayed, which changes nothing."""
-        some = self._batches.stale[:limit]
+        records = self._batches.stale[:limit]
         with suppress(Exception):
-            await self._spill.forget(some)
-        del self._batches.stale[: len(some)]
+            await self._spill.remove_committed(records)
+        del self._batches.stale[: len(records)]
 
-    async def _spill_late(self) -> None:
-        await self._spill_all(self._now() - PATIENCE)
+    async def _spill_due(self) -> None:
+        await self._spill_all(self._now() - SPILL_AFTER)
 
     async def _spill_all(self, until: float) -> None:
         """Spill, batch by batch, while the oldest came before `until`."""
@@ -81,19 +81,19 @@ class SpillWriter:
             since = self._queue.since
             if since is not None and since <= until:
                 self._batches.take(self._queue, BATCH)
-            chunk = self._first()
-            if chunk is None or chunk.since > until:
+            batch = self._first_unspilled()
+            if batch is None or batch.since > until:
                 return
-            await self._spill.write(chunk.records)
-            self._batches.mark_spilled(chunk)
+            await self._spill.write(batch.records)
+            self._batches.mark_spilled(batch)
             self._retry.recovered()
 
-    def _first(self) -> Batch | None:
+    def _first_unspilled(self) -> Batch | None:
         return next(iter(self._batches.unspilled), None)
 
-    def _since(self) -> float | None:
+    def _oldest_unspilled(self) -> float | None:
         """When the oldest came that is in memory alone."""
-        first = self._first()
+        first = self._first_unspilled()
         waiting = self._queue.since
         if first is None or waiting is None:
             return waiting if first is None else first.since

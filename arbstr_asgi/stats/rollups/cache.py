@@ -5,13 +5,13 @@ from collections.abc import Hashable
 
 from arbstr_asgi.stats.totals import Totals
 
-MOST = 25_000_000  # bytes in memory
-_FOR_A_QUESTION = 2000  # bytes
-_FOR_A_KEY = 150  # bytes: the names of a group and their place
-_FOR_A_TALLY = 800  # bytes, without its histograms
+MAX_BYTES = 25_000_000  # bytes in memory
+_ENTRY_BYTES = 2000  # bytes
+_KEY_BYTES = 150  # bytes: the names of a group and their place
+_TOTALS_BYTES = 800  # bytes, without its histograms
 
 Keys = tuple[str, ...]
-Place = tuple[Keys, int]
+GroupKey = tuple[Keys, int]
 """The values that are grouped by, and what stands for a time."""
 
 
@@ -20,17 +20,17 @@ class CacheEntry:
 
     def __init__(self, generation: Hashable = None) -> None:
         self.generation = generation
-        self.totals: dict[Keys, int] | None = None
-        self.tallies: dict[Place, Totals] = {}
-        self.asked: set[Keys] = set()  # the groups of which there are all tallies
-        self.whole = False  # whether the tallies are all that there are
+        self.row_counts: dict[Keys, int] | None = None
+        self.totals: dict[GroupKey, Totals] = {}
+        self.loaded: set[Keys] = set()  # the groups of which there are all tallies
+        self.complete = False  # whether the tallies are all that there are
         self.size = 0
 
-    def measured(self) -> int:
+    def measure(self) -> int:
         """How many bytes it has by now."""
-        histograms = sum(each.size for tally in self.tallies.values() for each in tally.histograms)
-        keys = len(self.totals or ()) + len(self.asked) + len(self.tallies)
-        return _FOR_A_QUESTION + _FOR_A_KEY * keys + _FOR_A_TALLY * len(self.tallies) + histograms
+        histograms = sum(each.size for each_totals in self.totals.values() for each in each_totals.histograms)
+        keys = len(self.row_counts or ()) + len(self.loaded) + len(self.totals)
+        return _ENTRY_BYTES + _KEY_BYTES * keys + _TOTALS_BYTES * len(self.totals) + histograms
 
 
 class RollupCache:
@@ -39,18 +39,18 @@ class RollupCache:
     def __init__(self) -> None:
         self._entries: OrderedDict[Hashable, CacheEntry] = OrderedDict()
 
-    def of(self, generation: Hashable, question: Hashable) -> CacheEntry:
+    def get(self, generation: Hashable, query: Hashable) -> CacheEntry:
         """What is known of these roll-ups, to be added to; `fit` it afterwards. Another generation's is forgotten."""
-        found = self._entries.get(question)
-        if found is None or found.generation != generation:
-            found = self._entries[question] = CacheEntry(generation)
-        self._entries.move_to_end(question)
-        return found
+        entry = self._entries.get(query)
+        if entry is None or entry.generation != generation:
+            entry = self._entries[query] = CacheEntry(generation)
+        self._entries.move_to_end(query)
+        return entry
 
     def evict(self, grown: CacheEntry) -> None:
         """Forget the questions that have not been asked for longest, as far as there is too much of all."""
-        grown.size = grown.measured()
-        size = sum(found.size for found in self._entries.values())
-        while size > MOST:
-            _, found = self._entries.popitem(last=False)
-            size -= found.size
+        grown.size = grown.measure()
+        size = sum(entry.size for entry in self._entries.values())
+        while size > MAX_BYTES:
+            _, entry = self._entries.popitem(last=False)
+            size -= entry.size

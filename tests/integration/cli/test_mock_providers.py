@@ -142,7 +142,7 @@ def test_told(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Each thing that they can be told reaches the client as what it is, and the row says what is true of it."""
-    monkeypatch.setattr(mocks, "SECONDS_OF_PATIENCE", 0.5)
+    monkeypatch.setattr(mocks, "PROVIDER_TIMEOUT", 0.5)
     monkeypatch.setattr(mock, "SECONDS_PER_SLOW_WORD", 0.02)
 
     async def main() -> tuple[Wire, Row]:
@@ -242,7 +242,7 @@ def test_no_completion(body: bytes) -> None:
 @pytest.mark.parametrize(("word", "stream"), [("stall", True), ("stall", False), ("hang", True), ("hang", False)])
 def test_a_stall_ends_with_its_peer(word: str, stream: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """However long it would last, nothing of it is left when the peer has gone."""
-    monkeypatch.setattr(mock, "SECONDS_OF_NOTHING", 1000.0)
+    monkeypatch.setattr(mock, "STALL_SECONDS", 1000.0)
 
     provider, answering = MockProvider(CHEAP), 0
 
@@ -271,7 +271,7 @@ def test_a_stall_ends_with_its_peer(word: str, stream: bool, monkeypatch: pytest
 
 def test_a_stall_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     """Behind a stall comes the answer."""
-    monkeypatch.setattr(mock, "SECONDS_OF_NOTHING", 0.3)
+    monkeypatch.setattr(mock, "STALL_SECONDS", 0.3)
 
     async def main() -> None:
         async with serving(MockProvider(CHEAP).app) as url:

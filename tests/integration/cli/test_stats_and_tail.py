@@ -450,7 +450,7 @@ def test_tail_goes_on(config: str, monkeypatch: pytest.MonkeyPatch) -> None:
         return list(found)
 
     monkeypatch.setattr(TailPoller, "poll", look)
-    monkeypatch.setattr("arbstr_asgi.cli.stats._POLL", 0.0)
+    monkeypatch.setattr("arbstr_asgi.cli.stats._POLL_INTERVAL", 0.0)
     result = arbstr("tail", "-c", config)
     assert (result.exit_code, result.stdout) == (0, "")
     assert result.stderr.split("\n")[:2] == ["down; trying again", "again; trying again"]

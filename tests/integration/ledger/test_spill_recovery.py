@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from arbstr_asgi.errors import LedgerError
-from arbstr_asgi.ledger import batch as hand
+from arbstr_asgi.ledger import batch as pending
 from arbstr_asgi.ledger.ledger import Ledger
 from arbstr_asgi.ledger.spill.locks import SpillLocks
 from arbstr_asgi.ledger.spill.store import SpillStore
@@ -131,12 +131,12 @@ def test_a_database_that_is_down_at_start_gets_everything_later(database_url: st
     outage(database_url, scenario)
 
 
-@pytest.mark.parametrize("kept", [0, hand.KEPT])
+@pytest.mark.parametrize("kept", [0, pending.MAX_SPILLED_IN_MEMORY])
 def test_an_update_waits_for_the_row_that_is_on_disk(
     database_url: str, kept: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Also where its row is in no batch of the memory's any more, the update finds it."""
-    monkeypatch.setattr(hand, "KEPT", kept)
+    monkeypatch.setattr(pending, "MAX_SPILLED_IN_MEMORY", kept)
 
     async def scenario(out: Outage) -> None:
         ledger = Ledger(out.url)
@@ -315,13 +315,13 @@ def test_slots_tell_the_living_from_the_dead(tmp_path: Path) -> None:
     """A slot has one owner at a time; whose lock is free is an orphan, and its place is taken again."""
     slots = SpillLocks(tmp_path / "spill")
     first, second = slots.claim(), slots.claim()
-    first.sign("one")
-    second.sign("another")
+    first.write_owner("one")
+    second.write_owner("another")
     assert first.file != second.file
-    assert slots.living() == {"one", "another"}
+    assert slots.live_owners() == {"one", "another"}
     assert list(slots.orphans()) == []
     first.release()
-    assert SpillLocks(tmp_path / "spill").living() == {"another"}
+    assert SpillLocks(tmp_path / "spill").live_owners() == {"another"}
     (orphan,) = slots.orphans()
     assert orphan.file == first.file
     assert slots.claim().file not in (first.file, second.file)

@@ -101,7 +101,7 @@ def test_many_rows_are_counted_by_the_database(bench: Bench, monkeypatch: pytest
         await bench.record(*filled())
         await bench.upkeep.roll_up()
         for module in (live, roller):
-            monkeypatch.setattr(module, "FEW", 0)
+            monkeypatch.setattr(module, "IN_MEMORY_ROWS", 0)
         assert (await bench.upkeep.rebuild(None)).differed == 0
         await bench.record(*filled(tenant="late"))
         await compare(bench, await bench.rows())
@@ -194,7 +194,7 @@ def test_what_changes_meanwhile_stays_dirty(bench: Bench, monkeypatch: pytest.Mo
     async def scenario() -> None:
         await bench.clear()
         await bench.record(*filled())
-        of_rows = roller.RollupBuilder._of_rows
+        of_rows = roller.RollupBuilder._aggregate_hour
         late = [an_entry(f"late-{n}", timestamp=DAY + timedelta(minutes=47 * n), model="late") for n in range(50)]
 
         async def slowly(self: roller.RollupBuilder, raw: Any, hour: int) -> Any:
@@ -204,7 +204,7 @@ def test_what_changes_meanwhile_stays_dirty(bench: Bench, monkeypatch: pytest.Mo
             return found
 
         with monkeypatch.context() as patch:
-            patch.setattr(roller.RollupBuilder, "_of_rows", slowly)
+            patch.setattr(roller.RollupBuilder, "_aggregate_hour", slowly)
             await bench.upkeep.roll_up()
         assert await bench.fetch("SELECT * FROM dirty_hours") != []
         await compare(bench, await bench.rows())
@@ -347,7 +347,7 @@ def test_values_are_never_sql(bench: Bench, name: str) -> None:
 
 def test_no_count_takes_long(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where roll-ups don't know how many there are and too many would have to be looked at, it is not said."""
-    monkeypatch.setattr(pages, "COUNTED", 20)
+    monkeypatch.setattr(pages, "MAX_EXACT_COUNT", 20)
 
     async def scenario() -> None:
         await bench.clear()
@@ -404,7 +404,7 @@ def test_a_sorted_page_reads_no_row_that_is_not_on_it(
 
 def test_the_caretaker_works_by_itself(database_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Beside two open ledgers hours are rolled up and old rows pruned, by one of them; both close at once."""
-    monkeypatch.setattr(caretaker, "PAUSE", 0.1)
+    monkeypatch.setattr(caretaker, "INTERVAL", 0.1)
 
     async def main() -> None:
         now = datetime.now(UTC)
@@ -413,7 +413,7 @@ def test_the_caretaker_works_by_itself(database_url: str, monkeypatch: pytest.Mo
         for age in (8, 8, 9, 1, 2):
             first.record(an_entry(timestamp=now - timedelta(days=age), revision=1, end_reason="completed"))
         await first.close()
-        monkeypatch.setattr(caretaker, "FIRST", 0.05)
+        monkeypatch.setattr(caretaker, "START_DELAY", 0.05)
         ledgers = [Ledger(database_url, retention_days=7) for _ in range(2)]
         for ledger in ledgers:
             await ledger.open()
@@ -422,7 +422,7 @@ def test_the_caretaker_works_by_itself(database_url: str, monkeypatch: pytest.Mo
                 await asyncio.sleep(0.05)
         (group,) = await ledgers[1].stats(StatsQuery(since=now - timedelta(days=30), until=now))
         assert group.figures.total == 5
-        assert len([one for one in ledgers if one._scheduler and one._scheduler._leased > 0]) == 1
+        assert len([one for one in ledgers if one._scheduler and one._scheduler._lease_expires > 0]) == 1
         begun = asyncio.get_running_loop().time()
         for ledger in ledgers:
             await ledger.close()
@@ -433,9 +433,9 @@ def test_the_caretaker_works_by_itself(database_url: str, monkeypatch: pytest.Mo
 
 async def hours_of(ledger: Ledger) -> int:
     """How many hours are rolled up."""
-    sessions = ledger._open_reader().sessions
+    connections = ledger._open_reader().connections
     sql = "SELECT start FROM rollups WHERE period = 'hour' AND dimensions = ''"
-    return len(await sessions.run(lambda raw: sessions.driver.fetch(raw, sql)))
+    return len(await connections.run(lambda raw: connections.driver.fetch(raw, sql)))
 
 
 def test_a_closed_ledger_answers_nothing(database_url: str) -> None:
@@ -508,8 +508,8 @@ def test_a_page_does_not_count_what_is_pruned(tmp_path: Path) -> None:
 
 def test_a_lease_of_a_clock_that_ran_ahead_is_not_believed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A lease that ends later than any lease can is anybody's."""
-    monkeypatch.setattr(caretaker, "FIRST", 0.05)
-    monkeypatch.setattr(caretaker, "PAUSE", 0.1)
+    monkeypatch.setattr(caretaker, "START_DELAY", 0.05)
+    monkeypatch.setattr(caretaker, "INTERVAL", 0.1)
 
     async def main() -> None:
         url = f"sqlite:///{tmp_path}/l.db"

@@ -111,15 +111,15 @@ def test_integers_are_of_64_bits(raw: int) -> None:
 @given(st.datetimes(timezones=st.one_of(st.none(), st.timezones())))
 def test_moments_are_utc_and_never_later(raw: datetime) -> None:
     """Aware UTC in whole milliseconds, cut and not rounded; the text sorts as the time does."""
-    from arbstr_asgi.database.drivers.base import iso
+    from arbstr_asgi.database.drivers.base import format_timestamp
 
     moment = values.timestamp(raw)
     assert moment.tzinfo is UTC
     assert moment.microsecond % 1000 == 0
-    assert len(iso(moment)) == 24
+    assert len(format_timestamp(moment)) == 24
     if raw.tzinfo is not None and 2 < raw.year < 9998:
         assert 0 <= (raw - moment).total_seconds() < 0.001
-    assert datetime.fromisoformat(iso(moment)) == moment
+    assert datetime.fromisoformat(format_timestamp(moment)) == moment
 
 
 @given(st.fixed_dictionaries({column.name: ANYTHING for column in COLUMNS if column.kind is not Kind.TIMESTAMP}))

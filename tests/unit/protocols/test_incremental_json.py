@@ -17,7 +17,7 @@ from arbstr_asgi.protocols import body_meter as plain
 from arbstr_asgi.protocols import meters as decoding
 from arbstr_asgi.protocols.incremental_json import MAX_NESTING
 from arbstr_asgi.protocols.json_edit import BOM
-from arbstr_asgi.protocols.json_excerpt import MAX_CHOICES, MAX_KEPT, MAX_TEXT
+from arbstr_asgi.protocols.json_excerpt import MAX_CHOICES, MAX_KEPT_BYTES, MAX_TEXT_BYTES
 from arbstr_asgi.protocols.meters import open_meter
 from arbstr_asgi.protocols.reply import ReplySummary, decode
 
@@ -287,7 +287,7 @@ def test_long_names() -> None:
         reading = by_pieces(*sliced(body, size))
         assert (reading.id, reading.model, reading.error) == (None, None, "error")
         assert reading.usage is not None
-    body = b'{"model":"' + b"m" * (MAX_TEXT - 2) + b'",' + END
+    body = b'{"model":"' + b"m" * (MAX_TEXT_BYTES - 2) + b'",' + END
     assert facts(by_pieces(*sliced(body, 100))) == facts(by_whole(body))
 
 
@@ -305,7 +305,7 @@ def test_raw_usage_is_the_providers() -> None:
 @pytest.mark.parametrize(
     "body",
     [
-        b'{"usage":{"prompt_tokens":7,"pad":"' + b"p" * MAX_KEPT + b'"}}',
+        b'{"usage":{"prompt_tokens":7,"pad":"' + b"p" * MAX_KEPT_BYTES + b'"}}',
         b'{"usage":{"prompt_tokens":' + b"7" * MIB + b"}}",
         b"{" + b",".join([b'"model":"m"'] * 200_000) + b"," + END,
     ],

@@ -144,7 +144,7 @@ def test_failure_at_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(*args: Any) -> Any:
         raise RuntimeError
 
-    monkeypatch.setattr(events.EventMeter, "_event", broken)
+    monkeypatch.setattr(events.EventMeter, "_process_event", broken)
     assert run(b"data: [DONE]")[0] == b"data: [DONE]"
     monkeypatch.setattr(plain, "decode", broken)
     out, reading = run(b"{}", content_type="application/json")

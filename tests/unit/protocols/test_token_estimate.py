@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from arbstr_asgi import Provider, Rates
 from arbstr_asgi.protocols.chat import ChatRequest, parse
 from arbstr_asgi.protocols.prompt import MAX_OBJECTS, MAX_REPAIR_BYTES
-from arbstr_asgi.protocols.token_estimate import MAX_COUNT, OUTPUT_TOKENS, Estimate, estimate_tokens
+from arbstr_asgi.protocols.token_estimate import DEFAULT_OUTPUT_TOKENS, MAX_COUNT, Estimate, estimate_tokens
 from arbstr_asgi.protocols.usage import Usage
 from arbstr_asgi.providers.pricing import cost, cost_estimate
 from tests.unit.protocols.test_model_alias import bodies
@@ -80,7 +80,7 @@ def test_unreadable(rest: str) -> None:
         request = asked(rest + padding)
     except Exception:  # too large for lone surrogates to pass
         request = ChatRequest(body=f'{{"model":"m",{rest}{padding}}}'.encode(), model="m", stream=False)
-    assert estimate_tokens(request) == (len(request.body) // 4, OUTPUT_TOKENS)
+    assert estimate_tokens(request) == (len(request.body) // 4, DEFAULT_OUTPUT_TOKENS)
 
 
 @pytest.mark.parametrize(
@@ -119,7 +119,7 @@ def test_never_raises(body: bytes) -> None:
     """Whatever can be parsed has an estimate of positive counts, no larger than the body."""
     estimate = estimate_tokens(parse(body))
     assert 1 <= estimate.input_tokens <= max(1, len(body) // 4)
-    assert estimate.output_tokens == OUTPUT_TOKENS
+    assert estimate.output_tokens == DEFAULT_OUTPUT_TOKENS
 
 
 @given(contents=st.lists(st.one_of(st.none(), st.text()), max_size=4), ascii_only=st.booleans())
