@@ -1,4 +1,4 @@
-"""The gateway around any ASGI application, as a Starlette sub-app, and inside a host's own routes."""
+"""The public ASGI applications: a middleware around any app, and a Starlette sub-app."""
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -63,7 +63,7 @@ class ArbstrMiddleware:
 
     @property
     def ledger(self) -> Ledger:
-        """The rows."""
+        """The ledger, with its queries."""
         return self._gateway.ledger
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -129,12 +129,12 @@ class Arbstr:
 
     @property
     def ledger(self) -> Ledger:
-        """The rows."""
+        """The ledger, with its queries."""
         return self._gateway.ledger
 
     @asynccontextmanager
     async def lifespan(self, app: object = None) -> AsyncIterator[None]:
-        """Open the ledger for the length of the block. Raises ConfigError or LedgerError where that fails."""
+        """Keep the ledger open for the block. Raises ConfigError or LedgerError where opening fails."""
         await self._gateway.open(self.patience)
         try:
             yield
@@ -142,9 +142,10 @@ class Arbstr:
             await self._gateway.close()
 
     def wind_down(self, grace: float | None = None) -> None:
-        """Say that the server has begun to stop, from its event loop.
+        """Tell the app that the server is shutting down; call it on the event loop.
 
-        Reading-on for clients that have left ends at once, running replies in `grace` seconds (`server.grace`).
+        Draining for disconnected clients ends at once, running responses within `grace` seconds (default:
+        `server.grace`).
         """
         self._gateway.wind_down(self._gateway.config.server.grace if grace is None else grace)
 
@@ -153,15 +154,15 @@ class Arbstr:
         await self._app(scope, receive, send)
 
     async def respond(self, request: Request, caller: Identity = None) -> Response:
-        """The answer to a chat completion that came to a route of the host, behind the host's own checks.
+        """The response to a chat completion that a route of the host has received and authorised.
 
-        Neither `identify` nor the server's tokens are asked; `caller` is a name, a `Caller` or None. The status and
-        the headers of the response are the reply's; what is set on it before it is sent has no effect.
+        Neither `identify` nor the server's tokens are checked; `caller` is a name, a `Caller` or None. Status and
+        headers of the response are those of the reply; changing them has no effect.
         """
         return _Answer(self._gateway, request, as_caller(caller))
 
     def snapshot(self) -> dict[str, Any]:
-        """What waits to be written, what went wrong, what is read on for clients that have left; see `Snapshot`.
+        """State of the ledger (see `Snapshot`) and of the drains.
 
         `uninjected` lists the models of providers that are asked without `stream_options`, since they refused it.
         """
@@ -186,7 +187,7 @@ class _Chat:
 
 
 class _Answer(Response):
-    """A response whose body comes from the provider while it is being sent."""
+    """A response whose body is streamed from the provider while it is sent."""
 
     def __init__(self, gateway: Gateway, request: Request, caller: Caller) -> None:
         self.background = None
@@ -204,7 +205,7 @@ class _Answer(Response):
 
 
 async def _chunks(request: Request) -> AsyncIterator[bytes]:
-    """The body, also where the host has read it already."""
+    """The request body, even if the host has read it already."""
     try:
         async for chunk in request.stream():
             yield chunk

@@ -1,4 +1,4 @@
-"""What is told of the providers: as data in the shape of GET /providers, and as rows for people."""
+"""The configured providers, in the shape of GET /providers and as table rows."""
 
 from collections.abc import Mapping, Sequence
 from decimal import Decimal
@@ -20,8 +20,8 @@ _json = msgspec.json.Encoder(decimal_format="number")
 def provider_listing(config: Config, keys: Mapping[str, str] | None = None) -> dict[str, Any]:
     """The providers and their rates, in sats per 1,000,000 tokens (`base_fee_sats` per request); None is unknown.
 
-    What is given in USD is there in USD too, and `sats_per_usd` beside it. `keys`, by provider name, are those that are
-    not in the configuration itself; of any key the mask is shown at most.
+    Rates given in USD are listed in USD too, with `sats_per_usd`. `keys`, by provider name, are keys that are not in
+    the configuration itself; of any key only the masked form is shown.
     """
     return {
         "providers": [_listing(provider, (keys or {}).get(provider.name)) for provider in config.providers],
@@ -55,9 +55,9 @@ def _listing(provider: Provider, key: str | None) -> dict[str, Any]:
 
 
 def provider_rows(config: Config, keys: Sequence[str]) -> list[dict[str, Any]]:
-    """A row for each provider, and one below it for each model with rates of its own.
+    """A row for each provider, and one below it for each model with its own rates.
 
-    `keys` are what is said of each provider's key.
+    `keys` are the descriptions of each provider's key.
     """
     rows = []
     for provider, key in zip(config.providers, keys, strict=True):

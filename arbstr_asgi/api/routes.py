@@ -1,4 +1,4 @@
-"""What the sub-app tells those who may call: models, what a request would cost, providers, and what was used."""
+"""Routes of the sub-app that need authentication: models, cost, providers, metrics, statistics."""
 
 import asyncio
 import json
@@ -26,7 +26,7 @@ Answer = Callable[[Gateway, Request, Caller], Awaitable[bytes | ASGIApp]]
 
 
 class AuthenticatedEndpoint:
-    """An endpoint for those whom the gateway lets in, as it does for a call; `answer` gives JSON or an app."""
+    """An endpoint behind the same authentication as chat completions; `answer` returns JSON or an ASGI app."""
 
     def __init__(self, gateway: Gateway, answer: Answer) -> None:
         self._gateway = gateway
@@ -47,7 +47,7 @@ class AuthenticatedEndpoint:
 
 
 def routes(gateway: Gateway) -> list[Route]:
-    """The routes, each behind the gateway's guard."""
+    """The routes, each with authentication."""
     return [
         Route("/v1/models", AuthenticatedEndpoint(gateway, _models), methods=["GET"]),
         Route("/v1/models/{model:path}", AuthenticatedEndpoint(gateway, _model), methods=["GET"]),

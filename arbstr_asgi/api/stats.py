@@ -1,4 +1,4 @@
-"""What the sub-app tells of its ledger: figures, requests, and files of them; an end user only of its own."""
+"""Endpoints of the ledger: statistics, pages of requests, exports; an end user sees only its own."""
 
 import asyncio
 import logging
@@ -26,10 +26,10 @@ _CHUNK_BYTES = 16 * 1024  # bytes
 
 
 class Export:
-    """An ASGI application that answers with one line for each row, and ends when its client leaves.
+    """An ASGI application that streams rows as a file, and stops when its client disconnects.
 
-    What the rows raise when the answer has begun comes out, so that the server aborts the connection and no client
-    takes a part for the whole.
+    An error after the response has begun is raised, so that the server aborts the connection and no client takes a part
+    for the whole.
     """
 
     def __init__(self, row_format_: RowFormat, rows: AsyncIterator[Mapping[str, Any]]) -> None:
@@ -38,7 +38,7 @@ class Export:
         self._first = b""
 
     async def begin(self) -> "Export":
-        """Read the first rows, so that what fails at once can still be told."""
+        """Read the first rows, so that an early error can still become an error response."""
         self._first = await anext(self._chunks, b"")
         return self
 
@@ -65,7 +65,7 @@ class Export:
                     async for chunk in chunks:
                         await send({"type": "http.response.body", "body": chunk, "more_body": True})
                 await send({"type": "http.response.body", "body": b""})
-            except OSError:  # what servers of ASGI spec 2.4 raise after a hang-up
+            except OSError:  # raised by ASGI 2.4 servers after a disconnect
                 return
 
 
@@ -125,7 +125,7 @@ async def _service(gateway: Gateway, caller: Caller) -> StatsService:
 
 @contextmanager
 def _ledger_errors() -> Iterator[None]:
-    """Says in no more than general words that the ledger can't answer; the log has the details."""
+    """Log a LedgerError, and raise a ServerError without its details instead."""
     try:
         yield
     except LedgerError as error:

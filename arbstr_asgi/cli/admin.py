@@ -1,4 +1,4 @@
-"""`arbstr prune`, `arbstr forget` and `arbstr rollups`: what an operator does to a ledger by hand."""
+"""Maintenance commands: `arbstr prune`, `arbstr forget`, `arbstr rollups`."""
 
 import asyncio
 import re
@@ -17,7 +17,7 @@ from arbstr_asgi.ledger.queries import LedgerReader, open_reader
 
 _AGE = re.compile(r"([1-9]\d{0,4})([hdw])", re.ASCII)
 _HOURS = {"h": 1, "d": 24, "w": 24 * 7}
-_PROGRESS_INTERVAL = 0.5  # seconds between two words of progress
+_PROGRESS_INTERVAL = 0.5  # seconds
 
 
 @click.command()
@@ -81,14 +81,14 @@ def rollups(path: Path) -> None:
 
 
 class Progress:
-    """Says on stderr how far long work has come."""
+    """Prints the progress of a long command to stderr, at most twice a second."""
 
     def __init__(self, label: str) -> None:
         self._what = label
         self._next = 0.0
 
     def __call__(self, done: int, total: int) -> None:
-        """So much of so much."""
+        """`done` of `total` are processed."""
         if monotonic() >= self._next or done >= total:
             self._next = monotonic() + _PROGRESS_INTERVAL
             overwritten = sys.stderr.isatty() and done < total

@@ -1,4 +1,4 @@
-"""`arbstr demo`: what this package does, shown with real sockets and no key."""
+"""`arbstr demo`: metering and failover with real sockets, mock providers and no key."""
 
 import hashlib
 import json
@@ -39,7 +39,7 @@ Echo = Callable[[str], None]
 async def demo(echo: Echo) -> bool:
     """Make one streaming and one plain call, directly and through the gateway, and one that fails over.
 
-    True if the client saw no difference.
+    True if the client received the same bytes both ways.
     """
     with tempfile.TemporaryDirectory() as folder:
         async with run_mock_providers(Path(folder) / "demo.db") as mocks:
@@ -84,7 +84,7 @@ async def _compare(
 
 
 async def _failover_call(client: httpx.AsyncClient, gateway_url: str, echo: Echo) -> str:
-    """A call that the first provider is told to fail; returns its correlation id."""
+    """A call that the first provider fails; returns its correlation id."""
     body = _body(f"{PROMPT} [{CHEAP}: 503]", stream=True)
     reply = await client.post(gateway_url + CHAT_PATH, content=body, headers=JSON_TYPE)
     reply.raise_for_status()
@@ -100,7 +100,7 @@ def _body(prompt: str, *, stream: bool) -> bytes:
 
 
 async def _digest(client: httpx.AsyncClient, base_url: str, body: bytes) -> str:
-    """SHA-256 of the reply's body as it came over the socket, and its size."""
+    """SHA-256 of the response body as received from the socket, and its size."""
     digest, size = hashlib.sha256(), 0
     async with client.stream("POST", base_url + CHAT_PATH, content=body, headers=JSON_TYPE) as reply:
         reply.raise_for_status()

@@ -33,7 +33,7 @@ or both what to do, as in [{CHEAP}: 503] or [{BOTH}: slow no-usage]:
 
 
 class _Group(click.Group):
-    """Shows our own errors as one line, without a traceback."""
+    """Prints our own errors as one line, without a traceback."""
 
     def invoke(self, ctx: click.Context) -> Any:
         try:

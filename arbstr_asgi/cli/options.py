@@ -1,4 +1,4 @@
-"""Options that several commands have."""
+"""Options that several commands share."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -50,12 +50,12 @@ _FILTER_HELP = {
 
 
 def server_options(command: Command) -> Command:
-    """Where to ask."""
+    """Options that choose the source: a config, or a running server."""
     return _add_options(command, config_option, *_SERVER)
 
 
 def filter_options(command: Command) -> Command:
-    """Which requests count, each equal in every character."""
+    """Options that filter requests; values are compared exactly."""
     options = [
         click.option(
             f"--{name.replace('_', '-')}", name, help=_FILTER_HELP.get(name, f"Only this {name.replace('_', ' ')}.")
@@ -66,7 +66,7 @@ def filter_options(command: Command) -> Command:
 
 
 def stats_options(command: Command) -> Command:
-    """Of which time, and by what."""
+    """Options for the time range and the grouping."""
     return _add_options(command, *_TIME, *_GROUPING)
 
 

@@ -1,4 +1,4 @@
-"""Answers of the ledger as text for a terminal. They may be another server's: nothing in them is shown as it is."""
+"""Formats statistics and requests as text for a terminal. Values may come from another server, so all are escaped."""
 
 import json
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -16,7 +16,7 @@ _SPARKLINE_COLUMNS = ("requests over time", "sats over time")
 
 
 def escape_terminal(value: object) -> str:
-    """On one line, with what could move the cursor, change colours or turn the line around written as an escape."""
+    """One line of text with all control, formatting and bidi characters escaped."""
     text = value if isinstance(value, str) else str(value)
     if text.isprintable():
         return text
@@ -24,12 +24,12 @@ def escape_terminal(value: object) -> str:
 
 
 def escape_terminal_json(text: str) -> str:
-    """JSON that means the same, with everything of that kind escaped."""
+    """Equivalent JSON with those characters escaped."""
     return "".join(c if c.isprintable() or c == "\n" else json.dumps(c)[1:-1] for c in text)
 
 
 def table(rows: Sequence[Mapping[str, Any]], columns: Sequence[str], right: Collection[str] = ()) -> str:
-    """Rows as aligned text; the columns in `right` end where their names do."""
+    """Rows as an aligned text table; the columns in `right` are right-aligned."""
     cells = [list(columns), *([_cell_text(row[name]) for name in columns] for row in rows)]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     lines = ["  ".join(_aligned(row, widths, [name in right for name in columns])).rstrip() for row in cells]
@@ -49,13 +49,13 @@ def _cell_text(value: object) -> str:
     return "-" if value is None else escape_terminal(value)
 
 
-_MAX_HOURLY = timedelta(days=3)  # longer times are shown by days
+_MAX_HOURLY = timedelta(days=3)  # longer ranges are shown by day
 
 Keys = tuple[Any, ...]
 
 
 class TimeBuckets(NamedTuple):
-    """The hours or days of a time, so many of them put together in one step."""
+    """The hours or days of a time range, merged into at most MAX_BUCKETS columns of a sparkline."""
 
     unit: str
     starts: Sequence[str]
@@ -63,7 +63,7 @@ class TimeBuckets(NamedTuple):
 
     @classmethod
     def create(cls, since: datetime, until: datetime, zone: str) -> "TimeBuckets":
-        """Those that fit on a line."""
+        """For a time range, by hour or by day."""
         unit = choose_unit(since, until)
         starts = list(_hours(since, until, zone) if unit == "hour" else _days(since, until, zone))
         return cls(unit, starts, max(-(-len(starts) // MAX_BUCKETS), 1))
@@ -72,7 +72,7 @@ class TimeBuckets(NamedTuple):
         return f"{self.units_per_bucket} {self.unit}s" if self.units_per_bucket > 1 else f"1 {self.unit}"
 
     def place_groups(self, groups: Iterable[Mapping[str, Any]], names: Sequence[str]) -> dict[Keys, list[list[Any]]]:
-        """For each of the groups' keys (the values of `names`) the groups of each step."""
+        """By the keys of the groups (the values of `names`): the groups in each bucket."""
         places = {start: index // self.units_per_bucket for index, start in enumerate(self.starts)}
         bucket_count = -(-len(self.starts) // self.units_per_bucket)
         found: dict[Keys, list[list[Any]]] = {}
@@ -85,7 +85,7 @@ class TimeBuckets(NamedTuple):
 
 
 def choose_unit(since: datetime, until: datetime) -> str:
-    """`hour` for a short time, `day` for a long one."""
+    """`hour` for a short time range, `day` for a long one."""
     return "hour" if until - since <= _MAX_HOURLY else "day"
 
 
@@ -106,7 +106,7 @@ def _days(since: datetime, until: datetime, zone: str) -> Iterable[str]:
 
 
 def sparkline(values: Sequence[float]) -> str:
-    """A block for each value, from 0 to the highest; a space where there is nothing."""
+    """A block character for each value, scaled to the maximum; a space for 0."""
     highest = max(values, default=0.0)
     if not highest > 0:
         return " " * len(values)
@@ -128,7 +128,7 @@ _TOTAL_COLUMNS = (
 
 
 def stats_text(answer: Json, buckets: TimeBuckets | None = None, over_time: Sequence[Json] = ()) -> str:
-    """The figures as tables; `over_time` are the same groups by `steps`, for the sparklines."""
+    """The statistics as tables; `over_time` are the same groups by time, for sparklines."""
     names = tuple(answer.get("group_by", ()))
     since, until, zone = answer["since"], answer["until"], answer.get("tz", "UTC")
     header = f"{escape_terminal(since)} to {escape_terminal(until)}, {escape_terminal(zone)}"
@@ -160,7 +160,7 @@ def _grouped(answer: Json, names: Sequence[str], buckets: TimeBuckets | None, ov
 
 
 def groups_of(answer: Json) -> list[Json]:
-    """The groups of an answer, each with its keys, whatever they are grouped by."""
+    """The groups of a response, each with its keys."""
     if "models" in answer:
         return [{"model": name, **figures} for name, figures in answer["models"].items()]
     return list(answer.get("groups", ()))
@@ -205,7 +205,7 @@ def _figures(found: Json) -> dict[str, Any]:
 
 
 def _sources(found: Json) -> str:
-    """Who has counted the tokens."""
+    """A table of the tokens by usage source."""
     rows = [
         {"counted by": source.replace("_", ", "), "input tokens": each["input"], "output tokens": each["output"]}
         for source, each in found["tokens"].items()

@@ -1,4 +1,4 @@
-"""Runs applications on hypercorn; the only room that knows it, and imported only where a command needs it."""
+"""Runs ASGI applications on hypercorn; imported only by the commands that need it."""
 
 import asyncio
 import contextlib
@@ -39,12 +39,12 @@ logger = logging.getLogger("arbstr_asgi")
 BACKLOG = 1024
 START_TIMEOUT = 2.0  # for the ledger's database before the start; it may come later
 WORKER_START_TIMEOUT = 0.5  # the same once clients may have connected, and wait
-ERROR_TIMEOUT = 1.0  # for replies that were told to end to say so
+ERROR_TIMEOUT = 1.0  # for cancelled responses to send their error
 CLOSE_TIMEOUT = 70.0  # for a worker, beyond the grace; hypercorn gives an application's shutdown 60
 
 
 def prepare(level: int = logging.INFO) -> None:
-    """Make this process a server: it logs to stderr from `level` on, and opens as many files as the system lets it."""
+    """Configure logging to stderr from `level` on, and raise the limit of open files to the hard limit."""
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     for name in ("arbstr_asgi", "hypercorn.error"):
         logging.getLogger(name).setLevel(level)
@@ -56,7 +56,7 @@ def prepare(level: int = logging.INFO) -> None:
 
 
 def _shorten_traceback(record: logging.LogRecord) -> bool:
-    """Shorten the traceback of an error that is raised only so that the server aborts the connection."""
+    """A log filter: one line instead of a traceback for an error that is raised only to abort the connection."""
     error = record.exc_info[1] if record.exc_info else None
     if isinstance(error, ArbstrError):
         record.levelno, record.levelname = logging.WARNING, "WARNING"
@@ -65,7 +65,7 @@ def _shorten_traceback(record: logging.LogRecord) -> bool:
 
 
 def overridden(config: Config, listen: str | None, workers: int | None) -> Config:
-    """`config` with what the command line says instead. Raises ConfigError."""
+    """`config` with the options of the command line. Raises ConfigError."""
     overrides = {name: value for name, value in (("listen", listen), ("workers", workers)) if value}
     server = msgspec.structs.replace(config.server, **overrides)
     check_listen(server.listen)
@@ -75,7 +75,8 @@ def overridden(config: Config, listen: str | None, workers: int | None) -> Confi
 def serve(config: Config, path: Path) -> int:
     """Serve until SIGTERM or SIGINT; running streams then get `server.grace` seconds. Returns the exit status.
 
-    Raises ConfigError or LedgerError, and OSError when it can't listen. `path` is where workers load the config.
+    `path` is the config that workers load. Raises ConfigError or LedgerError, and OSError when the address can not be
+    bound.
     """
     server = config.server
     if server.workers > 1 and sys.platform == "win32":
@@ -96,32 +97,32 @@ def serve(config: Config, path: Path) -> int:
 
 
 def _command(config: Config, path: Path) -> Sequence[str]:
-    """What starts a worker: it loads the config itself (keys are not for `ps`), and imports like `arbstr` (-P)."""
+    """The command of a worker, which loads the config itself: keys must not be visible in `ps`. -P as in `arbstr`."""
     overrides = (config.server.listen, str(config.server.workers))
     return [sys.executable, "-P", "-m", "arbstr_asgi.cli.worker", str(path.absolute()), *overrides]
 
 
 async def _check_ledger(config: Config) -> None:
-    """Open and close the ledger once: it is then migrated, and what is wrong with it is said in one line."""
+    """Open and close the ledger once before workers start: migrates it, and fails with a one-line error."""
     ledger = Arbstr(config).ledger
     await ledger.open(START_TIMEOUT)
     await ledger.close()
 
 
 def run(main: Any) -> None:
-    """Run a coroutine on uvloop where there is one."""
+    """Run a coroutine, on uvloop where it is installed."""
     with asyncio.Runner(loop_factory=None if uvloop is None else uvloop.new_event_loop) as runner:
         runner.run(main)
 
 
 async def serve_here(arbstr: Arbstr, listen: str, grace: float) -> None:
-    """Serve in this process until SIGTERM or SIGINT. Raises OSError when it can't listen."""
+    """Serve in this process until SIGTERM or SIGINT. Raises OSError when the address can not be bound."""
     with _listening(*_address(listen)) as listener:
         await serve_on(arbstr, listener.detach(), grace)
 
 
 async def serve_on(arbstr: Arbstr, listener: int, grace: float, *, alive: int | None = None) -> None:
-    """Serve on a listening socket, which is closed then, until SIGTERM or SIGINT, or until `alive` reads as ended."""
+    """Serve on a listening socket until SIGTERM or SIGINT, or until the pipe `alive` is closed; closes the socket."""
     arbstr.patience = WORKER_START_TIMEOUT
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
@@ -134,7 +135,7 @@ async def serve_on(arbstr: Arbstr, listener: int, grace: float, *, alive: int | 
     if alive is not None:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
         loop.add_reader(alive, _orphaned, alive, stop)
-    gc.freeze()  # what is imported stays: to look at it again and again is a twentieth of what a busy server does
+    gc.freeze()  # imported objects are never garbage; collecting them took 5 % of a busy server
     try:
         await _serve(arbstr, listener, grace, stop)
     finally:
@@ -150,7 +151,7 @@ def _orphaned(alive: int, stop: asyncio.Event) -> None:
 
 @asynccontextmanager
 async def serving(app: Any) -> AsyncIterator[str]:
-    """Serve `app` on a free port of loopback during the block; gives its base URL."""
+    """Serve `app` on a free port of loopback during the block; yields its base URL."""
     stop = asyncio.Event()
     with _listening("127.0.0.1", 0) as listener:
         url = f"http://127.0.0.1:{listener.getsockname()[1]}"
@@ -173,10 +174,10 @@ def _listening(host: str, port: int) -> socket.socket:
 
 
 async def _serve(app: Any, listener: int, grace: float, stop: asyncio.Event) -> None:
-    """Serve until `stop`, and then see to it that replies end within `grace` seconds.
+    """Serve until `stop` is set, then end responses within `grace` seconds.
 
     hypercorn alone waits for them without limit on asyncio from Python 3.12 on, where `Server.wait_closed` waits for
-    connections; elsewhere it cancels them, which tells the client nothing.
+    connections; elsewhere it cancels them, without an error for the client.
     """
 
     async def stopped() -> None:

@@ -1,4 +1,4 @@
-"""Where the terminal's answers come from: a running server, or the database of a configuration."""
+"""The sources of the terminal commands: a running server over HTTP, or the database of a configuration."""
 
 import os
 from collections.abc import AsyncIterator, Sequence
@@ -20,7 +20,7 @@ from arbstr_asgi.ledger.queries import open_reader
 from arbstr_asgi.stats.params import list_query
 from arbstr_asgi.stats.service import StatsService
 
-_MAX_ANSWER_BYTES = 64 * 1024 * 1024  # bytes
+_MAX_ANSWER_BYTES = 64 * 1024 * 1024
 
 
 Pairs = Sequence[tuple[str, str]]
@@ -29,7 +29,7 @@ _TIMEOUT = httpx.Timeout(60.0, connect=10.0)
 
 
 class RemoteSource:
-    """One server, as an async context. Raises ConfigError for a URL that can't be one."""
+    """A running server, as an async context. Raises ConfigError for an invalid URL."""
 
     def __init__(self, url: str, token: str | None, *, transport: httpx.AsyncBaseTransport | None = None) -> None:
         try:
@@ -52,7 +52,7 @@ class RemoteSource:
         await self._client.aclose()
 
     async def get(self, path: str, pairs: Pairs) -> dict[str, Any]:
-        """The answer to a GET, numbers exact. Raises LedgerError, which says why there is none."""
+        """The JSON response to a GET, numbers exact. Raises LedgerError, which says why there is none."""
         try:
             async with self._client.stream("GET", f"{self._base}{quote(path)}", params=list(pairs)) as reply:
                 body = await _read_limited(reply)
@@ -101,10 +101,10 @@ _decoder = msgspec.json.Decoder(dict[str, Any], float_hook=Decimal)
 
 
 class Source(Protocol):
-    """Answers as a server's endpoints give them."""
+    """Returns the JSON of the endpoints of the ledger."""
 
     async def get(self, path: str, pairs: Pairs) -> dict[str, Any]:
-        """The answer to a GET. Raises LedgerError or RequestError."""
+        """The response to a GET. Raises LedgerError or RequestError."""
         ...
 
 
@@ -121,13 +121,13 @@ async def open_source(path: Path, url: str | None, token_file: Path | None) -> A
 
 
 class LocalSource:
-    """The answers of a ledger, as if they had come from a server."""
+    """The responses of the endpoints, computed from a ledger in this process."""
 
     def __init__(self, service: StatsService) -> None:
         self._service = service
 
     async def get(self, path: str, pairs: Pairs) -> dict[str, Any]:
-        """The answer, in plain values. Raises LedgerError or RequestError."""
+        """The response, in JSON types. Raises LedgerError or RequestError."""
         now = datetime.now(UTC)
         if path == STATS:
             answer = await self._service.stats(pairs, now)

@@ -1,4 +1,4 @@
-"""`arbstr stats` and `arbstr tail`: the ledger, looked at from a terminal."""
+"""`arbstr stats` and `arbstr tail`: statistics and finished requests in a terminal."""
 
 import asyncio
 from collections.abc import Iterator
@@ -17,15 +17,15 @@ from arbstr_asgi.cli.tail import TailPoller
 from arbstr_asgi.errors import ArbstrError, LedgerError
 from arbstr_asgi.stats.params import MAX_GROUPS
 
-_POLL_INTERVAL = 1.0  # seconds between looks
-_INITIAL_REQUESTS = 10  # requests that have finished before
+_POLL_INTERVAL = 1.0  # seconds
+_INITIAL_REQUESTS = 10  # finished before the command started
 
 
-_MAX_RANGE = timedelta(days=10_000)  # for which days are counted
+_MAX_RANGE = timedelta(days=10_000)
 
 
 async def render_stats(source: Source, pairs: Pairs) -> str:
-    """What is to be shown for the parameters of GET /v1/stats. Raises what the source does."""
+    """The text for the parameters of GET /v1/stats. Raises what the source raises."""
     answer = await source.get(STATS, pairs)
     names = [*answer.get("group_by", ())]
     since, until = (datetime.fromisoformat(answer[name]) for name in ("since", "until"))
@@ -39,7 +39,7 @@ async def render_stats(source: Source, pairs: Pairs) -> str:
 async def _over_time(
     source: Source, pairs: Pairs, answer: Json, names: list[str], buckets: TimeBuckets
 ) -> list[Json] | None:
-    """The same groups for each step; None where that can't be asked, or is too much."""
+    """The same groups by hour or day; None where that can not be queried, or exceeds MAX_GROUPS."""
     other_names = [name for name in names if name != buckets.unit]
     if len(other_names) > 1 or {"hour", "day"} & {*other_names}:
         return None
@@ -113,7 +113,7 @@ def _show(requests: list[dict[str, Any]]) -> None:
 
 @contextmanager
 def _answer_errors() -> Iterator[None]:
-    """Another server's answer may have any shape."""
+    """Turn an unexpected shape of a response into a LedgerError."""
     try:
         yield
     except ArbstrError:

@@ -1,4 +1,4 @@
-"""Keeps worker processes running until it is told to end. Plain code without an event loop, for POSIX systems."""
+"""The supervisor: keeps worker processes running until it is stopped. Synchronous, for POSIX systems."""
 
 import logging
 import os
@@ -13,40 +13,38 @@ from contextlib import contextmanager
 logger = logging.getLogger("arbstr_asgi")
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
-ECHO_SECONDS = (
-    0.5  # seconds in which a second signal is an echo: `timeout`, for one, signals its child and then the group
-)
-MIN_UPTIME = 10.0  # seconds; a worker that ends before has failed to start
-MAX_START_FAILURES = 3  # failures of each worker to start, in a row, before the whole is given up
-MIN_RESTART_PAUSE = 0.5  # seconds until a worker is replaced, doubled with each failure to start
+ECHO_SECONDS = 0.5  # a second signal within this time is ignored: `timeout` signals its child, then its group
+MIN_UPTIME = 10.0  # seconds; a worker that ends earlier has failed to start
+MAX_START_FAILURES = 3  # of each worker in a row, before the supervisor gives up
+MIN_RESTART_PAUSE = 0.5  # seconds, doubled with each failure to start
 MAX_RESTART_PAUSE = 30.0
 
 
 class WorkerSlot:
-    """A worker's place: the process that fills it, or the moment from which another may. Seconds are monotonic."""
+    """One worker: its process, or the time from which another may start. Seconds are monotonic."""
 
     def __init__(self, number: int = 0) -> None:
         self.number = number
         self.process: subprocess.Popen[bytes] | None = None
         self.since = 0.0
         self.start_at = 0.0
-        self.failures = 0  # to start, in a row
+        self.failures = 0  # consecutive failures to start
 
     def is_hopeless(self, now: float) -> bool:
-        """Whether it has failed often enough, and nothing says that it is over."""
+        """Whether it has failed to start MAX_START_FAILURES times, and not run for MIN_UPTIME since."""
         return self.failures >= MAX_START_FAILURES and (self.process is None or now - self.since < MIN_UPTIME)
 
 
 class Supervisor:
-    """Runs `count` processes of `command`, all of which accept from `listener`, until SIGTERM or SIGINT.
+    """Runs `count` processes of `command`, which all accept from `listener`, until SIGTERM or SIGINT.
 
-    Two file descriptors are added to the command: the listener's, and one that reads as ended when this process has
-    gone, however it went. SIGTERM and SIGINT are blocked in a new worker until it unblocks them, so that none strikes
-    before it can hear. The first signal is passed on as SIGTERM; a second one, or a worker that is still there
-    `patience` seconds after the first, ends the rest at once. A worker that ends unasked is replaced.
+    Two file descriptors are appended to the command: the listener, and a pipe that is closed when this process ends in
+    any way. SIGTERM and SIGINT are blocked in a new worker until it unblocks them, so that none is lost before it has a
+    handler. The first signal is forwarded as SIGTERM; a second one, or a worker that still runs `stop_timeout` seconds
+    after the first, kills the rest. A worker that ends by itself is replaced.
 
-    `environ` gives the environment of the worker in a place, of which there are `count`; `ended` is told of each place
-    whose worker has ended.
+    `environ` returns the environment for the worker with a number below `count`; `on_ended` is called with the number
+    of each worker that has ended.
     """
 
     def __init__(
@@ -65,12 +63,12 @@ class Supervisor:
         self._stop_timeout = stop_timeout
         self._environ = environ
         self._on_ended = on_ended
-        self._ending: float | None = None  # since when
+        self._ending: float | None = None  # monotonic seconds
         self._clean = True
         self._alive = -1
 
     def run(self) -> int:
-        """Returns the exit status: 0 if it was told to end and every worker then ended with 0. Leaves no worker."""
+        """Returns 0 if it was stopped and every worker then ended with 0, else 1. Leaves no worker running."""
         self._alive, held = os.pipe()
         try:
             with _signal_waiter() as wait_for_signals:
@@ -89,7 +87,7 @@ class Supervisor:
         return [slot.process for slot in self._slots if slot.process is not None]
 
     def _timeout(self) -> float | None:
-        """Seconds until something has to be done unasked."""
+        """Seconds until the next restart or kill."""
         if self._ending is not None:
             deadlines = [self._ending + self._stop_timeout]
         else:
@@ -127,7 +125,7 @@ class Supervisor:
 
     def _end(self) -> None:
         self._ending = time.monotonic()
-        self._listener.close()  # with the workers' own, so that new clients are refused and don't wait
+        self._listener.close()  # as the workers do, so that new clients are refused
         for process in self._processes():
             process.terminate()
 
@@ -160,7 +158,7 @@ class Supervisor:
         logger.warning("%s; the next start is in %.1f s", what, pause)
 
     def _kill(self) -> int:
-        """End the workers that are left, and return how many there were."""
+        """Kill the remaining workers; returns their number."""
         processes = self._processes()
         for process in processes:
             process.kill()
@@ -182,7 +180,7 @@ def _describe_status(status: int) -> str:
 
 @contextmanager
 def _signal_waiter() -> Iterator[Callable[[float | None], bytes]]:
-    """Gives a function that waits, for so many seconds, for signals that concern us; a byte is a signal's number."""
+    """Yields a function that waits up to `timeout` seconds for signals, and returns their numbers as bytes."""
     reader, writer = socket.socketpair()
     writer.setblocking(False)
 

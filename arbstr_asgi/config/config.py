@@ -1,7 +1,8 @@
-"""What an operator decides, as frozen values.
+"""The configuration as frozen values.
 
-Build a `Config` in code, from a mapping with `parse`, or from a TOML file with `Config.load`. All three check the
-same things and raise `ConfigError` with the path of what is wrong."""
+Build a `Config` in code, from a mapping with `parse`, or from a TOML file with `Config.load`. All three validate alike
+and raise `ConfigError` with the path of the setting.
+"""
 
 import os
 from collections.abc import Iterable, Mapping, Sequence
@@ -84,9 +85,9 @@ class Config(ConfigSection, frozen=True, kw_only=True, forbid_unknown_fields=Tru
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], environ: Mapping[str, str] | None = None) -> Self:
-        """Read a TOML file. `environ` (default: the process's) fills in ${VARIABLES} and provider keys.
+        """Read a TOML file. `environ` (default: `os.environ`) fills in ${VARIABLES} and provider keys.
 
-        The files that it names for providers are relative to its own folder.
+        File names of providers are relative to the folder of the TOML file.
         """
         expanded_mapping = _expand(read_toml(path), os.environ if environ is None else environ)
         folder = Path(path).absolute().parent
@@ -97,9 +98,9 @@ class Config(ConfigSection, frozen=True, kw_only=True, forbid_unknown_fields=Tru
 
     @classmethod
     def parse(cls, mapping: Mapping[str, Any], environ: Mapping[str, str]) -> Self:
-        """Check `mapping`, with `${NAME}` filled in from `environ`.
+        """Validate `mapping`, with `${NAME}` filled in from `environ`.
 
-        A provider without a key takes `ARBSTR_<NAME>_API_KEY`, its name in capitals with `_` for everything else.
+        A provider without a key uses `ARBSTR_<NAME>_API_KEY`, its name in capitals with `_` for other characters.
         """
         return cls._checked(_expand(mapping, environ))
 

@@ -1,4 +1,4 @@
-"""A configuration file: read, `${NAME}` filled in from the environment, and where in it a mistake is."""
+"""Reads a TOML file, fills in `${NAME}` from the environment, and adds the path to validation errors."""
 
 import os
 import re
@@ -16,7 +16,7 @@ _ANY_KEY = "[...]"
 
 
 def read_toml(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """What a TOML file says, its fractions as exact decimals. Raises ConfigError, which names the file."""
+    """Parse a TOML file, fractions as Decimal. Raises ConfigError, which names the file."""
     try:
         return tomllib.loads(Path(path).read_text("utf-8"), parse_float=Decimal)
     except OSError as error:
@@ -29,12 +29,12 @@ _VARIABLE = re.compile(r"\$\{([^}]*)\}")
 
 
 def variable_names(text: str) -> list[str]:
-    """The variables that `text` names, in order."""
+    """The variables in `text`, in order."""
     return _VARIABLE.findall(text)
 
 
 def expanded(value: Any, environ: Mapping[str, str], path: str = "") -> Any:
-    """A copy of `value` with the variables in all of its strings filled in. Raises ConfigError for one not set."""
+    """A copy of `value` with the variables in all strings filled in. Raises ConfigError for one that is not set."""
     if isinstance(value, Mapping):
         return {key: expanded(item, environ, f"{path}.{key}".lstrip(".")) for key, item in value.items()}
     if isinstance(value, list | tuple):
@@ -61,7 +61,7 @@ _INNER = re.compile(r"[a-z0-9_]+(\[\d+\])?(\.[^:\s]+)*")
 def error_with_path(
     error: msgspec.ValidationError, mapping: Mapping[str, Any], convert: Callable[[Any], object]
 ) -> str:
-    """The message of `error`, which `convert` has raised for `mapping`, with its whole path before it."""
+    """The message of `error`, raised by `convert` for `mapping`, with the full path of the setting in front."""
     message, has_path, path_text = str(error).rpartition(" - at `$")
     if not has_path:
         return str(error)
@@ -76,7 +76,7 @@ def error_with_path(
 
 
 def _with_key(path: str, message: str, mapping: Mapping[str, Any], convert: Callable[[Any], object]) -> str:
-    """`path` with the key that msgspec leaves out: the one that alone gives the same message."""
+    """`path` with the key that msgspec leaves out: the key that alone causes the same error."""
     before, _, after = path.partition(_ANY_KEY)
     steps = [name or int(index) for name, index in _STEP.findall(before)]
     table: Any = mapping
@@ -92,7 +92,7 @@ def _with_key(path: str, message: str, mapping: Mapping[str, Any], convert: Call
 
 
 def _replaced(value: Any, steps: list[Any], new: Any) -> Any:
-    """A copy of `value` with `new` at the end of `steps`."""
+    """A copy of `value` with `new` at the path `steps`."""
     if not steps:
         return new
     copy = dict(value) if isinstance(value, Mapping) else list(value)

@@ -1,4 +1,4 @@
-"""What is probably not meant in a configuration, in a line each."""
+"""Warnings about a configuration that is valid and probably a mistake."""
 
 import os
 import stat
@@ -11,7 +11,7 @@ from arbstr_asgi.config.provider import Provider
 
 
 def settings_warnings(config: Config) -> list[str]:
-    """Costs that are unknown, keys that are missing, a path that nobody guards."""
+    """Warnings about unknown costs, missing keys, and a server without authentication."""
     result = [
         f"provider {provider.name}: input_rate or output_rate is not set, so its cost is unknown (NULL)"
         for provider in config.providers
@@ -31,7 +31,7 @@ def settings_warnings(config: Config) -> list[str]:
 
 
 def key_warnings(config: Config, sources: Sequence[KeySource], path: Path) -> list[str]:
-    """Keys that are in the configuration file, at `path`, itself, and files that others can read."""
+    """Warnings about keys in the configuration file at `path`, and about files that others can read."""
     result = [
         f"provider {source.provider}: its key itself is in {path}; "
         f'say api_key = "${{VARIABLE}}" or api_key_file, or set {key_variable(source.provider)} instead'
@@ -50,7 +50,7 @@ def _costs_unknown(provider: Provider) -> bool:
 
 
 def _open_to_others(path: Path) -> bool:
-    """On Windows modes say nothing; a file that isn't there is for others to report."""
+    """Whether the mode lets others read a file; False on Windows, and for a missing file."""
     try:
         return os.name != "nt" and bool(path.stat().st_mode & (stat.S_IRWXG | stat.S_IRWXO))
     except OSError:

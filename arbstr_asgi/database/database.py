@@ -1,4 +1,4 @@
-"""The database that the rows go to: ours, by its URL, or one that the host has connected; and its migration."""
+"""The ledger's database: connected by URL, or handed over by the host; checks and migrates its schema."""
 
 import asyncio
 import logging
@@ -17,7 +17,7 @@ _DISCONNECT_TIMEOUT = 2.0  # seconds
 
 
 class LedgerDatabase:
-    """Opens and closes; knows the dialect and the prefix before anything is open."""
+    """Connects, checks the schema and disconnects; dialect and prefix are known before anything is open."""
 
     def __init__(self, source: DatabaseUrl | Database, dialect: str, prefix: str, *, durable: bool) -> None:
         self.dialect = dialect
@@ -30,7 +30,7 @@ class LedgerDatabase:
 
     @classmethod
     def create(cls, source: str | Database, prefix: str | None, *, durable: bool = False) -> "LedgerDatabase":
-        """Check a URL, or a database of the host's; `durable` commits survive a power cut. Raises ConfigError."""
+        """From a URL or a database of the host; `durable` commits survive a power cut. Raises ConfigError."""
         if isinstance(source, Database):
             prefix = check_prefix("arbstr_" if prefix is None else prefix)
             return cls(source, dialect_of(source), prefix, durable=durable)
@@ -41,24 +41,24 @@ class LedgerDatabase:
         return str(self._source) if isinstance(self._source, DatabaseUrl) else str(self._source.url.obscure_password)
 
     def spill_folder(self, base: str | None) -> Path:
-        """Where rows wait on disk while this database can't take them."""
+        """The folder for rows that this database did not accept; `base` is `database.spill` of the config."""
         url = DatabaseURL(self._source.url) if isinstance(self._source, DatabaseUrl) else self._source.url
         return spill_folder(url, self.dialect, self.prefix, base)
 
     @property
     def database(self) -> Database | None:
-        """The database as it was last connected."""
+        """The `databases.Database` of the last `open`."""
         return self._database
 
     @property
     def own(self) -> bool:
-        """Whether it is ours to connect, to set up and to disconnect."""
+        """Whether we connect and disconnect the database, rather than the host."""
         return isinstance(self._source, DatabaseUrl)
 
     def check(self, *, must_exist: bool = False) -> None:
-        """Raises LedgerError for a place that can't be one: a missing folder, an unconnected or too small database.
+        """Raises LedgerError for a missing folder, a host's database that is not connected, or a pool of one.
 
-        With `there` also for an SQLite file that would have to be made.
+        With `must_exist` also for an SQLite file that does not exist yet.
         """
         if isinstance(self._source, Database):
             _check_host_database(self._source, self.dialect)
@@ -68,10 +68,10 @@ class LedgerDatabase:
             raise LedgerError(f"can't open the ledger at {self}: {problem}")
 
     async def open(self, *, migrate: bool, read_only: bool = False) -> ConnectionTasks:
-        """Connect ours or check the host's, then see to the schema. Leaves nothing open when it fails.
+        """Connect our database or check that of the host, then check or migrate the schema. Closes it again on failure.
 
-        On a `visit` nothing lasting is set on a database, as if it were the host's.
-        Raises LedgerUnavailable where trying again may help, another LedgerError where somebody must do something.
+        With `read_only` no lasting setting of the database is changed, as on one of the host. Raises LedgerUnavailable
+        where a retry may succeed, another LedgerError where an operator has to act.
         """
         try:
             connections = ConnectionTasks(
@@ -91,7 +91,7 @@ class LedgerDatabase:
         return connections
 
     async def close(self) -> None:
-        """Disconnect ours; a server that doesn't answer is left behind. Never raises."""
+        """Disconnect our database, for two seconds at most. Never raises."""
         if not self.own or self._database is None:
             return
         try:
@@ -111,7 +111,7 @@ class LedgerDatabase:
 
 
 def _cause(error: Exception) -> BaseException:
-    """What the driver raised, below what SQLAlchemy makes of it during a migration."""
+    """The exception of the driver, below the one that SQLAlchemy wraps it in during a migration."""
     original = getattr(error, "orig", None) or error
     return original.__cause__ or original
 
@@ -137,7 +137,7 @@ async def migrate(url_or_database: str | Database, *, table_prefix: str | None =
 
 
 def migration_sql(url: str, *, table_prefix: str | None = None) -> str:
-    """The SQL script that makes the tables in an empty database; nothing is opened. Raises ConfigError."""
+    """The SQL script that creates the tables in an empty database; opens nothing. Raises ConfigError."""
     from arbstr_asgi.database import migrations
 
     return migrations.script(DatabaseUrl.parse(url).dialect, check_prefix(table_prefix or ""))

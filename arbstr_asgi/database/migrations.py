@@ -1,4 +1,4 @@
-"""Runs the Alembic scripts in `migrations/`, on a connection that is open already or into a text."""
+"""Runs the Alembic scripts in `migrations/`, on an open connection or as an SQL script."""
 
 import asyncio
 import io
@@ -23,9 +23,10 @@ _ALEMBIC = threading.Lock()  # Alembic keeps its context in module globals: one 
 
 
 async def upgrade(driver: Driver, raw: Any, prefix: str, outdated: Callable[[], Awaitable[T | None]]) -> T | None:
-    """Under a lock over all processes, ask `behind` and, if it returns something, upgrade; returns that.
+    """Take the migration lock, await `outdated` and upgrade unless it returns None; returns its result.
 
-    `raw` comes from the pool of `databases`, which keeps its TLS, credentials and sockets.
+    The lock excludes all other processes. `raw` comes from the pool of `databases`, so its TLS, credentials and sockets
+    are used.
     """
 
     async def creator(*_: Any, **__: Any) -> Any:
@@ -62,7 +63,7 @@ def script(dialect: str, prefix: str) -> str:
 def folder() -> Path:
     """`migrations/`: inside the package when installed from a wheel, beside it in a checkout.
 
-    In an editable install the copy inside site-packages is a frozen one; this finds the live one.
+    In an editable install the copy in site-packages is outdated; this finds the checkout's.
     """
     package = Path(__file__).resolve().parents[1]
     shipped = package / "migrations"

@@ -1,4 +1,4 @@
-"""What of our tables is there, and what to do about it."""
+"""Checks the revision of the tables, and migrates them."""
 
 from typing import Any, NamedTuple
 
@@ -20,9 +20,9 @@ class SchemaState(NamedTuple):
 
 
 async def ensure(connections: ConnectionTasks, prefix: str, *, migrate: bool) -> str:
-    """Bring the tables up to date, or raise LedgerError when they aren't and may not be changed.
+    """Bring the tables up to date. Raises LedgerError where they are not and `migrate` is off.
 
-    Returns what was done: `0003 (up to date)` or `nothing -> 0003`. A newer schema is fine: within a major version
+    Returns what was done: `0003 (up to date)` or `nothing -> 0003`. A newer schema is accepted: within a major version
     it only has more columns.
     """
     sql = statements(connections.driver.dialect, prefix)
@@ -47,9 +47,8 @@ async def ensure(connections: ConnectionTasks, prefix: str, *, migrate: bool) ->
 
 
 async def inspect_schema(driver: Driver, raw: Any, sql: Statements) -> SchemaState:
-    """Raises LedgerError when a table of our names isn't ours, or one of ours has gone."""
-    # The tables before their version: another process may be migrating, and both appear at once, the version never
-    # later.
+    """The current revision. Raises LedgerError for a foreign table with one of our names, or a missing table."""
+    # Tables first, then the version: another process may be migrating, and the version never appears later.
     present = [await driver.has_table(raw, name) for name, _, _ in _tables(sql)]
     versioned = await driver.has_table(raw, sql.version_table)
     versions = await driver.fetch(raw, sql.version) if versioned else []
@@ -67,7 +66,7 @@ async def inspect_schema(driver: Driver, raw: Any, sql: Statements) -> SchemaSta
 
 
 def _tables(sql: Statements) -> list[tuple[str, str, set[str]]]:
-    """Our tables, the revision that made each, and its columns then."""
+    """Our tables: name, the revision that created it, and its columns in that revision."""
     return [
         (sql.names.requests, "0001", {"id", *(column.name for column in FIRST_COLUMNS)}),
         (sql.names.attempts, "0002", {"id", *(column.name for column in ATTEMPT_COLUMNS)}),
@@ -77,10 +76,10 @@ def _tables(sql: Statements) -> list[tuple[str, str, set[str]]]:
 
 
 async def _is_unfinished_migration(driver: Driver, raw: Any, table: str, columns: set[str]) -> bool:
-    """Whether a migration of ours was killed between CREATE TABLE and the version's INSERT.
+    """Whether a migration was killed between CREATE TABLE and the INSERT of its version; it can then be resumed.
 
-    Only on MySQL, where DDL commits by itself. Ours: the version table is there, without this revision, and the columns
-    are exactly those of the revision. The migration then goes on from there.
+    Only on MySQL, where DDL commits implicitly. The table is ours if the version table exists without this revision,
+    and the columns are exactly those of the revision.
     """
     if driver.dialect != "mysql":
         return False

@@ -1,4 +1,4 @@
-"""The SQL of the ledger, one wording for each database; values are always parameters."""
+"""SQL statements that write and read the ledger, per dialect; values are always parameters."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -15,7 +15,7 @@ Placeholders = Callable[[int], str]
 
 
 class TableNames(NamedTuple):
-    """What the tables are called: `version` has the schema's."""
+    """Names of the tables with their prefix; `version` is the table of the schema revision."""
 
     requests: str
     attempts: str
@@ -26,7 +26,7 @@ class TableNames(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Statements:
-    """Ready statements for one dialect and one table prefix."""
+    """Ready statements for one dialect and one table prefix; the comment behind each lists its parameters."""
 
     table: str
     attempts_table: str
@@ -52,7 +52,7 @@ class Statements:
     _param: Placeholders = field(repr=False)
 
     def select_attempts(self, count: int) -> str:
-        """The attempts of so many calls, whose correlation ids are the parameters."""
+        """SELECT the attempts of `count` calls; the parameters are their correlation ids."""
         return self._select_attempts.format(", ".join(map(self._param, range(count))))
 
 
@@ -64,12 +64,12 @@ def table_names(prefix: str) -> TableNames:
 
 
 def quoted(dialect: str, name: str) -> str:
-    """A validated identifier in quotes, so that upper case and reserved words keep their meaning."""
+    """A validated identifier in quotes, so that upper case and reserved words are kept."""
     return f"`{name}`" if dialect == "mysql" else f'"{name}"'
 
 
 def statements(dialect: str, prefix: str) -> Statements:
-    """The SQL for `sqlite`, `postgresql` or `mysql`."""
+    """The statements for `sqlite`, `postgresql` or `mysql`."""
     names = table_names(prefix)
     table, attempts_table, version_table = names[:3]
     name, attempts = quoted(dialect, table), quoted(dialect, attempts_table)
@@ -119,14 +119,17 @@ def statements(dialect: str, prefix: str) -> Statements:
 
 
 def placeholders(dialect: str) -> Placeholders:
-    """Writes the placeholder of the parameter at a place, counted from 0."""
+    """A function that returns the placeholder of the parameter at an index, counted from 0."""
     if dialect == "postgresql":
         return lambda place: f"${place + 1}"
     return lambda _: "%s" if dialect == "mysql" else "?"
 
 
 def mark_hour(dialect: str, table: str) -> str:
-    """An INSERT or a new mark: what has read the old one must not take the hour for clean."""
+    """UPSERT that marks an hour as dirty (its roll-ups are out of date).
+
+    A repeated mark gets a new value, so that a builder that has read the old value does not clear it.
+    """
     name, param = quoted(dialect, table), placeholders(dialect)
     insert = f"INSERT INTO {name} (hour, writer, mark) VALUES ({param(0)}, {param(1)}, {param(2)}) "  # noqa: S608
     if dialect == "mysql":
@@ -135,10 +138,11 @@ def mark_hour(dialect: str, table: str) -> str:
 
 
 def _upsert(dialect: str, table: str, columns: Columns, key: Sequence[str], reason: str = "") -> str:
-    """An INSERT that takes the place of an older state, but for what that knew; a newer one stays as it is.
+    """INSERT, or UPDATE of a row in an older state; a newer state is kept.
 
-    Newer is a higher revision; with a `reason` also a finished state after one in flight, whose revision
-    `update_usage` may have raised, or after one that was given up as abandoned too early.
+    Newer means a higher revision; with a `reason` column also a finished state after one in flight (whose revision
+    `update_usage` may have raised) or after one that was closed as abandoned too early. The columns in `SET_ON_INSERT`
+    are not updated.
     """
     name, param = quoted(dialect, table), placeholders(dialect)
     q = {column.name: quoted(dialect, column.name) for column in columns}
@@ -166,7 +170,7 @@ def _upsert(dialect: str, table: str, columns: Columns, key: Sequence[str], reas
 
 
 def _cast(dialect: str, kind: Kind) -> str:
-    """PostgreSQL's own driver takes ten times as long to make a number or a moment of it as to send its text."""
+    """A cast from text; asyncpg takes ten times as long to encode a Decimal or a datetime."""
     if dialect != "postgresql":
         return ""
     return {Kind.MONEY: "::text::numeric", Kind.TIMESTAMP: "::text::timestamptz"}.get(kind, "")

@@ -1,4 +1,4 @@
-"""What the writer has taken and not committed yet: rows, usage updates and flush markers, in batches."""
+"""Batches that the writer has taken from the queue and not committed yet: rows, usage updates, flush markers."""
 
 import logging
 from collections import deque
@@ -19,9 +19,9 @@ from arbstr_asgi.ledger.status import LossCounters
 from arbstr_asgi.stats.rollups.dirty_hours import DirtyHours, HourMark
 
 logger = logging.getLogger("arbstr_asgi.ledger")
-MAX_DEGRADE_LEVEL = 2  # how often a row can be refused and cut down again
+MAX_DEGRADE_LEVEL = 2
 _REFUSED = "(refused)"
-MAX_SPILLED_IN_MEMORY = 5000  # operations in memory while their rows are on disk
+MAX_SPILLED_IN_MEMORY = 5000  # operations whose rows are on disk too
 
 
 _COLUMN_NAMES = tuple(column.name for column in COLUMNS)
@@ -42,9 +42,9 @@ _DEGRADED_COLUMNS = _MINIMAL_COLUMNS | {
 
 
 def degraded_record(record: Record, level: int, reason: str) -> Record:
-    """The record cut down: at level 1 to identity, model and timing; at level 2 to what no client had a word in.
+    """A copy of a refused record with fewer columns, and `degraded: reason` as its error message.
 
-    The attempts, of which nothing is anybody's text but the model, stay at level 1.
+    Level 1 keeps identity, model, timing and the attempts; level 2 keeps no text that a client or a provider has sent.
     """
     kept_columns = _DEGRADED_COLUMNS if level == 1 else _MINIMAL_COLUMNS
     values_by_column = {
@@ -61,16 +61,20 @@ Operation = Record | UsageUpdate | FlushMarker
 
 @dataclass(slots=True, eq=False)
 class Batch:
-    """What is committed together. `spilled` says that its rows are on disk as well, `level` how degraded they are."""
+    """Operations to commit in one transaction, the oldest queued at `since` (monotonic seconds), about `size` bytes.
+
+    `spilled`: its rows are on disk too. `level` and `reason`: how far its rows are degraded, and why. `waiting` counts
+    the operations that are not on disk.
+    """
 
     operations: list[Operation]
-    since: float = 0.0  # when the oldest came, on the monotonic clock
+    since: float = 0.0  # monotonic seconds
     size: int = 0  # bytes, about
     spilled: bool = False
     committed: bool = False
     level: int = 0
-    reason: str = ""  # for that
-    waiting: int = field(init=False, default=0)  # operations that are not on disk
+    reason: str = ""
+    waiting: int = field(init=False, default=0)  # operations that are in memory only
 
     def __post_init__(self) -> None:
         self.waiting = len(self.operations) - (len(self.records) if self.spilled else 0)
@@ -81,17 +85,17 @@ class Batch:
         return [item for item in self.operations if isinstance(item, Record)]
 
     def resolve_spilled(self) -> None:
-        """The rows are on disk: tell whoever waits for no more than that."""
+        """Note that the rows are on disk, and resolve the flush markers that wait for no more than that."""
         self.spilled = True
         self.waiting = len(self.operations) - len(self.records)
-        self.size = 0  # what is kept of them is bounded by their number
+        self.size = 0  # bounded by MAX_SPILLED_IN_MEMORY instead
         for item in self.operations:
             if isinstance(item, FlushMarker) and item.spilled:
                 item.resolve(0)
 
 
 class PendingBatches:
-    """Chunks in the order in which they are to be committed; one leaves only after its COMMIT."""
+    """A FIFO of batches to commit; a batch leaves it only after its COMMIT."""
 
     def __init__(self, driver: Driver, statements: Statements, losses: LossCounters, dirty_hours: DirtyHours) -> None:
         self._driver = driver
@@ -99,45 +103,45 @@ class PendingBatches:
         self._losses = losses
         self._dirty_hours = dirty_hours
         self.batches: deque[Batch] = deque()
-        self.stale: list[Record] = []  # committed, and still on disk
+        self.stale: list[Record] = []  # committed, to be deleted from the spill
 
     def __len__(self) -> int:
         return sum(len(batch.operations) for batch in self.batches)
 
     @property
     def waiting(self) -> int:
-        """How much of it is not on disk."""
+        """The number of operations that are not on disk."""
         return sum([batch.waiting for batch in self.batches])
 
     @property
     def size(self) -> int:
-        """About how many bytes this keeps of what is not on disk."""
+        """About how many bytes the operations that are not on disk take."""
         return sum([batch.size for batch in self.batches])
 
     @property
     def since(self) -> float | None:
-        """When the oldest operation came."""
+        """When the oldest operation was queued, in monotonic seconds."""
         return self.batches[0].since if self.batches else None
 
     @property
     def unspilled(self) -> list[Batch]:
-        """The chunks that are in memory alone and have rows."""
+        """The batches with rows that are in memory only."""
         return [batch for batch in self.batches if not batch.spilled and batch.records]
 
     @property
     def needs_order(self) -> bool:
-        """Whether something waits here that must stay behind what was recorded before it."""
+        """Whether an operation waits here that must be carried out after all earlier rows."""
         return any(not isinstance(item, Record) for batch in self.batches for item in batch.operations)
 
     @property
     def can_wait(self) -> bool:
-        """Whether nothing here would be missed if the process ended now: rows on disk, and nobody waiting."""
+        """Whether nothing would be lost if the process ended now: all rows on disk, and no usage update."""
         return not self.unspilled and not any(
             isinstance(i, UsageUpdate) for batch in self.batches for i in batch.operations
         )
 
     def take(self, queue: WriteQueue, limit: int) -> None:
-        """Add one chunk of at most `limit` items from the backlog."""
+        """Move at most `limit` items from the queue into one new batch."""
         queued = queue.take(limit)
         operations: list[Operation] = [
             *normalized_records(pending_entries(queued.entries, self._losses), self._losses),
@@ -148,9 +152,9 @@ class PendingBatches:
             self.batches.append(Batch(operations, queued.since, queued.size))
 
     def mark_spilled(self, batch: Batch) -> None:
-        """Its rows are on disk, so they need not be kept here, but for a few: those need not be read again."""
+        """Note that a batch's rows are on disk; those beyond MAX_SPILLED_IN_MEMORY are dropped from memory."""
         batch.resolve_spilled()
-        if batch.committed:  # meanwhile
+        if batch.committed:
             self._record_stale(batch)
         elif len(self) > MAX_SPILLED_IN_MEMORY and any(batch is other for other in list(self.batches)[1:]):
             batch.operations = [i for i in batch.operations if not isinstance(i, Record) and not _is_resolved(i)]
@@ -158,14 +162,14 @@ class PendingBatches:
             self.batches = deque(other for other in self.batches if other.operations)
 
     def put(self, records: Sequence[Record]) -> None:
-        """Add one chunk of records that are on disk."""
+        """Add one batch of records that are on disk already."""
         self.batches.append(Batch([*records], spilled=True))
 
     async def write(self, raw: Any) -> None:
-        """Commit the first chunk; instead of a chunk with a bad row its halves come next, until the row is alone.
+        """Commit the first batch. A batch with a refused row is replaced by its halves, until that row is alone.
 
-        A bad row alone is degraded, step by step; the log names its id and the kind of reason, never values. Any
-        other trouble is raised, and the chunk stays.
+        A refused row is degraded step by step (see `degraded_record`); the log names its id and the kind of error,
+        never a value. Any other error is raised, and the batch stays.
         """
         batch = self.batches[0]
         try:
@@ -174,7 +178,7 @@ class PendingBatches:
             reason = self._driver.is_row_error(error)
             if reason is None:
                 raise
-            await self._driver.fetch(raw, "SELECT 1")  # if that fails too, the row is not to blame
+            await self._driver.fetch(raw, "SELECT 1")  # raises if the connection itself has failed
             self.batches.popleft()
             self.batches.extendleft(reversed(self._isolate_bad_rows(batch, reason)))
         else:
@@ -187,14 +191,14 @@ class PendingBatches:
             _resolve(batch.operations, counts)
 
     def clear(self) -> list[Operation]:
-        """Everything that is left and not on disk."""
+        """Remove and return every operation that is not on disk."""
         operations = [item for batch in self.batches for item in batch.operations]
         spilled = {id(record) for batch in self.batches if batch.spilled for record in batch.records}
         self.batches.clear()
         return [item for item in operations if id(item) not in spilled]
 
     def _record_stale(self, batch: Batch) -> None:
-        if len(self.stale) < MAX_SPILLED_IN_MEMORY:  # the others are brought back once more, which changes nothing
+        if len(self.stale) < MAX_SPILLED_IN_MEMORY:  # the rest is replayed once more, which is idempotent
             self.stale += batch.records
 
     async def _commit(self, raw: Any, operations: list[Operation]) -> list[int]:
@@ -223,7 +227,7 @@ class PendingBatches:
         return [BulkStatement(self._statements.mark_hour, markers)] if markers else []
 
     def _isolate_bad_rows(self, batch: Batch, reason: str) -> list[Batch]:
-        """What to try instead of a chunk that was refused."""
+        """The batches that replace one that was refused: its halves, or a degraded row."""
         half = len(batch.operations) // 2
         if half:
             parts = batch.operations[:half], batch.operations[half:]
@@ -241,7 +245,7 @@ class PendingBatches:
 
 
 def upsert_operations(driver: Driver, sql: Statements, records: Sequence[Record]) -> list[BulkStatement]:
-    """What writes records, in one transaction; a newer state that is there stays."""
+    """The statements that upsert these records and their attempts, for one transaction."""
     rows = [driver.encode(record.row) for record in records]
     attempts = [driver.encode(row, IN_ATTEMPTS) for record in records for row in record.attempts]
     return [
@@ -250,7 +254,7 @@ def upsert_operations(driver: Driver, sql: Statements, records: Sequence[Record]
 
 
 def pending_entries(entries: Sequence[LedgerEntry | PendingEntry], losses: LossCounters) -> list[LedgerEntry]:
-    """Entries, and what the calls among them say of themselves now; one that can't is counted, if no other."""
+    """Resolve pending entries to their current state; one that raises is counted as lost, the others are kept."""
     entries_now: list[LedgerEntry] = []
     for entry in entries:
         try:
@@ -261,7 +265,7 @@ def pending_entries(entries: Sequence[LedgerEntry | PendingEntry], losses: LossC
 
 
 def normalized_records(entries: Sequence[LedgerEntry], losses: LossCounters) -> list[Record]:
-    """The records of entries; what can't be one loses what is wrong with it, and is counted as degraded."""
+    """Normalise entries; one that fails is degraded and counted."""
     records: list[Record] = []
     for entry in entries:
         try:
@@ -274,7 +278,7 @@ def normalized_records(entries: Sequence[LedgerEntry], losses: LossCounters) -> 
 
 
 def _is_resolved(item: UsageUpdate | FlushMarker) -> bool:
-    """Whether it asked for no more than the spill."""
+    """Whether this marker waits only for the spill."""
     return isinstance(item, FlushMarker) and item.spilled
 
 

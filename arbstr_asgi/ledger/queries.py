@@ -1,4 +1,4 @@
-"""The half of the ledger that answers and tidies up, also for a command beside running writers."""
+"""Read queries and maintenance of the ledger, also for a command that runs beside the writers."""
 
 import asyncio
 import contextvars
@@ -30,14 +30,14 @@ from arbstr_asgi.stats.sql import SqlDialect
 
 _CALLS_OF_END_USER = "SELECT correlation_id FROM requests WHERE end_user = ?"
 _CHECK_TIMEOUT = 2.0  # seconds
-_ATTEMPTS = 6  # one more than our pool has connections: each may have died unnoticed while it was idle
-MAX_CONCURRENT_QUERIES = 2  # questions that take long; the others wait, so that the pool has connections for the writer
-_TIMEOUT_GRACE = 1.0  # seconds from when the database is to give up until nobody waits for it any more
-EXPORT_BATCH = 500  # rows in memory
+_ATTEMPTS = 6  # one more than the pool has connections: each may have been lost while idle
+MAX_CONCURRENT_QUERIES = 2  # leaves connections of the pool to the writer
+_TIMEOUT_GRACE = 1.0  # seconds beyond the database's own timeout
+EXPORT_BATCH = 500  # rows
 
 
 async def erase_from_spill(folder: Path, end_user: str) -> int:
-    """Delete the rows of an end user from every spill, and what SQLite keeps of them; returns how many.
+    """Delete the rows of an end user from every spill file of a folder, and VACUUM; returns the number of rows.
 
     Raises what SQLite raises.
     """
@@ -48,7 +48,7 @@ async def erase_from_spill(folder: Path, end_user: str) -> int:
 
 
 def _files(folder: Path) -> list[str]:
-    """The ones that have ever held a row."""
+    """The spill files that have ever held a row."""
     return [str(file.absolute()) for file in sorted(folder.glob("*.db")) if file.stat().st_size]
 
 
@@ -65,7 +65,7 @@ async def _delete(driver: Driver, raw: Any, end_user: str) -> int:
     async with driver.begin(raw):
         await driver.execute(raw, f"DELETE FROM attempts WHERE correlation_id IN ({_CALLS_OF_END_USER})", (end_user,))  # noqa: S608
         erased = await driver.execute(raw, "DELETE FROM requests WHERE end_user = ?", (end_user,))
-    await driver.fetch(raw, "VACUUM")  # a deleted row stays in its file until then
+    await driver.fetch(raw, "VACUUM")  # a deleted row stays in the file until then
     await driver.fetch(raw, "PRAGMA wal_checkpoint(TRUNCATE)")
     return erased
 
@@ -75,7 +75,7 @@ Q = TypeVar("Q")
 
 
 class QueryRunner:
-    """Queries on connections of their own, beside the writer."""
+    """Runs queries on connections of their own, beside the writer, with timeouts and reconnects. Raises LedgerError."""
 
     def __init__(
         self, connections: ConnectionTasks, statements: Statements, sql_dialect: SqlDialect, cache: RollupCache
@@ -90,7 +90,7 @@ class QueryRunner:
         return await self._run(self._stats_reader().groups, query)
 
     async def summary(self, query: StatsQuery) -> Summary:
-        """Figures of the groups and of everything. Raises LedgerError."""
+        """Statistics of each group, and of all rows."""
         return await self._run(self._stats_reader().summary, query)
 
     async def names(self, column: str) -> list[str]:
@@ -98,12 +98,12 @@ class QueryRunner:
         return await self._run(self._stats_reader().names, column)
 
     async def page(self, query: RequestsQuery, *, counted: bool = True) -> Page:
-        """One page. Raises LedgerError."""
+        """One page of rows; `total` only if `counted`."""
         pages = Pagination(self.connections.driver, self._sql_dialect, self._cache)
         return await self._run(pages.page if counted else pages.uncounted, query)
 
     async def rows(self, limit: int, correlation_id: str | None) -> list[dict[str, Any]]:
-        """The newest rows, or those of one call. Raises LedgerError."""
+        """The newest rows, or those of one call."""
         limit = min(max(limit, 0), 2**63 - 1)
         if correlation_id is None:
             result = await self._fetch(self._statements.newest, (limit,), READ_TIMEOUT)
@@ -113,13 +113,13 @@ class QueryRunner:
         return [values.read(row) for row in result]
 
     async def attempts(self, correlation_id: str) -> list[dict[str, Any]]:
-        """The attempts of one call, in their order. Raises LedgerError."""
+        """The attempts of one call, in order."""
         parameters = (values.identifier(correlation_id),)
         result = await self._fetch(self._statements.select_attempts(1), parameters, READ_TIMEOUT)
         return [values.read(row, ATTEMPT_COLUMNS) for row in result]
 
     async def check(self) -> None:
-        """Raises LedgerError unless the schema's version can be read in two seconds."""
+        """Read the schema's revision, within two seconds."""
         await self._fetch(self._statements.version, (), _CHECK_TIMEOUT)
 
     def _stats_reader(self) -> StatsReader:
@@ -131,7 +131,7 @@ class QueryRunner:
         return await self.wait(query, timeout)
 
     async def wait(self, query: Awaitable[T], timeout: float) -> T:
-        """An answer, waited for no longer than this: SQLite's calls can't be given up. Raises LedgerError."""
+        """Await a query for at most `timeout` seconds; a running call of SQLite can not be cancelled."""
         try:
             async with asyncio.timeout(timeout):
                 return await query
@@ -159,7 +159,7 @@ class QueryRunner:
 
 
 class LedgerQueries(ABC):
-    """What can be asked of an open ledger; it says itself what is open."""
+    """The queries and the maintenance of an open ledger; subclasses provide the connection."""
 
     _sql_dialect: SqlDialect
     _query_slots: asyncio.Semaphore
@@ -168,49 +168,49 @@ class LedgerQueries(ABC):
     @property
     @abstractmethod
     def spill_folder(self) -> Path:
-        """Where rows wait on disk while the database can't take them."""
+        """The folder for rows that the database does not accept."""
 
     @abstractmethod
     async def flush(self) -> None:
-        """Return when everything recorded so far is committed. Raises LedgerError if it is closed before."""
+        """Wait until everything recorded so far is committed. Raises LedgerError if the ledger is closed before."""
 
     @abstractmethod
     def _open_reader(self) -> QueryRunner:
-        """Raises LedgerError where there is none."""
+        """Raises LedgerError where the ledger is not open, or its database not connected."""
 
     async def rows(self, *, limit: int = 100, correlation_id: str | None = None) -> list[dict[str, Any]]:
-        """The newest committed rows first, or those of one call; the values are equal on every database.
+        """The newest committed rows first, or those of one call; values are equal on every database.
 
-        `timestamp` is aware UTC, money Decimal with nine decimals. Raises LedgerError.
+        `timestamp` is aware UTC, money is Decimal with nine decimals. Raises LedgerError.
         """
         return await self._open_reader().rows(limit, correlation_id)
 
     async def attempts(self, correlation_id: str) -> list[dict[str, Any]]:
-        """The committed attempts of one call, in their order; values as in `rows`. Raises LedgerError."""
+        """The committed attempts of one call, in order; values as in `rows`. Raises LedgerError."""
         return await self._open_reader().attempts(correlation_id)
 
     async def stats(self, query: StatsQuery) -> list[Group]:
-        """Figures, grouped; one Group with keys () where not. Raises LedgerError.
-
-        One state of the database, all that is committed in it: closed hours come from roll-ups, the rest from rows.
-        """
+        """The groups of `summary`; one Group with keys () for a query without `group_by`. Raises LedgerError."""
         reader = self._open_reader()
         return await self._run_limited(reader, lambda: reader.groups(query))
 
     async def summary(self, query: StatsQuery) -> Summary:
-        """What `stats` says, and the figures of all rows in the same state of the database. Raises LedgerError."""
+        """Statistics of each group, and of all rows, from one snapshot of the database. Raises LedgerError.
+
+        Closed hours come from roll-ups, the rest from rows.
+        """
         reader = self._open_reader()
         return await self._run_limited(reader, lambda: reader.summary(query))
 
     async def requests(self, query: RequestsQuery) -> Page:
-        """One page of rows, and how many there are where that is quickly said. Raises LedgerError."""
+        """One page of rows, with the total where counting is cheap. Raises LedgerError."""
         reader = self._open_reader()
         return await self._run_limited(reader, lambda: reader.page(query))
 
     async def export(self, query: RequestsQuery) -> AsyncIterator[dict[str, Any]]:
-        """All rows from the page on, however many, as in `requests`; few are in memory. Raises LedgerError.
+        """All rows from the page on, batch by batch; values as in `requests`. Raises LedgerError.
 
-        Each few are one state of the database; a row whose sorted value changes meanwhile may be missed or come twice.
+        Each batch is a snapshot of its own: a row whose sorted value changes in between may be missed or come twice.
         """
         query = msgspec.structs.replace(query, limit=EXPORT_BATCH)
         while True:
@@ -223,44 +223,45 @@ class LedgerQueries(ABC):
             query = msgspec.structs.replace(query, after=page.next)
 
     async def distinct(self, column: Literal["model", "provider"]) -> list[str]:
-        """The names that rows have had in this column, sorted. Raises LedgerError."""
+        """The distinct names in this column, sorted. Raises LedgerError."""
         reader = self._open_reader()
         return await self._run_limited(reader, lambda: reader.names(column))
 
     async def rebuild(self, progress: Progress | None = None) -> Rebuilt:
-        """Compute the roll-ups of all closed hours again. `progress` hears hours done and to do. Raises LedgerError."""
+        """Recompute the roll-ups of all closed hours; `progress(done, total)` counts hours. Raises LedgerError."""
         return await self._maintenance().rebuild(progress)
 
     async def prune(self, before: datetime, progress: Progress | None = None) -> int:
-        """Delete rows and attempts of the whole, closed hours before; roll-ups stay. Returns how many rows.
+        """Delete rows and attempts of the closed hours before `before`; roll-ups are kept. Returns the number of rows.
 
-        What still comes for those hours later is in no figures, and deleted the next time. Raises LedgerError.
+        A row that arrives later for such an hour (from a spill) is in no statistics, and deleted by the next prune.
+        Raises LedgerError.
         """
         return await self._maintenance().prune(before, progress)
 
     async def forget(self, end_user: str) -> dict[str, int]:
-        """Delete what is about a person: `requests`, `attempts`, `rollups`, and `spilled` rows on this machine.
+        """Delete everything about an end user: `requests`, `attempts`, `rollups`, and `spilled` rows on this machine.
 
-        Returns how many of each. What is recorded later is kept. Raises LedgerError.
+        Returns the number of rows of each. Calls recorded later are kept. Raises LedgerError.
         """
         maintenance = self._maintenance()
         try:
             await self._flush_with_timeout()
             spilled = await erase_from_spill(self.spill_folder, end_user)
-            await self._flush_with_timeout()  # behind it, nothing that was read from the spill before is on its way
+            await self._flush_with_timeout()  # after it, no row that was read from the spill before is pending
         except (OSError, sqlite3.Error) as error:
             raise LedgerError(f"the spill can't be read: {describe_error(error)}") from error
         return {**await maintenance.forget(end_user), "spilled": spilled}
 
     async def check(self) -> None:
-        """Raise LedgerError unless the database answers a cheap query in two seconds."""
+        """Raises LedgerError unless the database answers a cheap query within two seconds."""
         await self._open_reader().check()
 
     def _maintenance(self) -> Maintenance:
         return Maintenance(self._open_reader().connections, self._sql_dialect)
 
     async def _run_limited(self, reader: QueryRunner, run: Callable[[], Coroutine[Any, Any, T]]) -> T:
-        """One of few questions at once: it is so for as long as the database works on it, whoever has gone."""
+        """Run at most MAX_CONCURRENT_QUERIES at once; a slot is held until the database is done, even if cancelled."""
         await self._query_slots.acquire()
         task = asyncio.create_task(run(), context=contextvars.Context())
         task.add_done_callback(self._release_slot)
@@ -269,7 +270,7 @@ class LedgerQueries(ABC):
     def _release_slot(self, task: "asyncio.Task[Any]") -> None:
         self._query_slots.release()
         if not task.cancelled():
-            task.exception()  # its caller may have gone: nothing to complain about
+            task.exception()  # the caller may be gone; retrieving it avoids a warning
 
     async def _flush_with_timeout(self) -> None:
         try:
@@ -280,7 +281,7 @@ class LedgerQueries(ABC):
 
 
 class LedgerReader(LedgerQueries):
-    """Answers as a `Ledger` does, and records nothing: no row waits here, and no spill is claimed."""
+    """Queries as of a `Ledger`, read-only: it has no queue and no spill of its own."""
 
     def __init__(self, target: LedgerDatabase, connections: ConnectionTasks, spill: str | None) -> None:
         self._target = target
@@ -292,11 +293,11 @@ class LedgerReader(LedgerQueries):
 
     @property
     def spill_folder(self) -> Path:
-        """Where the writers' rows wait on disk while the database can't take them."""
+        """The folder in which the writers keep rows that the database does not accept."""
         return self._target.spill_folder(self._spill_below)
 
     async def flush(self) -> None:
-        """Nothing is recorded here."""
+        """Does nothing: nothing is recorded here."""
 
     def _open_reader(self) -> QueryRunner:
         sql = statements(self._target.dialect, self._target.prefix)
@@ -307,9 +308,9 @@ class LedgerReader(LedgerQueries):
 async def open_reader(
     url: str, *, table_prefix: str | None = None, spill: str | None = None
 ) -> AsyncIterator[LedgerReader]:
-    """Open the tables at `url` for the length of a block; `spill` is the writers'.
+    """Open the ledger at `url` for the length of a block; `spill` is the folder that the writers are configured with.
 
-    Nothing is made, migrated or replayed, and no call is closed as abandoned. Raises ConfigError, and LedgerError where
+    Creates, migrates and replays nothing, and closes no call as abandoned. Raises ConfigError, and LedgerError where
     there is no ledger of this version.
     """
     target = LedgerDatabase.create(url, table_prefix)

@@ -1,4 +1,4 @@
-"""What waits to be written: entries, usage updates and flush marks, in the order in which they came."""
+"""The write queue: entries, usage updates and flush markers, first in, first out."""
 
 import asyncio
 import threading
@@ -19,7 +19,7 @@ Resolve = Callable[[int | LedgerError], None]
 
 @dataclass(frozen=True, slots=True, eq=False)
 class UsageUpdate:
-    """Three columns of one row; `settle` hears the number of rows matched, after the commit, or what prevented it."""
+    """An UPDATE of three columns of one row; `resolve` gets the number of rows matched, or the LedgerError."""
 
     correlation_id: str
     input_tokens: int | None
@@ -36,14 +36,14 @@ class UsageUpdate:
         cost_sats: Decimal | None,
         resolve: Resolve,
     ) -> "UsageUpdate":
-        """With its values made fit for every database."""
+        """With normalised values."""
         tokens = values.integer(input_tokens), values.integer(output_tokens)
         return cls(values.identifier(correlation_id), *tokens, values.money(cost_sats), resolve)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class FlushMarker:
-    """`settle` hears 0 when everything before it is committed; with `spilled`, when it is committed or spilled."""
+    """`resolve` gets 0 when everything queued before is committed; with `spilled`, when it is committed or spilled."""
 
     resolve: Resolve
     spilled: bool = False
@@ -51,13 +51,12 @@ class FlushMarker:
 
 Item = LedgerEntry | PendingEntry | UsageUpdate | FlushMarker
 
-# An item, when it came (seconds of the monotonic clock) and about how many bytes it keeps; a plain tuple, since one is
-# made for each state of each call.
+# Item, time queued (monotonic seconds), size in bytes; a plain tuple, since each state of each call makes one.
 Waiting = tuple[Item, float, int]
 
 
 class QueuedBatch(NamedTuple):
-    """A part of the backlog, to be carried out in this order: entries, updates, marks; calls are asked for theirs."""
+    """Items taken from the queue, to be carried out in this order: entries, updates, markers."""
 
     entries: list[LedgerEntry | PendingEntry]
     updates: list[UsageUpdate]
@@ -67,7 +66,7 @@ class QueuedBatch(NamedTuple):
 
 
 class WriteQueue:
-    """First in, first out; several states of one call become one when they are taken together. For any thread."""
+    """A thread-safe FIFO; several states of one call are merged when they are taken together."""
 
     def __init__(self) -> None:
         self._waiting: deque[Waiting] = deque()
@@ -79,14 +78,14 @@ class WriteQueue:
 
     @property
     def since(self) -> float | None:
-        """When the oldest item came."""
+        """When the oldest item was queued, in monotonic seconds."""
         try:
             return self._waiting[0][1]
         except IndexError:
             return None
 
     def add(self, item: Item, since: float) -> int:
-        """Append; returns how many wait now."""
+        """Append an item queued at `since`; returns the length of the queue."""
         size = size_in_bytes(item)
         with self._lock:
             self._waiting.append((item, since, size))
@@ -94,9 +93,10 @@ class WriteQueue:
             return len(self._waiting)
 
     def take(self, limit: int) -> QueuedBatch:
-        """At most `limit` items from the front, to be carried out in the order of `Taken`.
+        """Remove at most `limit` items from the front, sorted as `QueuedBatch` says.
 
-        That order changes nothing: an entry that follows an update of the same call is left for the next time.
+        The order has no effect on the result: an entry that follows an update of the same call is left for the next
+        batch.
         """
         with self._lock:
             batch, count = _sort(self._waiting, limit)
@@ -106,7 +106,7 @@ class WriteQueue:
         return batch
 
     def clear(self) -> list[Item]:
-        """Everything, as it came."""
+        """Remove and return all items."""
         with self._lock:
             items = [item for item, _, _ in self._waiting]
             self._waiting.clear()
@@ -115,9 +115,9 @@ class WriteQueue:
 
 
 def size_in_bytes(item: Item) -> int:
-    """About how many bytes an item keeps in memory."""
+    """About how many bytes an item takes in memory."""
     if not isinstance(item, LedgerEntry):
-        return 1500  # what a call will say of itself, or less
+        return 1500  # an upper bound for a pending entry
     return 1000 + 500 * len(item.tries) + len(item.model) + len(item.tags or "") + len(item.usage_json or "")
 
 
@@ -146,14 +146,14 @@ def _sort(waiting: Sequence[Waiting], limit: int) -> tuple[QueuedBatch, int]:
 
 
 def merge_states(pending: LedgerEntry | PendingEntry, other: LedgerEntry | PendingEntry) -> LedgerEntry | PendingEntry:
-    """What of two is to be written; a call knows no more than its entry does."""
+    """The newer of two states of a call; an entry is newer than a pending one."""
     if not isinstance(other, LedgerEntry):
         return pending
     return newer_state(pending, other) if isinstance(pending, LedgerEntry) else other
 
 
 def newer_state(pending: LedgerEntry, other: LedgerEntry) -> LedgerEntry:
-    """The state that stays, by the rule of the upsert (see `statements`)."""
+    """The state that the upsert would keep (see `statements`)."""
     if other.revision > pending.revision:
         return other
     if pending.end_reason in IN_FLIGHT and other.end_reason not in IN_FLIGHT:
@@ -162,7 +162,7 @@ def newer_state(pending: LedgerEntry, other: LedgerEntry) -> LedgerEntry:
 
 
 def make_future() -> tuple[Resolve, "asyncio.Future[int]"]:
-    """A future and what settles it, unless its caller has gone."""
+    """A future, and the callback that sets its result or exception, unless it was cancelled."""
     future: asyncio.Future[int] = asyncio.get_running_loop().create_future()
 
     def resolve(outcome: int | LedgerError) -> None:

@@ -1,4 +1,4 @@
-"""Brings what is on disk into the database: our own spill, those of dead processes, and the calls they left open."""
+"""Replays spilled rows, our own and those of dead processes, and closes the calls that those left in flight."""
 
 import logging
 from collections.abc import Callable, Collection
@@ -19,14 +19,14 @@ logger = logging.getLogger("arbstr_asgi.ledger")
 
 BATCH = 500  # rows
 ABANDONED = "abandoned: its process ended before the reply did"
-UNKNOWN_OWNER_AGE = timedelta(hours=24)  # after which a call of a process that we can't ask about is given up
-_MAX_BATCH_SECONDS = 0.05  # seconds that a batch may take: meanwhile, what comes waits
-_MIN_BATCH = 25  # rows, however long it takes
-_RETRY_PAUSE = 5.0  # seconds without a further attempt when a spill itself fails
+UNKNOWN_OWNER_AGE = timedelta(hours=24)  # of an in-flight call whose process is unknown
+_MAX_BATCH_SECONDS = 0.05  # longer batches delay new rows
+_MIN_BATCH = 25  # rows
+_RETRY_PAUSE = 5.0  # seconds
 
 
 class Recovery:
-    """What is left to do beside writing what comes; all of it can be done again, since revisions decide."""
+    """The background work of the writer; every step is idempotent, since revisions decide which state is kept."""
 
     def __init__(
         self,
@@ -42,41 +42,41 @@ class Recovery:
         self._statements = statements
         self._losses = losses
         self._dirty_hours = dirty_hours
-        self._stale = stale  # what is in our own spill and need not be brought back
+        self._stale = stale  # committed rows in our own spill, not to be replayed
         self._locks = None if spill is None else spill.locks
         self._spill = None if spill is None else spill.spill
         self._now = now
         self._retry_at = float("-inf")
         self._batch_size = BATCH
-        self._orphans: list[SpillStore] | None = None  # None: not looked for yet
+        self._orphans: list[SpillStore] | None = None  # None: not searched yet
         self._has_in_flight = True
 
     @property
     def waiting(self) -> bool:
-        """Whether `some` has something to do."""
+        """Whether `replay_batch` has something to do."""
         if not self.own_waiting and not self._has_in_flight:
             return False
         return self._now() >= self._retry_at
 
     @property
     def own_rows(self) -> bool:
-        """Whether our own spill holds any rows, so that one of them may be the only state of its call."""
+        """Whether our own spill holds any row, which may be the only state of its call."""
         return self._spill is not None and self._spill.rows > 0
 
     @property
     def own_waiting(self) -> bool:
-        """Whether our own spill holds rows that the database has not got yet."""
+        """Whether our own spill holds rows that are not in the database."""
         return self._spill is not None and self._spill.rows > len(self._stale)
 
     @property
     def seconds_to_wait(self) -> float | None:
-        """How long until there is something to do again, if there will be."""
+        """Seconds until there is something to do; None: nothing is left."""
         if not self.own_waiting and not self._has_in_flight:
             return None
         return max(self._retry_at - self._now(), 0.0)
 
     async def replay_batch(self, raw: Any) -> None:
-        """One batch or one other step. Raises what the database raises; trouble with a spill only makes a pause."""
+        """One batch, or one other step. Raises what the database raises; an error of a spill only causes a pause."""
         if self._spill is not None and self._spill.rows:
             await self._replay(raw, self._spill)
         elif self._orphans is None:
@@ -90,7 +90,7 @@ class Recovery:
             else:
                 await self._orphans.pop(0).close()
         else:
-            before = datetime.now(UTC)  # a process that starts now has no call yet
+            before = datetime.now(UTC)  # calls of processes that start from now on are later
             try:
                 live_owners = set() if self._locks is None else self._locks.live_owners()
             except OSError as error:
@@ -100,12 +100,12 @@ class Recovery:
             self._has_in_flight = False
 
     async def replay_own(self, raw: Any) -> None:
-        """All of our own spill, for what must come behind it; as far as it can be read."""
+        """Replay all of our own spill, for an operation that must come after it; stops where it can not be read."""
         while self._spill is not None and self._spill.rows and self._now() >= self._retry_at:
             await self._replay(raw, self._spill)
 
     async def close(self) -> None:
-        """Let go of the spills of others."""
+        """Release the spills of other processes."""
         for orphan in self._orphans or ():
             await orphan.close()
 
@@ -128,7 +128,7 @@ class Recovery:
         self._batch_size = max(self._batch_size // 2, _MIN_BATCH) if slow else min(self._batch_size * 2, BATCH)
 
     async def _claim(self, locks: SpillLocks) -> list[SpillStore]:
-        """The spills of dead processes; one that can't be read is told and left."""
+        """Open the spills of dead processes; one that can not be read is logged and left."""
         result: list[SpillStore] = []
         for slot in locks.orphans():
             spill = SpillStore(slot)
@@ -142,7 +142,10 @@ class Recovery:
         return result
 
     async def _abandon(self, raw: Any, live_owners: set[str], before: datetime) -> None:
-        """Close the calls of dead processes: those of this folder that nobody living holds, others after a day."""
+        """Close the calls of dead processes as abandoned: those of this spill folder without a live owner.
+
+        Calls of unknown processes are closed when they are older than UNKNOWN_OWNER_AGE.
+        """
         after = 0
         while True:
             parameters = (self._driver.read_timestamp(values.timestamp(before)), after, BATCH)

@@ -1,4 +1,4 @@
-"""The one task that writes: takes what waits, keeps it until it is committed, and brings back what was spilled."""
+"""The background task that writes batches: takes them from the queue, retries until the commit, replays the spill."""
 
 import asyncio
 import contextvars
@@ -24,15 +24,15 @@ from arbstr_asgi.stats.rollups.dirty_hours import DirtyHours
 logger = logging.getLogger("arbstr_asgi.ledger")
 
 BATCH = 500  # rows
-BATCH_WINDOW = 0.05  # seconds from the first waiting item to its batch
-GRACE = 1.0  # seconds for cancelled work to let go of its connection, and for what is left to be spilled
-LAST_FLUSH_TIMEOUT = 5.0  # seconds, when the loop ends and nobody has closed us
-_SAFE_STOP_TIMEOUT = 1.0  # seconds at the end after which what is safe on disk is left there
-_SHUTDOWN_RETRY_PAUSE = 0.2  # seconds between attempts while there is little time left
+BATCH_WINDOW = 0.05  # seconds from the first item to its batch
+GRACE = 1.0  # seconds for cancelled work to release its connection, and for the rest to be spilled
+LAST_FLUSH_TIMEOUT = 5.0  # seconds, if the loop ends without `stop`
+_SAFE_STOP_TIMEOUT = 1.0  # seconds, if all rows are on disk
+_SHUTDOWN_RETRY_PAUSE = 0.2  # seconds
 
 
 class Writer:
-    """Owns the backlog, the spill and, through sessions, the connection. Made and stopped by `Ledger`."""
+    """Owns the queue, the pending batches, the spill and the connections. Created and stopped by `Ledger`."""
 
     def __init__(
         self,
@@ -54,8 +54,8 @@ class Writer:
         self._wake_up = asyncio.Event()
         self._urgent = asyncio.Event()
         self._ending = asyncio.Event()
-        self._stopped = False  # out of time
-        self._failure: LedgerError | None = None  # why it can't be opened at all
+        self._stopped = False  # `stop` has timed out
+        self._failure: LedgerError | None = None  # an error that needs an operator
         self.accepting = True
         self.connections: ConnectionTasks | None = None
         self._retry = RetryLoop("ledger", lambda: target.database)
@@ -63,7 +63,7 @@ class Writer:
         self._loop = asyncio.get_running_loop()
         self._thread = threading.get_ident()
         self._opened: asyncio.Future[None] = self._loop.create_future()
-        # An empty context: a ledger opened by the first request must not carry that request's trace for ever.
+        # An empty context: a ledger opened by the first request must not keep that request's trace context.
         self._task = self._loop.create_task(self._run(), name="arbstr-ledger", context=contextvars.Context())
         self._spill_writer = (
             None if self.spill is None else SpillWriter(self.spill, self._queue, self._batches, monotonic)
@@ -71,29 +71,30 @@ class Writer:
 
     @property
     def queued(self) -> int:
-        """What is in memory and not committed."""
+        """The number of operations in memory that are neither committed nor on disk."""
         return len(self._queue) + self._batches.waiting
 
     @property
     def size(self) -> int:
-        """About how many bytes that is."""
+        """About how many bytes those take."""
         return self._queue.size + self._batches.size
 
     @property
     def oldest(self) -> float | None:
-        """Seconds for which the oldest of it has waited."""
+        """The age of the oldest of those, in seconds."""
         since = [at for at in (self._batches.since, self._queue.since) if at is not None]
         return monotonic() - min(since) if since else None
 
     @property
     def spills(self) -> bool:
-        """Whether rows can be kept on disk, as far as is known."""
+        """Whether rows can be spilled to disk, as far as is known."""
         return self._spill_writer is not None and self._spill_writer.is_working
 
     async def opened(self, timeout: float) -> None:
-        """Return once the first attempt to open the database has succeeded, failed for now, or taken `patience`.
+        """Wait until the first attempt to open the database has ended, for at most `timeout` seconds.
 
-        Raises LedgerError where it will not work until somebody mends it; nothing is left open then.
+        Raises LedgerError where an operator has to act; nothing is left open then. After any other failure it is
+        retried.
         """
         await asyncio.wait({self._opened}, timeout=timeout)
         self._first_attempt_over()
@@ -102,10 +103,10 @@ class Writer:
             self._opened.result()
 
     def add(self, item: Item, *, urgent: bool = False) -> None:
-        """Queue; `urgent` is written without waiting for company. From any thread."""
+        """Queue an item, thread-safe; an `urgent` one is written without waiting for BATCH_WINDOW."""
         waiting = self._queue.add(item, monotonic())
         urgent_now = urgent or waiting >= BATCH
-        if waiting > 1 and not urgent_now:  # whoever came first has woken everybody
+        if waiting > 1 and not urgent_now:  # the first item has notified the tasks
             return
         if threading.get_ident() == self._thread:
             self._wake(urgent_now=urgent_now)
@@ -113,9 +114,9 @@ class Writer:
             self._loop.call_soon_threadsafe(lambda: self._wake(urgent_now=urgent_now))
 
     async def stop(self, timeout: float) -> None:
-        """Write what is queued, for at most `timeout` seconds, then spill the rest and end.
+        """Write the queue, for at most `timeout` seconds, then spill the rest and end.
 
-        Not longer than about a second where the database is silent and all rows are safe in the spill.
+        Takes about a second at most where the database does not answer and all rows are safe in the spill.
         """
         self._ending.set()
         self._wake(urgent_now=True)
@@ -145,7 +146,7 @@ class Writer:
         try:
             await self._write_until_stopped()
         except asyncio.CancelledError:
-            if not self._stopped:  # the loop is closing, and nobody has closed us
+            if not self._stopped:  # the loop is closing without `stop`
                 await self._last_flush()
             raise
         except LedgerError as error:
@@ -182,7 +183,7 @@ class Writer:
             except Exception:
                 if self._failure is not None:
                     raise
-                return  # told to end, and what could not be written is safe
+                return  # stopping, and the rest is safe on disk
 
     def _should_give_up(self) -> bool:
         return self._failure is not None or (self._ending.is_set() and self._is_safe())
@@ -205,7 +206,7 @@ class Writer:
             self._opened.set_result(None)
 
     async def _has_work(self) -> bool:
-        """Wait for work and a little company for it; False when told to end and all is written."""
+        """Wait for work and, for BATCH_WINDOW, for more of it; False once stopping and all is written."""
         while not self._batches and not self._queue and not self._may_replay():
             if self._ending.is_set():
                 return False
@@ -223,11 +224,11 @@ class Writer:
         return True
 
     def _may_replay(self) -> bool:
-        """At the end, only our own spill is still brought back."""
+        """Whether to replay the spill; while stopping only our own."""
         return self._recovery.waiting and (self._recovery.own_waiting or not self._ending.is_set())
 
     async def _write_and_replay(self, raw: Any) -> None:
-        """With a connection: write what is there, then what is on disk; on SQLite also what comes later."""
+        """On one connection: write pending batches, then replay the spill; on SQLite keep it for later batches."""
         recovering = self._retry.failures > 0
         if recovering:
             await self._target.driver.limit_disk_use(raw)
@@ -261,7 +262,7 @@ class Writer:
                     await self._ending.wait()
 
     def _report_unwritten(self) -> None:
-        """Count and report everything that is neither committed nor spilled."""
+        """Count and log all entries that are neither committed nor spilled, and fail the pending updates."""
         remaining = [*self._batches.clear(), *self._queue.clear()]
         lost = sum(not isinstance(item, UsageUpdate | FlushMarker) for item in remaining)
         if lost:

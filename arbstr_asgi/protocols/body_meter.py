@@ -1,17 +1,17 @@
-"""Meters a body that is one JSON document."""
+"""Meters a response body that is one JSON document."""
 
 from arbstr_asgi.protocols.incremental_json import IncrementalReader
 from arbstr_asgi.protocols.json_edit import BOM
 from arbstr_asgi.protocols.meter import report_failure
 from arbstr_asgi.protocols.reply import ReplySummary, decode
 
-MAX_PLAIN_BYTES = 32 * 1024 * 1024  # of a body that is held back to be sent behind what it cost
+MAX_PLAIN_BYTES = 32 * 1024 * 1024  # of a body that is buffered until its cost is known
 PIECE_BYTES = 64 * 1024
-MAX_COPY_BYTES = 64 * 1024  # of a body that is read at its end; a larger one is read as it comes
+MAX_COPY_BYTES = 64 * 1024  # of a body that is parsed at its end; a larger one is parsed incrementally
 
 
 class PlainMeter:
-    """Passes a body. Reads a copy at its end, or prunes the body as it comes if that is large."""
+    """Passes the body unchanged. Parses a copy at its end, or parses incrementally if the body is large."""
 
     edits = False
 
@@ -22,7 +22,7 @@ class PlainMeter:
         self._failed = False
 
     def feed(self, chunk: bytes) -> bytes:
-        """Everything passes."""
+        """Returns the chunk unchanged."""
         if self._failed:
             return chunk
         try:
@@ -37,18 +37,20 @@ class PlainMeter:
         return chunk
 
     def _start_reader(self, chunk: bytes) -> None:
-        """The body has become too large to be kept."""
+        """The body exceeds MAX_COPY_BYTES: parse what was copied, and all that follows, incrementally."""
         self._reader = IncrementalReader()
         beginning = bytes(self._copy) + chunk[: len(BOM)]
         self._copy.clear()
         self._reader.feed(beginning.removeprefix(BOM))
-        for offset in range(len(BOM), len(chunk), PIECE_BYTES):  # a chunk of a host's transport may be the whole body
+        for offset in range(len(BOM), len(chunk), PIECE_BYTES):  # a host's transport may yield the whole body at once
             self._reader.feed(chunk[offset : offset + PIECE_BYTES])
 
     def finish(self) -> bytes:
-        """Read the body."""
+        """Parse the body; returns b""."""
         try:
-            self.summary.finished = self._failed or (self._reader is not None and self._reader.gave_up)  # who knows
+            self.summary.finished = self._failed or (
+                self._reader is not None and self._reader.gave_up
+            )  # unknown, so not incomplete
             document = bytes(self._copy).removeprefix(BOM) if self._reader is None else self._reader.finish()
             body = None if document is None else decode(document)
             if body is not None:
@@ -65,5 +67,5 @@ class PlainMeter:
         self._copy.clear()
 
     def abandon(self) -> bool:
-        """Part of a body is out, and nothing can follow it."""
+        """False: no bytes can follow a partial body."""
         return False

@@ -1,4 +1,4 @@
-"""What we know of a chat completion request, the one member we may add to it, and another model's name in it."""
+"""Parses chat completion requests, and edits two members of their bytes: `stream_options` and `model`."""
 
 import json
 
@@ -13,7 +13,7 @@ INCLUDE_USAGE = b'"include_usage":true'
 
 
 class ChatRequest(msgspec.Struct, frozen=True, kw_only=True, gc=False):
-    """A request as the client sent it: the bytes, and the facts that decide its way."""
+    """A request as the client sent it: the bytes, and the members that routing needs."""
 
     body: bytes
     model: str
@@ -36,7 +36,7 @@ _options = msgspec.json.Decoder(_Options)
 def parse(body: bytes) -> ChatRequest:
     """Check that `body` is a JSON object with a string `model` and a boolean, null or absent `stream`.
 
-    Everything else is the provider's to judge. Raises RequestError (400).
+    All other members are left to the provider to validate. Raises RequestError (400).
     """
     try:
         if not body.isascii():
@@ -77,11 +77,11 @@ def _stream(fields: RawFields) -> bool:
 
 
 def ensure_stream_options(request: ChatRequest, *, require: bool = False) -> bytes:
-    """The body to send: with `"stream_options": {"include_usage": true}` where the request streams.
+    """The body to send: a streaming request gets `"stream_options": {"include_usage": true}`.
 
-    An `include_usage` that the client set stays, unless `require` overrides it; other members survive; what is not
-    an object passes for the provider to judge (with `require`: RequestError). Returns `request.body` itself where
-    nothing is to be added.
+    An `include_usage` set by the client is kept, unless `require` overrides it; other members are kept. A value that is
+    not an object is passed for the provider to reject (with `require`: RequestError). Returns `request.body` itself
+    where nothing changes.
     """
     body, options = request.body, request.stream_options
     if not request.stream:
@@ -120,7 +120,7 @@ def _include_usage(options: bytes) -> bytes | None:
 
 
 def _parse_surrogates(body: bytes) -> RawFields:
-    """Read a body that msgspec refuses: fine if escaped lone surrogates are the reason (clients that cut an emoji)."""
+    """Parse a body that msgspec rejects because of escaped lone surrogates (from clients that cut an emoji)."""
     malformed = RequestError(400, "The request body is not valid JSON.", code="invalid_json")
     if len(body) > json_edit.MAX_WALK_BYTES or b"\\ud" not in body.lower():
         raise malformed
@@ -132,10 +132,10 @@ def _parse_surrogates(body: bytes) -> RawFields:
 
 
 def with_model(body: bytes, request: ChatRequest, model: str) -> bytes:
-    """`body`, which is the request's or was made of it, with the value of its effective `model` replaced.
+    """`body`, of this request, with the value of its effective `model` replaced.
 
-    Returns `body` itself where that is the model it names already. Raises RequestError (400) for a large body whose
-    `model` can't be found cheaply.
+    Returns `body` itself where the model is the same. Raises RequestError (400) for a large body in which `model` can
+    not be located cheaply.
     """
     if model == request.model:
         return body

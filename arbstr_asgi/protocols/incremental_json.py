@@ -1,22 +1,22 @@
-"""Reads a JSON body that is too large to be kept, as it comes, and keeps what there is to learn from it."""
+"""An incremental JSON parser for large bodies: checks the syntax and extracts a few fields in bounded memory."""
 
 import re
 from enum import IntEnum
 
 from arbstr_asgi.protocols.json_excerpt import NAMES, FieldExtractor, Kind, LimitExceeded, name_of
 
-MAX_ELEMENTS = 256  # elements of a run, in one match
-MAX_INNER_ELEMENTS = 32  # elements of a container inside it
-MAX_ESCAPES = 64  # of a string, in one match
-MAX_RUN_DEPTH = 2  # of containers inside a run; more cost time to compile
+MAX_ELEMENTS = 256  # of a run, per match
+MAX_INNER_ELEMENTS = 32  # of a container inside a run
+MAX_ESCAPES = 64  # of a string, per match
+MAX_RUN_DEPTH = 2  # of containers inside a run; deeper patterns compile slowly
 _PLAIN = rb'[^"\\\x00-\x1f]*+'
 _ESCAPE = rb'\\(?:["\\/bfnrt]|u[0-9a-fA-F]{4})'
 _BLANKS = rb"[ \t\r\n]*+"
-_NUMBER = rb"-?(?:[1-9][0-9]*+|0)(?:\.[0-9]++)?(?:[eE][+-]?[0-9]++)?(?=[ \t\r\n,\]}])"  # what follows says it is whole
-MAX_PARTIAL_TOKEN = 4096  # bytes of a number that may come in pieces
-MAX_KEY = 256  # bytes of a key that comes in pieces; no name of ours is so long
-MAX_NESTING = 900  # about where the decoders give up on the whole
-BYTES_PER_STEP = 16  # what takes more steps of Python for its bytes would hold others up, and isn't read
+_NUMBER = rb"-?(?:[1-9][0-9]*+|0)(?:\.[0-9]++)?(?:[eE][+-]?[0-9]++)?(?=[ \t\r\n,\]}])"
+MAX_PARTIAL_TOKEN = 4096  # bytes of a number
+MAX_KEY = 256  # bytes of a partial key; longer than any field name
+MAX_NESTING = 900  # about the limit of the decoders
+BYTES_PER_STEP = 16  # a body that needs more steps would block the event loop
 STEPS_PER_PIECE = 8
 SPARE_STEPS = 4096
 
@@ -28,7 +28,7 @@ _SCALAR = b"(?:%b|%b|null|true|false|NaN|-?Infinity)" % (_STRING, _NUMBER)
 
 
 def _items(key: bytes, value: bytes, closing: bytes) -> bytes:
-    """One element or member, and its comma or, unseen, the end of the container."""
+    """One element or member with its comma or, as look-ahead, the end of the container."""
     return b"(?:%b%b%b(?:,%b(?!%b)|(?=%b)))" % (key, value, _BLANKS, _BLANKS, closing, closing)
 
 
@@ -54,7 +54,7 @@ def _run(key: bytes, value: bytes, closing: bytes) -> re.Pattern[bytes]:
 
 
 def scalar_members_except(*names: bytes) -> re.Pattern[bytes]:
-    """A run of members without containers, up to one of these names or a key with an escape in it."""
+    """A run of scalar members, up to one of these names or a key with an escape in it."""
     return _run(b'"(?!(?:%b)")%b"%b' % (b"|".join(names), _PLAIN, _COLON), _SCALAR, rb"\}")
 
 
@@ -77,7 +77,7 @@ _MEMBERS = {kind: scalar_members_except(*names) for kind, names in NAMES.items()
 
 
 class _Next(IntEnum):
-    """What may come next, and what else would end the container."""
+    """The token expected next."""
 
     VALUE = 0
     VALUE_OR_END = 1
@@ -93,24 +93,24 @@ class _NotJson(Exception):
 
 
 class IncrementalReader:
-    """Takes in a JSON object piece by piece. Never raises; the time a piece takes is bounded by its size.
+    """Parses a JSON object piece by piece. Never raises; the time for a piece is bounded by its size.
 
-    `gave_up` says that there is too much of what would have to be kept, or too little in too many tokens.
+    `gave_up`: the fields to keep, or the number of tokens per byte, exceeded the limits.
     """
 
     def __init__(self) -> None:
         self.gave_up = False
-        self._extractor: FieldExtractor | None = FieldExtractor()  # None: nothing that comes can change what is found
+        self._extractor: FieldExtractor | None = FieldExtractor()  # None: finished or failed
         self._stack: list[Kind] = []
         self._next = _Next.VALUE
         self._steps = SPARE_STEPS
-        self._tail = b""  # part of a number, a literal or an escape
+        self._tail = b""  # a partial number, literal or escape
         self._in_string = False  # a string
-        self._key: bytearray | None = None  # what there is of a key, while it comes
-        self._name: bytes | None = None  # the name of ours whose value comes
+        self._key: bytearray | None = None  # a partial key
+        self._name: bytes | None = None  # the field whose value follows
 
     def feed(self, piece: bytes) -> None:
-        """Take in the next piece."""
+        """Parse the next piece."""
         if self._extractor is None:
             return
         data = self._tail + piece if self._tail else piece
@@ -124,12 +124,12 @@ class IncrementalReader:
             self.gave_up = isinstance(error, LimitExceeded)
 
     def finish(self) -> bytes | None:
-        """The document; None if what came is no JSON object, is not all of it, or was too much."""
+        """A document of the extracted fields; None if the body is no complete JSON object or exceeded the limits."""
         extractor, self._extractor = self._extractor, None
         return extractor.json() if extractor is not None and self._next == _Next.NOTHING else None
 
     def _read(self, extractor: FieldExtractor, data: bytes) -> int:
-        """Go through `data`; returns where it stopped: at its end, or at part of a token."""
+        """Parse `data`; returns the offset where it stopped: its end, or the start of a partial token."""
         at, end = 0, len(data)
         while at < end:
             if not self._in_string:
@@ -148,7 +148,7 @@ class IncrementalReader:
         return at
 
     def _step(self, extractor: FieldExtractor, data: bytes, at: int) -> int:
-        """Read on from `at`; returns how far, which is `at` where a token goes on in the next piece."""
+        """Parse one token or run; returns the offset behind it, or `at` for a partial token."""
         if self._in_string:
             return self._string(extractor, data, at)
         if self._next <= _Next.VALUE_OR_END:
@@ -194,12 +194,12 @@ class IncrementalReader:
         return at
 
     def _after_run(self, data: bytes, at: int, after_comma: _Next) -> int:
-        """A run has ended at `at`: behind a comma, or in front of what ends the container."""
+        """Set the state at the end of a run: after a comma, or before the end of the container."""
         self._next = _Next.COMMA_OR_END if data[at : at + 1] in (b"]", b"}") else after_comma
         return at
 
     def _value_begins(self, extractor: FieldExtractor, byte: bytes, at: int) -> Kind | None:
-        """A value begins at `at` with `byte`; how to read it, if it is to be looked into."""
+        """Handle the start of a value; returns the kind of container if it is one to look into."""
         name, self._name = self._name, None
         if not self._stack:
             if byte != b"{":
@@ -223,7 +223,7 @@ class IncrementalReader:
         self._value_ended(extractor, data, at + 1)
 
     def _value_ended(self, extractor: FieldExtractor, data: bytes, at: int) -> None:
-        """A value has ended at `at`."""
+        """Handle the end of a value."""
         self._next = _Next.COMMA_OR_END if self._stack else _Next.NOTHING
         extractor.value_ended(data, at, len(self._stack))
 
@@ -246,12 +246,12 @@ class IncrementalReader:
         return whole.end()
 
     def _key_ended(self, key: bytes) -> None:
-        """A key has ended."""
+        """Handle the end of a key."""
         self._next = _Next.COLON
         self._name = name_of(self._stack[-1], key)
 
     def _string(self, extractor: FieldExtractor, data: bytes, at: int) -> int:
-        """Read on inside a string."""
+        """Parse on inside a string."""
         found = INSIDE.match(data, at)
         assert found is not None
         end = found.end()
@@ -266,7 +266,7 @@ class IncrementalReader:
             else:
                 self._value_ended(extractor, data, end + 1)
             return end + 1
-        # It goes on in the next piece, within an escape perhaps, or has more escapes than one match takes.
+        # The string continues in the next piece, perhaps within an escape, or has more escapes than one match takes.
         if end > at or not byte or PARTIAL_ESCAPE.match(data, end):
             return end
         raise _NotJson

@@ -1,4 +1,4 @@
-"""Edits of JSON in its own bytes: where members are, a value replaced or removed, without re-serialising anything."""
+"""Edits JSON in place: locates members by byte offset, replaces or removes values, re-serialises nothing."""
 
 import json
 import re
@@ -24,7 +24,7 @@ _BLANKS = re.compile(r"[ \t\r\n]*")
 
 
 class JsonMember(NamedTuple):
-    """One member: its decoded key, the offset of the key's opening quote, and the range of its value."""
+    """One member: decoded key, offset of the opening quote of the key, and range of the value."""
 
     key: str
     start: int
@@ -33,10 +33,10 @@ class JsonMember(NamedTuple):
 
 
 def scan_members(data: bytes) -> list[JsonMember]:
-    """The members of the one JSON object that `data` is, in order, duplicates included.
+    """The members of a JSON object in order, duplicates included, with byte offsets.
 
-    Offsets are bytes. A leading BOM, invalid UTF-8 and lone surrogates are accepted, NaN and Infinity are not (RFC
-    8259). Raises ValueError for anything else. Up to 30 times slower than msgspec: for small or rare input.
+    Accepts a leading BOM, invalid UTF-8 and lone surrogates, rejects NaN and Infinity (RFC 8259). Raises ValueError for
+    anything else. Up to 30 times slower than msgspec: for small or rare input.
     """
     text = data.decode("utf-8", "surrogateescape")
     try:
@@ -90,7 +90,7 @@ def _skip(text: str, at: int) -> int:
 
 
 def _in_bytes(text: str, members: list[JsonMember]) -> list[JsonMember]:
-    """The same members with offsets of characters turned into offsets of bytes, in one pass."""
+    """The same members, with character offsets converted to byte offsets in one pass."""
     offsets: list[int] = []
     at = size = 0
     for position in (offset for member in members for offset in member[1:]):
@@ -104,7 +104,7 @@ _COLON = re.compile(rb"[ \t\r\n]*:[ \t\r\n]*")
 
 
 class RawFields(msgspec.Struct, gc=False):
-    """The members that we read, as their JSON; the last duplicate of each."""
+    """The members of a request that are read, as raw JSON; the last of duplicates."""
 
     model: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
     stream: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
@@ -115,12 +115,12 @@ _fields_decoder = msgspec.json.Decoder(RawFields)
 
 
 def read_raw_fields(body: bytes) -> RawFields:
-    """The members in a body that may begin with a BOM. Raises what msgspec raises, also for lone surrogates."""
+    """Decode a body that may begin with a BOM. Raises what msgspec raises, also for lone surrogates."""
     return _fields_decoder.decode(body.removeprefix(BOM))
 
 
 def member_value(body: bytes, key: str) -> bytes:
-    """The JSON of the effective `key`, which must be there and one that we read."""
+    """The raw JSON of the effective `key`, a field of `RawFields` that is present."""
     try:
         members = getattr(read_raw_fields(body), key)
     except (msgspec.MsgspecError, RecursionError):  # lone surrogates, or a deeper stack than when it was parsed
@@ -130,9 +130,9 @@ def member_value(body: bytes, key: str) -> bytes:
 
 
 def replace_value(body: bytes, key: str, old: bytes, new: bytes) -> bytes:
-    """`body` with `new` for the JSON `old` of its effective `key`, which differs from it.
+    """`body` with the value `old` of its effective `key` replaced by `new`.
 
-    A search only proposes the place; it was the right one if and only if the spliced body now means `new`.
+    A text search proposes the offset; the edit is verified by decoding the result.
     """
     quoted = b'"%b"' % key.encode()
     attempts = MAX_ATTEMPTS if len(body) <= MAX_WALK_BYTES else MAX_ATTEMPTS_IF_LARGE
@@ -152,7 +152,7 @@ def replace_value(body: bytes, key: str, old: bytes, new: bytes) -> bytes:
 
 
 def last_member(data: bytes, key: str) -> JsonMember:
-    """The effective member `key` of an object that has one, by the walk. Raises RequestError where it is too large."""
+    """The effective member `key`, by `scan_members`. Raises RequestError for a body that is too large for that."""
     if len(data) > MAX_WALK_BYTES + ADDED_BYTES:
         raise RequestError(400, f"'{key}' is spelled in an unusual way in a large request.", param=key)
     try:
@@ -170,10 +170,9 @@ def _has_value(body: bytes, key: str, new: bytes) -> bool:
 
 
 def without_null_usage(payload: bytes) -> bytes:
-    """`payload`, a JSON object with a top-level `usage`, without those of them that are null.
+    """A JSON object without its null `usage` members.
 
-    A null member goes with the comma in front of it and the white space between; a first one with the comma and
-    white space behind it.
+    The comma in front of a removed member goes with it; for the first member the comma behind it.
     """
     # Every letter of the key is \u006x or \u007x when it is spelled as an escape.
     escaped = b"\\u00" in payload and (b"\\u006" in payload or b"\\u007" in payload)
@@ -191,7 +190,7 @@ def without_null_usage(payload: bytes) -> bytes:
 
 
 def _cut_null_usage(payload: bytes, members: list[JsonMember]) -> bytes:
-    """Cut the null members out, from the back so that the offsets hold."""
+    """Cut the null members, from the end so that offsets stay valid."""
     cut = [member.key == "usage" and payload[member.value_start : member.value_end] == b"null" for member in members]
     for index in reversed(range(len(members))):
         if not cut[index]:

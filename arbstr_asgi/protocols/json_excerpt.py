@@ -1,17 +1,17 @@
-"""The few members of a JSON body from which there is something to learn, collected in bounded memory."""
+"""Collects the fields of a JSON body that metering needs, in bounded memory."""
 
 import json
 from enum import IntEnum
 from typing import Final
 
 MAX_KEPT_BYTES = 64 * 1024  # bytes
-MAX_TEXT_BYTES = 4096  # bytes of a text; one that is longer counts as empty
-MAX_CHOICES = 128  # what one may ask of OpenAI; more have no say
-_MAX_KEY = 128  # bytes; the longest name of ours has 78 when every letter is an escape
+MAX_TEXT_BYTES = 4096  # a longer text counts as empty
+MAX_CHOICES = 128  # the maximum of OpenAI; further choices are skipped
+_MAX_KEY = 128  # bytes; the longest field name has 78 when every letter is escaped
 
 
 class Kind(IntEnum):
-    """What a container is."""
+    """The kind of a container, by what fields of it are needed."""
 
     ARRAY = 0
     OBJECT = 1
@@ -34,11 +34,11 @@ _NESTED = {(b"error", b"{"): Kind.ERROR, (b"x_groq", b"{"): Kind.GROQ, (b"choice
 
 
 class LimitExceeded(Exception):
-    """What would have to be kept does not fit."""
+    """The fields to keep exceed the limit."""
 
 
 def name_of(kind: Kind, key: bytes) -> bytes | None:
-    """The name that a key (without its quotes) spells, if it is one of ours in such an object."""
+    """The field name that a key (without quotes) spells, if this kind of container has such a field."""
     names = NAMES.get(kind, ())
     if names and b"\\" in key and len(key) <= _MAX_KEY:
         try:
@@ -49,24 +49,24 @@ def name_of(kind: Kind, key: bytes) -> bytes | None:
 
 
 class FieldExtractor:
-    """Is told of each value of ours as it begins and ends. Of values of one name the last counts."""
+    """Receives the start and end of each field from the parser. The last value of a name is kept."""
 
     def __init__(self) -> None:
         self._fields: dict[bytes, bytes] = {}
-        self._inner: dict[bytes, bytes] = {}  # of the choice or other object at hand
+        self._inner: dict[bytes, bytes] = {}  # of the current choice or other object
         self._choices: list[bytes] = []
         self._size = 0
-        self._copy: bytearray | None = None  # of the value at hand
-        self._copied = 0  # where in the piece its next byte is
-        self._copy_of = 0, b"", self._fields  # how deep it is, its name, and where it goes
+        self._copy: bytearray | None = None  # of the current value
+        self._copied = 0  # offset of its next byte in the piece
+        self._copy_of = 0, b"", self._fields  # its depth, name and destination
 
     @property
     def full(self) -> bool:
-        """Whether further choices are passed over."""
+        """Whether further choices are skipped."""
         return len(self._choices) == MAX_CHOICES
 
     def choice(self, byte: bytes) -> Kind | None:
-        """An element of `choices` begins with `byte`; how to read it, if it is to be looked into."""
+        """An element of `choices` begins with `byte`; returns its kind if it is to be looked into."""
         if self.full:
             return None
         if byte == b"{":
@@ -76,14 +76,14 @@ class FieldExtractor:
         return None
 
     def member(self, parent: Kind, name: bytes, byte: bytes, at: int, depth: int) -> Kind | None:
-        """The value of a member of ours begins at `at` with `byte`; how to read it, if it is to be looked into."""
+        """The value of a field begins at `at` with `byte`; returns its kind if it is to be looked into."""
         fields = self._fields if parent == Kind.ROOT else self._inner
         into = _NESTED.get((name, byte))
         if into is not None:
             self._inner = {}
             self._choices = []
         elif byte == b"[" or (byte == b"{" and name != b"usage"):
-            fields[name] = b"[]"  # nothing to learn from, but not null either
+            fields[name] = b"[]"  # not needed, but not null either
         else:
             self._copy, self._copied, self._copy_of = bytearray(byte), at + 1, (depth, name, fields)
         return into
@@ -98,7 +98,7 @@ class FieldExtractor:
             self._store(self._fields, b"error" if kind == Kind.ERROR else b"x_groq", _object(self._inner))
 
     def value_ended(self, data: bytes, at: int, depth: int) -> None:
-        """A value so deep has ended at `at`."""
+        """A value at this depth has ended at `at`."""
         if self._copy is not None and depth == self._copy_of[0]:
             self._copy_up_to(data, at)
             copy, self._copy = bytes(self._copy), None
@@ -106,14 +106,14 @@ class FieldExtractor:
             self._store(fields, name, b'""' if copy.startswith(b'"') and len(copy) > MAX_TEXT_BYTES else copy)
 
     def read(self, data: bytes, at: int) -> None:
-        """A piece has been read up to `at`."""
+        """A piece has been parsed up to `at`."""
         if self._copy is not None:
             self._copy_up_to(data, at)
             self._copied = 0
 
     def _copy_up_to(self, data: bytes, at: int) -> None:
         assert self._copy is not None
-        if self._copy.startswith(b'"'):  # a text may be long: no more than tells that it is
+        if self._copy.startswith(b'"'):  # a text may be long: copy just enough to exceed the limit
             at = min(at, self._copied + MAX_TEXT_BYTES + 1 - len(self._copy))
         self._copy += data[self._copied : at]
         self._copied = at
@@ -127,7 +127,7 @@ class FieldExtractor:
             raise LimitExceeded
 
     def json(self) -> bytes:
-        """The object that has only these members."""
+        """An object of the collected fields only."""
         return _object(self._fields)
 
 

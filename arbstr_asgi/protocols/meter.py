@@ -1,4 +1,4 @@
-"""What every meter is."""
+"""The interface of meters, which read usage from a response while its bytes pass."""
 
 import logging
 from collections.abc import Callable
@@ -12,25 +12,25 @@ BeforeDone = Callable[[ReplySummary], bytes]
 
 
 class Meter(Protocol):
-    """What a reply's bytes go through."""
+    """Receives the bytes of a response, returns those for the client, and fills in `summary`."""
 
     summary: ReplySummary
     edits: bool
     """Whether the client's bytes may differ from the provider's."""
 
     def feed(self, chunk: bytes) -> bytes:
-        """What the client gets for `chunk`, as it comes from the provider."""
+        """The bytes for the client after this chunk from the provider."""
         ...
 
     def finish(self) -> bytes:
-        """The body has ended by itself: the rest of what the client gets."""
+        """The body is complete: the remaining bytes for the client."""
         ...
 
     def abandon(self) -> bool:
-        """The body broke off: drop what is held. True if the client stands between events."""
+        """The body broke off: drop buffered bytes. True if the client is between two events."""
         ...
 
 
 def report_failure(error: Exception) -> None:
-    """Say that the metering of a reply has failed, without the error's message, which may quote the reply."""
+    """Log that metering a response has failed, without the error's message, which may quote the response."""
     logger.error("metering failed with %s; the reply passes unmetered", type(error).__name__)

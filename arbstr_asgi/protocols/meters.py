@@ -1,4 +1,4 @@
-"""Chooses the meter for a reply, also for one that isn't what it is called, or has a content-encoding."""
+"""Chooses the meter for a response; meters for a wrong content type and for a content-encoding."""
 
 import zlib
 from typing import Any
@@ -10,17 +10,17 @@ from arbstr_asgi.protocols.reply import ReplySummary
 from arbstr_asgi.protocols.stream_meter import MAX_EVENT_BYTES, EventMeter
 
 GZIP = 0x1F
-PIECE_BYTES = 64 * 1024  # read at a time
-SLICE_BYTES = 256 * 1024  # decoded at a time
-# A piece that decodes to more than this is a bomb, whose decoding would hold other streams up: JSON seldom shrinks to
-# a twentieth.
+PIECE_BYTES = 64 * 1024  # compressed, per step
+SLICE_BYTES = 256 * 1024  # decoded, per step
+# A piece that decodes to more than this is a decompression bomb, which would block other streams: JSON rarely
+# compresses to a twentieth.
 MIN_BUDGET = 1024 * 1024
 MAX_RATIO = 64
-MAX_DECODED = 1024 * 1024 * 1024  # a minute of CPU or so, for one reply
+MAX_DECODED = 1024 * 1024 * 1024  # about a minute of CPU, per reply
 
 
 class SniffingMeter:
-    """For a reply to a streaming request that isn't called an event stream: its first bytes decide."""
+    """For a response to a streaming request that is not labelled an event stream: its first bytes decide."""
 
     def __init__(self, *, strip: bool, before_done: BeforeDone | None) -> None:
         self.summary = ReplySummary()
@@ -31,7 +31,7 @@ class SniffingMeter:
         self._inner: Meter | None = None
 
     def feed(self, chunk: bytes) -> bytes:
-        """What the client gets for `chunk`; blank lines in front of everything pass at once."""
+        """The bytes for the client; leading blank lines pass at once."""
         if self._inner is None:
             if not self._held and not chunk.strip(b"\r\n"):
                 return chunk
@@ -45,7 +45,7 @@ class SniffingMeter:
         return self._inner.feed(chunk)
 
     def finish(self) -> bytes:
-        """The rest."""
+        """The remaining bytes."""
         if self._inner is None:
             self._inner = PlainMeter(self.summary)
             held = self._inner.feed(self._held)
@@ -53,7 +53,7 @@ class SniffingMeter:
         return self._inner.finish()
 
     def abandon(self) -> bool:
-        """Drop what is held."""
+        """Drop buffered bytes."""
         return self._inner is not None and self._inner.abandon()
 
     def _decide(self, start: bytes) -> Meter | None:
@@ -71,7 +71,7 @@ GZIP_OR_ZLIB = 32 + zlib.MAX_WBITS
 
 
 class DecodingMeter:
-    """Passes an encoded body untouched, and has it metered as it is decoded."""
+    """Passes a compressed body unchanged, and feeds the decoded bytes to an inner meter."""
 
     edits = False
 
@@ -83,7 +83,7 @@ class DecodingMeter:
         self._budget = MAX_DECODED
 
     def feed(self, chunk: bytes) -> bytes:
-        """Everything passes."""
+        """Returns the chunk unchanged."""
         for offset in range(0, len(chunk), PIECE_BYTES):
             if self._supported:
                 try:
@@ -107,24 +107,24 @@ class DecodingMeter:
             self._inner.feed(decoded)
             full = len(decoded) == SLICE_BYTES
             data = self._decoder.unconsumed_tail
-            if self._decoder.eof:  # of gzip, another member may follow
+            if self._decoder.eof:  # another gzip member may follow
                 data, full = self._decoder.unused_data, False
                 self._decoder = None
         self._budget += budget
 
     def finish(self) -> bytes:
-        """Read the decoded body's end."""
+        """Finish the inner meter."""
         self._inner.finish()
-        self.summary.finished = self.summary.finished or not self._supported  # as far as can be told
+        self.summary.finished = self.summary.finished or not self._supported  # unknown where it can't be decoded
         return b""
 
     def abandon(self) -> bool:
-        """No event of ours could follow inside an encoded body."""
+        """False: no event can follow inside a compressed body."""
         return False
 
 
 def _decoder(chunk: bytes) -> Any:
-    """By the first byte: gzip, zlib, or the bare deflate that many servers send under that name."""
+    """Detect gzip, zlib, or the raw deflate that many servers send as `deflate`, by the first byte."""
     has_header = chunk[0] == GZIP or chunk[0] & 0x0F == zlib.DEFLATED
     return zlib.decompressobj(wbits=GZIP_OR_ZLIB if has_header else -zlib.MAX_WBITS)
 
@@ -137,10 +137,10 @@ def open_meter(
     strip: bool,
     before_done: BeforeDone | None = None,
 ) -> Meter:
-    """The meter for a reply, by the reply's own content type.
+    """The meter for a response, by its content type.
 
-    `streaming` says that the request asked for a stream, `strip` that what `include_usage` causes is ours to remove.
-    `before_done` makes bytes to be put in front of `[DONE]`. A content-encoding passes untouched.
+    `streaming`: the request asked for a stream. `strip`: remove what our `include_usage` adds to the stream.
+    `before_done` returns bytes to insert before `[DONE]`. A body with a content-encoding passes unchanged.
     """
     is_sse = (content_type or "").partition(";")[0].strip().lower() == "text/event-stream"
     encoding = (content_encoding or "identity").strip().lower()

@@ -1,4 +1,4 @@
-"""What a request says to the model, read without ever raising: the provider is the judge of it."""
+"""Reads the messages of a request. Never raises: validating them is left to the provider."""
 
 import re
 from typing import TypeVar
@@ -14,14 +14,14 @@ _ESCAPE_SEQUENCES = re.compile(rb"\\(?:u[dD][89abAB]..\\u[dD][c-fC-F]..|(u[dD][8
 
 
 class Message(msgspec.Struct, gc=False):
-    """A message's members that matter, as their JSON."""
+    """The members of a message that are read, as raw JSON."""
 
     role: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
     content: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
 
 
 class Prompt(msgspec.Struct, gc=False):
-    """A body's members that matter, as their JSON; the last duplicate of each."""
+    """The members of a body that are read, as raw JSON; the last of duplicates."""
 
     messages: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
     max_tokens: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
@@ -34,12 +34,12 @@ _text = msgspec.json.Decoder(str)
 
 
 def read(body: bytes) -> Prompt | None:
-    """The prompt in a body, in which escaped lone surrogates are replaced; None where it can't be read."""
+    """The prompt of a body, with escaped lone surrogates replaced; None where it can not be decoded."""
     return read_as(_prompt, body)
 
 
 def read_as(decoder: msgspec.json.Decoder[T], body: bytes) -> T | None:
-    """The same, as the decoder understands it."""
+    """Decode a body with this decoder, with escaped lone surrogates replaced; None where it can not be decoded."""
     body = body.removeprefix(BOM)
     result = decoded(decoder, body)
     if result is None and len(body) <= MAX_REPAIR_BYTES and b"\\ud" in body.lower():
@@ -48,7 +48,7 @@ def read_as(decoder: msgspec.json.Decoder[T], body: bytes) -> T | None:
 
 
 def messages(prompt: Prompt) -> list[Message] | None:
-    """The messages, None where they are no list of objects or too many."""
+    """The messages; None where they are no list of objects, or more than MAX_OBJECTS."""
     if prompt.messages is msgspec.UNSET:
         return []
     raw = bytes(prompt.messages)
@@ -56,14 +56,14 @@ def messages(prompt: Prompt) -> list[Message] | None:
 
 
 def text(raw: msgspec.Raw | msgspec.UnsetType) -> str | None:
-    """The string that `said` is, else None."""
+    """The decoded string, None for any other type."""
     if raw is msgspec.UNSET:
         return None
     return decoded(_text, bytes(raw))
 
 
 def decoded(decoder: msgspec.json.Decoder[T], raw: bytes) -> T | None:
-    """What the decoder makes of it, None where that is nothing."""
+    """The decoded value, None where decoding fails."""
     try:
         return decoder.decode(raw)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):

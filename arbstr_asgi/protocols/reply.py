@@ -1,4 +1,4 @@
-"""What a reply says: learned event by event, or from a JSON body at once."""
+"""Decodes responses, and summarises them event by event or from one JSON body."""
 
 import json
 import re
@@ -14,7 +14,7 @@ MAX_DIGITS = 40
 
 
 class Chunk(msgspec.Struct, gc=False):
-    """A decoded event or body; every field may be anything."""
+    """A decoded event or body; each field may have any type."""
 
     id: Any = None
     model: Any = None
@@ -30,7 +30,7 @@ class Chunk(msgspec.Struct, gc=False):
 
 
 class _WithRaw(Chunk, gc=False):
-    """The same with its usage as it came, to be decoded alone."""
+    """The same with `usage` as raw JSON, decoded separately."""
 
     usage: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
 
@@ -48,7 +48,7 @@ _FIELDS = frozenset(Chunk.__struct_fields__) - {"raw_usage"}
 
 
 def decode(payload: bytes) -> Chunk | None:
-    """The JSON object in `payload`; None for anything else. Reads what `json.loads` would read (NaN, bad UTF-8)."""
+    """The JSON object in `payload`, None for anything else. Accepts what `json.loads` accepts (NaN, invalid UTF-8)."""
     try:
         chunk: Chunk = _decoder.decode(payload)
         raw = chunk.usage
@@ -81,12 +81,12 @@ def _int(digits: str) -> int | None:
 
 
 class ReplySummary:
-    """What has been learned of a reply so far.
+    """The state of a response as far as it has been read.
 
-    The last usage wins and is never summed; `usage_is_final` says that it can't be an interim value of a cumulative
-    stream any more. `error` is in our words: type and code, nothing else the provider wrote. `started` is set by the
-    first content, `done` by `[DONE]`, `complete` once the reply is known to have ended as it should. `events` counts
-    the dispatched data events up to the first `[DONE]`.
+    `usage` is the last one reported, never a sum; `usage_is_final`: it can not be an interim value of a cumulative
+    stream any more. `error` is the type and code of an error, no other text of the provider. `started` is set by the
+    first content, `seen_done` by `[DONE]`, `finished` once the response is known to be complete. `events` counts the
+    data events up to the first `[DONE]`.
     """
 
     __slots__ = (
@@ -117,7 +117,7 @@ class ReplySummary:
         self.events = 0
 
     def update(self, chunk: Chunk, event: bytes = b"") -> None:
-        """Take in one event of a stream."""
+        """Add one event of a stream."""
         choices = chunk.choices if isinstance(chunk.choices, list) else []
         for position, choice in enumerate(choices):
             if isinstance(choice, dict):
@@ -133,12 +133,12 @@ class ReplySummary:
             self.usage_is_final = self.finish_reason is not None or not choices
 
     def update_body(self, chunk: Chunk) -> None:
-        """Take in a reply that is one JSON object."""
+        """Add a response that is one JSON object."""
         self.update(chunk)
         self.started = self.finished = self.usage_is_final = True
 
     def end(self) -> None:
-        """A stream has ended by itself."""
+        """The stream has ended regularly."""
         self.finished = self.seen_done or self.finish_reason is not None
         self.usage_is_final = self.usage_is_final or self.finished
 
@@ -166,7 +166,7 @@ def _find_usage(chunk: Chunk, choices: list[Any]) -> Usage | None:
 
 
 def error_words(error: object) -> str:
-    """Type and code of an error, where they are plain words or a number; never its text, which quotes prompts."""
+    """Type and code of an error, where they are plain words or a number; never its message, which quotes prompts."""
     if isinstance(error, Chunk):  # vLLM's older errors are the object itself
         error = {"type": error.type, "code": error.code}
     if not isinstance(error, dict):

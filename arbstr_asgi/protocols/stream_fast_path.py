@@ -1,4 +1,4 @@
-"""Tells events with nothing to learn, as nearly all are, from the rest at little cost."""
+"""The fast path of stream metering: recognises events that only carry text, without decoding them in full."""
 
 from typing import Self
 
@@ -8,8 +8,8 @@ from arbstr_asgi.protocols.incremental_json import INSIDE
 from arbstr_asgi.protocols.json_edit import without_null_usage
 from arbstr_asgi.protocols.reply import ReplySummary
 
-_SEPARATOR = b"\\u0000"  # a text that hardly anybody writes
-MAX_TEMPLATES = 4  # templates of one stream, whose events may differ in more than their text
+_SEPARATOR = b"\\u0000"  # does not occur in normal text
+MAX_TEMPLATES = 4  # per stream, whose events may differ in more than their text
 END = b"\n\n"
 
 
@@ -38,16 +38,16 @@ _match_string = INSIDE.match
 
 
 class EventTemplate:
-    """The bytes of an event around its text, and around its padding (OpenAI's `obfuscation`) if it has some.
+    """The bytes of an event around its text, and around its padding (OpenAI's `obfuscation`).
 
-    Whatever stands between them, as long as it is the inside of a JSON string, leaves the event's other members what
-    they were: who has read the first of these events has read them all.
+    An event that equals the template, with any JSON string content in between, has the same other members as the event
+    that the template was made of, so it need not be decoded.
     """
 
     __slots__ = ("_edits", "_head", "_head_out", "_length", "_middle", "_middle_out", "_tail", "_tail_out")
 
     def __init__(self, literals: list[bytes], output_literals: list[bytes]) -> None:
-        """`literals` are what an event has around its texts, `out` what the client gets of each."""
+        """`literals` are the bytes around the texts, `output_literals` what the client gets for each."""
         self._edits = literals != output_literals
         self._head, *middle, self._tail = literals
         self._head_out, *middle_out, self._tail_out = output_literals
@@ -57,7 +57,7 @@ class EventTemplate:
 
     @classmethod
     def create(cls, block: bytes, *, strip: bool) -> Self | None:
-        """Made of an event, without its null `usage` if `strip`; None where its text can't be told from the rest."""
+        """Make a template of an event, without its null `usage` if `strip`; None where its text is ambiguous."""
         try:
             texts = _texts.decode(block[len(_PREFIX) :])
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
@@ -79,7 +79,7 @@ class EventTemplate:
         return cls(literals, output_literals) if len(output_literals) == len(literals) else None
 
     def match(self, block: bytes) -> bytes | None:
-        """What the client gets of a block that differs in its text alone; None for any other."""
+        """The bytes for the client of a block that matches the template; None for any other."""
         if not block.startswith(self._head):
             return None
         text_end = end = _match_string(block, self._length).end()  # type: ignore[union-attr]
@@ -99,7 +99,7 @@ class EventTemplate:
 
 
 def _split_around(block: bytes, texts: list[bytes]) -> list[bytes]:
-    """The block without the insides of these strings, each of which must stand in it once; else []."""
+    """The block without the contents of these strings, each of which must occur once; else []."""
     ranges = sorted((block.find(text) + 1, block.find(text) + len(text) - 1) for text in texts)
     if any(block.find(text) != block.rfind(text) for text in texts):
         return []
@@ -116,7 +116,7 @@ class _Choice(msgspec.Struct, gc=False):
 
 
 class _Event(msgspec.Struct, gc=False):
-    """An event with nothing in it to learn; any other fails to decode."""
+    """An event that carries only text; decoding any other fails."""
 
     choices: list[_Choice]
     usage: msgspec.UnsetType | None = msgspec.UNSET
@@ -130,17 +130,17 @@ _decoder = msgspec.json.Decoder(_Event)
 
 
 class FastPath:
-    """Reads lean events: `reading` counts them, and they lose their null usage if `strip`."""
+    """Handles text-only events: counts them in `summary`, and removes their null usage if `strip`."""
 
     def __init__(self, summary: ReplySummary, *, strip: bool) -> None:
         self._reading = summary
         self._strip = strip
         self._templates_left = MAX_TEMPLATES
         self.template: EventTemplate | None = None
-        """What the last ones looked like."""
+        """The template of the last events."""
 
     def event(self, block: bytes) -> bytes | None:
-        """What the client gets of a block that is one lean event; None for any other."""
+        """The bytes for the client of a block that is one text-only event; None for any other."""
         output = None if self.template is None else self.template.match(block)
         if output is not None:
             self._reading.events += 1
@@ -158,7 +158,7 @@ class FastPath:
         return b"data: " + without_null_usage(block[6:-2]) + END if strip else block
 
     def events(self, chunk: bytes) -> bytes | None:
-        """What the client gets of a chunk that is several events after the template; None for any other."""
+        """The bytes for the client of a chunk of several events that match the template; None for any other."""
         blocks = chunk.split(END)
         if self.template is None or len(blocks) < 3 or blocks.pop():
             return None

@@ -8,16 +8,16 @@ from arbstr_asgi.protocols.reply import Chunk, ReplySummary, decode
 from arbstr_asgi.protocols.sse import BLANK_LINES, BLOCK_END, COMMENTS, LINE_END, parse_block, without_data
 from arbstr_asgi.protocols.stream_fast_path import EventTemplate, FastPath
 
-MAX_EVENT_BYTES = 1024 * 1024  # held or read; a larger event passes untouched
+MAX_EVENT_BYTES = 1024 * 1024  # a larger event passes unparsed
 
 
-_BLANK_OR_COMMENT = (b"\n", b"\r", b":")  # what blank lines and comments begin with
+_BLANK_OR_COMMENT = (b"\n", b"\r", b":")
 
 
 class EventMeter:
-    """Meters an event stream. Without `strip` and `before_done`, `feed` gives back the very chunk it was given.
+    """Meters an event stream. Without `strip` and `before_done`, `feed` returns the same chunk object.
 
-    `_tail` is what has come and is not done with; its first `_passed` bytes are out already.
+    `_buffer` holds the bytes that are not processed yet; its first `_sent` bytes have been sent already.
     """
 
     def __init__(self, summary: ReplySummary, *, strip: bool = False, before_done: BeforeDone | None = None) -> None:
@@ -29,17 +29,17 @@ class EventMeter:
         self._sent = 0
         self._searched = 0
         self._fast_path = FastPath(summary, strip=strip)
-        self._fast_path_ready = False  # what is to be learned of every stream is known
-        self._template: EventTemplate | None = None  # the lean events', while nothing is held
+        self._fast_path_ready = False  # model, id and first content are known
+        self._template: EventTemplate | None = None  # the fast path's, while no block is buffered
         self._has_cr = False
         self._at_start = True
-        self._after_comment = False  # comments of the block at hand are out
-        self._oversized = False  # the block at hand is too large to be read
-        self._drop_lf = False  # the event that went ended with a CR, whose LF may follow
+        self._after_comment = False  # comments of the current block were sent
+        self._oversized = False  # the current block exceeds MAX_EVENT_BYTES
+        self._drop_lf = False  # the removed event ended with CR; its LF may follow
         self._failed = False
 
     def feed(self, chunk: bytes) -> bytes:
-        """What the client gets for `chunk`."""
+        """The bytes for the client after this chunk."""
         try:
             if self._template is not None:
                 output = self._template.match(chunk)
@@ -69,11 +69,11 @@ class EventMeter:
 
     @property
     def _is_holding(self) -> bool:
-        """Whether what comes next belongs to something that has come already."""
+        """Whether the next bytes belong to a block that has begun."""
         return bool(self._buffer or self._after_comment or self._drop_lf)
 
     def finish(self) -> bytes:
-        """Read the last event although its blank line is missing."""
+        """Process a last event without its blank line; returns the remaining bytes."""
         out = b""
         if self._buffer and not self._failed:
             try:
@@ -86,17 +86,17 @@ class EventMeter:
         return out if self.edits else b""
 
     def abandon(self) -> bool:
-        """Drop what is held."""
+        """Drop buffered bytes; True if the client is between two events."""
         buffered, self._buffer = self._buffer, bytearray()
         if self._failed or self._oversized:
             return False
         return not buffered or (self.edits and not self._sent)
 
     def _process_blocks(self) -> bytes:
-        """Work through all blocks that are complete."""
+        """Process all complete blocks in the buffer."""
         buffer, at = self._buffer, 0
         out: list[bytes | bytearray] = []
-        if self._at_start:  # a BOM there is no part of the first event
+        if self._at_start:  # a BOM is not part of the first event
             if len(buffer) < len(BOM) and BOM.startswith(buffer):
                 return b""
             self._at_start = False
@@ -114,7 +114,7 @@ class EventMeter:
                 break
             out.append(self._process_block(bytes(buffer[at:end]), max(self._sent - at, 0)))
             at = self._searched = end
-            self._drop_lf = self._drop_lf and at == len(buffer)  # else no LF followed
+            self._drop_lf = self._drop_lf and at == len(buffer)  # no LF followed
         del buffer[:at]
         self._sent = max(self._sent - at, 0)
         self._searched = max(len(buffer) - 4, 0)
@@ -123,14 +123,14 @@ class EventMeter:
         return b"".join(out)
 
     def _block_end(self, at: int) -> int:
-        if not self._has_cr:  # blank lines in front are gone already, so the first two LFs are the end
+        if not self._has_cr:  # leading blank lines are removed, so the first two LFs are the end
             parsed = self._buffer.find(b"\n\n", at)
             return parsed + 2 if parsed >= 0 else -1
         match = BLOCK_END.search(self._buffer, at)
         return match.end() if match else -1
 
     def _skip_blank_lines_and_comments(self, at: int) -> int:
-        """How far blank lines and comments in front of an event go: they are nobody's, and pass at once."""
+        """The offset behind blank lines and comments in front of an event; those are sent at once."""
         buffer = self._buffer
         if self._oversized or self._sent > at or buffer[at : at + 1] not in _BLANK_OR_COMMENT:
             return at
@@ -150,7 +150,7 @@ class EventMeter:
             at = comments.end()
 
     def _pass_oversized(self) -> bytes:
-        """The block is too large: let it pass, and find its end all the same."""
+        """Pass on a block that exceeds MAX_EVENT_BYTES, and go on to search for its end."""
         buffer = self._buffer
         out = bytes(buffer[self._sent :])
         del buffer[:-8]
@@ -161,7 +161,7 @@ class EventMeter:
         return out
 
     def _process_block(self, block: bytes, sent: int) -> bytes:
-        """What the client gets of a complete block whose first `passed` bytes it has."""
+        """The bytes for the client of a complete block whose first `sent` bytes were sent."""
         after_comment, self._after_comment = self._after_comment, False
         if self._oversized or len(block) > MAX_EVENT_BYTES:
             self._oversized = False
@@ -177,7 +177,7 @@ class EventMeter:
         return out
 
     def _mark_started(self) -> None:
-        """What is too large to be read is an image or the like: content."""
+        """An event that is too large to parse is content, such as an image."""
         self.summary.started = self.summary.started or not self.summary.seen_done
 
     def _process_last(self) -> bytes:
@@ -188,7 +188,7 @@ class EventMeter:
         return without_data(buffer, after_comment=self._after_comment) if out is None else out
 
     def _process_event(self, block: bytes) -> bytes | None:
-        """Read one event; give back its bytes without what we caused, or None if that is all of it."""
+        """Process one event; returns its bytes without what we asked for, or None if that is all of it."""
         parsed = parse_block(block)
         if parsed.bare_error is not None and not self.summary.seen_done:
             self.summary.error = "error"
@@ -213,7 +213,7 @@ class EventMeter:
         if chunk is not None:
             tier = summary.service_tier
             summary.update(chunk, event)
-            if summary.service_tier != tier:  # an event that says the former one says something new now
+            if summary.service_tier != tier:  # the template has the former tier
                 self._fast_path.template = None
             self._fast_path_ready = summary.started and summary.model is not None and summary.id is not None
         elif event == b"error":
@@ -233,12 +233,12 @@ class EventMeter:
 
 
 def may_have_null_usage(chunk: Chunk, payload: bytes) -> bool:
-    """Whether to look for null members: not in each chunk of a cumulative stream, where `usage` stands once."""
+    """Whether to search for null members: not in a cumulative stream, whose chunks have one `usage` each."""
     if chunk.usage is None:
         return True
     return chunk.usage is not msgspec.UNSET and (payload.count(b'"usage"') > 1 or b"\\u00" in payload)
 
 
 def is_usage_only(chunk: Chunk) -> bool:
-    """Whether an event is there for its usage alone: no choices, a usage object, no error."""
+    """Whether an event carries only usage: no choices, a usage object, no error."""
     return not chunk.choices and isinstance(chunk.usage, dict) and chunk.error is None

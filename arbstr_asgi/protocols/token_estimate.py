@@ -1,4 +1,4 @@
-"""How many tokens a request will use, guessed before it is sent; and the texts that a provider would count."""
+"""Estimates the tokens of a request before it is sent; extracts the texts that a provider counts."""
 
 import re
 from collections.abc import Iterator
@@ -26,16 +26,16 @@ _COUNT = re.compile(rb"[1-9][0-9]{0,18}")
 
 
 class Estimate(NamedTuple):
-    """Guessed counts of tokens."""
+    """Estimated token counts."""
 
     input_tokens: int
     output_tokens: int
 
 
 def estimate_tokens(request: ChatRequest) -> Estimate:
-    """A token for four bytes of the messages' contents, and as many as the answer may have, else 256.
+    """Input: bytes of the messages / BYTES_PER_TOKEN. Output: the limit in the request, else DEFAULT_OUTPUT_TOKENS.
 
-    Text counts as its UTF-8, everything else as its JSON. Where the messages can't be read, the whole body counts.
+    Text counts as its UTF-8, other content as its JSON. Where the messages can not be decoded, the whole body counts.
     """
     raw = prompt.read(request.body)
     if raw is None:
@@ -65,7 +65,7 @@ def _size(content: msgspec.Raw | msgspec.UnsetType) -> int:
 
 
 def _limit(raw: msgspec.Raw | msgspec.UnsetType) -> int | None:
-    """The count that `said` is; None if it is not one, or zero."""
+    """The value as a count; None if it is no positive 64-bit integer."""
     if raw is msgspec.UNSET or not _COUNT.fullmatch(raw):
         return None
     count = int(bytes(raw))
@@ -76,14 +76,14 @@ _UNSET = msgspec.UNSET
 
 
 class PromptTexts(NamedTuple):
-    """What a request says, and the tokens that come with its form."""
+    """The texts of a request, and the tokens of the message format."""
 
     texts: list[str]
     overhead: int
 
 
 class ReplyTexts(NamedTuple):
-    """What a reply, or its beginning, says: a text for each choice, and in how many events."""
+    """The text of each choice of a response, or of its beginning, and the number of events."""
 
     texts: list[str]
     events: int
@@ -113,7 +113,7 @@ _parts = msgspec.json.Decoder(list[_Part])
 
 
 def prompt_texts(body: bytes) -> PromptTexts | None:
-    """What a request's messages and tools say; None where they can't be read, or are not of text alone."""
+    """The texts of the messages and tools; None where they can not be decoded, or have other content than text."""
     request = prompt.read_as(_request, body)
     if request is None or request.messages is _UNSET:
         return None
@@ -134,7 +134,7 @@ def prompt_texts(body: bytes) -> PromptTexts | None:
 
 
 def _content(raw: msgspec.Raw | msgspec.UnsetType) -> list[str] | None:
-    """The texts of a message; None where something else is among them, such as an image."""
+    """The texts of a message content; None where it has a part other than text, such as an image."""
     if raw is _UNSET or bytes(raw) == b"null":
         return []
     whole = prompt.text(raw)
@@ -146,7 +146,7 @@ def _content(raw: msgspec.Raw | msgspec.UnsetType) -> list[str] | None:
 
 
 def reply_texts(sample: bytes, *, whole: bool) -> ReplyTexts | None:
-    """What a reply says of which this has been kept; None where there is no choice in it."""
+    """The texts of a response of which `sample` is all (`whole`) or the beginning; None without any choice."""
     sample = sample.removeprefix(BOM)
     if sample.lstrip().startswith(b"{"):
         document = decode(sample) if whole else None
@@ -180,7 +180,7 @@ def _events(sample: bytes, *, whole: bool) -> Iterator[Chunk]:
 
 
 def _choice_texts(choice: dict[str, Any]) -> Iterator[str]:
-    """The texts of a choice: what it says, thinks and calls."""
+    """The texts of a choice: content, reasoning, refusal, tool calls."""
     raw = choice.get("delta") or choice.get("message")
     if not isinstance(raw, dict):
         raw = {"content": choice.get("text")}

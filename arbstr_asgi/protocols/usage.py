@@ -1,4 +1,4 @@
-"""What a provider says a completion used, in one shape."""
+"""Normalises the `usage` object of any provider."""
 
 from collections.abc import Mapping
 from decimal import Context, Decimal
@@ -11,17 +11,17 @@ MAX_COUNT = 2**63 - 1
 MAX_RAW_BYTES = 4096
 MAX_USD = 10**12
 USD_QUANTUM = Decimal(1).scaleb(-12)
-_EXACT = Context(prec=60)  # whatever the host's own rounds to
+_EXACT = Context(prec=60)  # independent of the host's context
 USD_PER_TICK = Decimal(1).scaleb(-10)  # xAI: cost_in_usd_ticks counts ten-billionths of a dollar
 
 
 class Usage(msgspec.Struct, frozen=True, kw_only=True, gc=False):
-    """Token counts as the provider reported them. None means not said, which is not zero.
+    """Token counts as the provider reported them. None means not reported, which is not zero.
 
-    `input_tokens` and `output_tokens` are the provider's `prompt_tokens` and `completion_tokens`.
-    `cached_tokens` and `cache_write_tokens` are shares of the input. `reasoning_tokens` are a share of the output,
-    unless `reasoning_is_additive` (xAI), where they come on top of it. `cost_usd` is the provider's own figure as a
-    decimal string. `raw_json` is the usage object as it came, at most 4 KiB, else None.
+    `input_tokens` and `output_tokens` are `prompt_tokens` and `completion_tokens` of the provider. `cached_tokens` and
+    `cache_write_tokens` are parts of the input. `reasoning_tokens` are a part of the output, unless
+    `reasoning_is_additive` (xAI), where they are added to it. `cost_usd` is the cost that the provider reports, a
+    decimal string. `raw_json` is the usage object as received, None above 4 KiB.
     """
 
     input_tokens: int | None = None
@@ -39,10 +39,10 @@ _NO_DETAILS: Mapping[str, Any] = MappingProxyType({})
 
 
 def read_usage(usage: object, raw: bytes | None = None) -> Usage | None:
-    """The Usage in a decoded `usage` object, None if it holds no valid count at all.
+    """Parse a decoded `usage` object; None if it has no valid count at all.
 
-    Counts that are negative, fractional, boolean, text or beyond int64 are not counts. Where providers put one in
-    several places, the first that holds one is taken.
+    Counts that are negative, fractional, boolean, text or beyond int64 are ignored. Where providers use several names
+    for a count, the first valid one is taken.
     """
     if not isinstance(usage, dict) or not usage:
         return None
@@ -103,7 +103,7 @@ def _count(value: object) -> int | None:
 def _reasoning_is_additive(
     input_tokens: int | None, output_tokens: int | None, total_tokens: int | None, reasoning_tokens: int | None
 ) -> bool:
-    """Whether reasoning comes on top of the output: the provider's own total tells."""
+    """Whether reasoning tokens are added to the output, by the provider's total."""
     if input_tokens is None or output_tokens is None or total_tokens is None or reasoning_tokens is None:
         return False
     return total_tokens == input_tokens + output_tokens + reasoning_tokens != input_tokens + output_tokens

@@ -1,4 +1,4 @@
-"""What a call cost, from what it used."""
+"""The cost of a call, from its usage and the rates of the provider."""
 
 from decimal import Context, Decimal, localcontext
 
@@ -11,21 +11,21 @@ _EXACT = Context(prec=60)
 
 
 def cost(usage: Usage | None, rates: Rates | Provider) -> Decimal | None:
-    """The cost in sats, or None where a count or a rate is unknown.
+    """The cost in sats, None where a count or a rate is unknown.
 
-    (input x input_rate + output x output_rate) / 1,000,000 + base_fee. The cached share of the input and the
-    reasoning share of the output go by their own rate where one is set. Additive reasoning is output too.
+    (input x input_rate + output x output_rate) / 1,000,000 + base_fee. The cached part of the input and the reasoning
+    part of the output are charged by their own rate where one is set. Additive reasoning counts as output too.
     """
     if usage is None or usage.input_tokens is None or usage.output_tokens is None:
         return None
     if rates.input_rate is None or rates.output_rate is None:
         return None
-    with localcontext(_EXACT):  # whatever the host's own context rounds to
+    with localcontext(_EXACT):  # independent of the host's context
         return _cost(usage, usage.input_tokens, usage.output_tokens, rates, rates.input_rate, rates.output_rate)
 
 
 def cost_estimate(estimate: Estimate, rates: Rates | Provider) -> Decimal | None:
-    """What a call will cost in sats by this estimate, None where a rate is unknown."""
+    """The estimated cost in sats, None where a rate is unknown."""
     return cost(Usage(input_tokens=estimate.input_tokens, output_tokens=estimate.output_tokens), rates)
 
 

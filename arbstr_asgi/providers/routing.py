@@ -1,4 +1,4 @@
-"""Which providers may answer a request, the cheapest first, and which policy applies to it."""
+"""Routing: which providers can serve a request, cheapest first, and which policy applies."""
 
 import re
 from collections.abc import Sequence
@@ -26,19 +26,19 @@ class Candidate(NamedTuple):
 
     provider: Provider
     model: str
-    """What this provider is asked for: its alias of the model that the client named."""
+    """The model name sent to this provider: its alias of the requested model."""
     cost: Decimal | None
-    """What this request will cost, in sats, by an estimate; None: unknown, or there was nothing to compare."""
+    """The estimated cost of this request in sats; None: unknown, or not needed for a single candidate."""
 
 
 def rank_providers(
     providers: Sequence[Provider], request: ChatRequest, rule: Rule | None = None, *, estimate: Estimate | None = None
 ) -> list[Candidate]:
-    """The providers that serve the request's model within the rule, by what this request will cost, then by name.
+    """The providers that serve the model within the rule, sorted by the estimated cost of this request, then by name.
 
-    A provider whose price is unknown comes last. The estimate is made here where none is given and several providers
-    are left; with a single one and no estimate, its cost is None. Raises RequestError: 404 where nobody serves the
-    model, 400 where the rule does not allow it or leaves nobody.
+    Providers without a known price come last. The estimate is computed here unless given, and only if several providers
+    are left; a single one has cost None then. Raises RequestError: 404 where no provider serves the model, 400 where
+    the rule allows no model or provider of it.
     """
     model = request.model
     candidates = [provider for provider in providers if provider.serves(model)]
@@ -94,14 +94,14 @@ _parts = msgspec.json.Decoder(list[_Part])
 
 
 class _Keyword:
-    """Words that a text may hold as whole words, in any case."""
+    """A phrase to find as whole words, case-insensitive."""
 
     __slots__ = ("_keyword", "_pattern")
 
     def __init__(self, keyword: str) -> None:
         self._keyword = keyword
         escaped = re.escape(keyword)
-        # The words come first, so that the search is for a literal, and linear.
+        # The literal comes first, so that the search is linear.
         self._pattern = re.compile(rf"{escaped}(?<!\w{escaped})(?!\w)")
 
     def matches(self, text: str) -> bool:
@@ -109,10 +109,10 @@ class _Keyword:
 
 
 class PolicyMatcher:
-    """Finds a request's rule, by the name that a header gives or by the words of its last user message.
+    """Finds the rule of a request, by the name in a header or by keywords in its last user message.
 
-    A keyword is met as whole words, in any case; Unicode's letters, digits and `_` make words. A rule without keywords
-    is only for those who name it.
+    Keywords match as whole words, case-insensitive; letters, digits and `_` of Unicode are word characters. A rule
+    without keywords applies by name only.
     """
 
     def __init__(self, policies: Policies) -> None:
@@ -126,9 +126,9 @@ class PolicyMatcher:
         self._by_keyword = [(rule, keywords) for rule, keywords in compiled if keywords]
 
     def match(self, request: ChatRequest, name: str | None) -> Rule | None:
-        """The rule called `name`; without a name the first that has a keyword in the last user message, if any.
+        """The rule called `name`; without a name the first with a keyword in the last user message, or None.
 
-        Raises RequestError (400) for a name that no rule has.
+        Raises RequestError (400) for an unknown name.
         """
         if name is not None:
             named = self._by_name.get(name)
@@ -145,7 +145,7 @@ class PolicyMatcher:
 
 
 def _last_user_message(body: bytes) -> str:
-    """The text of the last user message, "" where there is none or it can't be read."""
+    """The text of the last user message, "" where there is none or it can not be decoded."""
     keywords_by_rule = prompt.read(body)
     messages = None if keywords_by_rule is None else prompt.messages(keywords_by_rule)
     for message in reversed(messages or []):

@@ -1,4 +1,4 @@
-"""One statement that sums rows up, for several groupings at once, and how its answer is read."""
+"""The SQL statement that aggregates rows by several groupings at once, and the parser of its result."""
 
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
@@ -9,14 +9,14 @@ from arbstr_asgi.stats.totals import DURATIONS, NAMES, POSITIONS, Totals
 
 Grouping = tuple[str, ...]
 
-IN_MEMORY_ROWS = 100_000  # rows, of which a list may be in memory
-_KEY_COLUMNS = 4  # columns: the place of the grouping, two keys, and the period
-_SOURCE = _KEY_COLUMNS + len(DURATIONS)  # behind the histograms
+IN_MEMORY_ROWS = 100_000  # rows
+_KEY_COLUMNS = 4  # index of the grouping, two keys, period
+_SOURCE = _KEY_COLUMNS + len(DURATIONS)  # the column after the histograms
 _TOTAL = _SOURCE + 1
 
 
 class Cell(NamedTuple):
-    """Which rows a tally is of: the place of the grouping, its keys as roll-ups have them, and the period or 0."""
+    """A group in a period: index of the grouping, keys as in roll-ups, number of the period (0: none)."""
 
     grouping: int
     keys: tuple[str, ...]
@@ -24,9 +24,10 @@ class Cell(NamedTuple):
 
 
 class Aggregate:
-    """Sums, by each of `groupings` and, with `seconds`, by periods of that length.
+    """Aggregates rows by each of `groupings` and, with `seconds`, by periods of that length.
 
-    `few`: the durations are counted here and not by the database, which is faster as long as they fit into memory.
+    `in_memory`: durations are fetched as lists and counted into histograms here, which is faster up to IN_MEMORY_ROWS;
+    otherwise the database counts the buckets.
     """
 
     def __init__(
@@ -40,7 +41,7 @@ class Aggregate:
         self._places_by_source: dict[str | None, list[tuple[int, int | None, int]]] = {}
 
     def sql(self, params: SqlParameters, conditions: Iterable[str]) -> str:
-        """The statement; the conditions' parameters are `asking`'s."""
+        """The statement; `params` holds the parameters of the conditions."""
         once = "" if self._sql_dialect.dialect == "mysql" or len(self._groupings) == 1 else "MATERIALIZED "
         selects = []
         for index, grouping in enumerate(self._groupings):
@@ -53,19 +54,19 @@ class Aggregate:
         )
 
     def read_cell(self, row: Sequence[Any]) -> tuple[Cell, int]:
-        """What a row of the answer is about, and how many rows of the ledger it adds."""
+        """The cell of a result row, and the number of ledger rows in it."""
         index, key1, key2, period = row[:_KEY_COLUMNS]
         return Cell(index, (key1, key2)[: len(self._groupings[index])], period or 0), int(row[_TOTAL] or 0)
 
     def add_rows(self, rows: Iterable[Sequence[Any]], into: dict[Cell, Totals]) -> None:
-        """Add what the statement has found."""
+        """Add result rows to the totals by cell."""
         for row in rows:
             read_cell, _ = self.read_cell(row)
             read_totals, known = self.read_totals(row), into.get(read_cell)
             into[read_cell] = read_totals if known is None else Totals.sum((known, read_totals))
 
     def read_totals(self, row: Sequence[Any]) -> Totals:
-        """What a row of the answer adds to its cell."""
+        """The totals in one result row."""
         sums, histograms = [0] * len(NAMES), []
         for name, json_object_agg in zip(DURATIONS, row[_KEY_COLUMNS:_SOURCE], strict=True):
             result = histogram.Histogram()
@@ -84,9 +85,9 @@ class Aggregate:
         return Totals(tuple(sums), tuple(histograms))
 
     def merge_rows(self, rows: Iterable[Sequence[Any]]) -> list[Sequence[Any]]:
-        """As few rows that add the same to all cells together; of their first columns nothing is left."""
+        """Merge result rows of all cells into as few as possible; their key columns become None."""
         by_source: dict[str | None, list[Sequence[Any]]] = {}
-        if not self._in_memory:  # what is counted already can't be put together as text
+        if not self._in_memory:  # only lists can be merged
             return [*rows]
         for row in rows:
             by_source.setdefault(row[_SOURCE], []).append(row)
@@ -99,7 +100,7 @@ class Aggregate:
         return result
 
     def _places(self, source: str | None) -> list[tuple[int, int | None, int]]:
-        """For each part the places in a tally's sums that it adds to, and its weight."""
+        """For each summed expression the positions in `Totals.sums` that it adds to, and its weight."""
         result = self._places_by_source.get(source)
         if result is None:
             result = [(POSITIONS[name], POSITIONS.get(f"{name}:{source}"), weight) for name, _, weight in self._parts]
@@ -119,7 +120,7 @@ class Aggregate:
         return ", ".join(columns)
 
     def _key_columns(self, index: int, grouping: Grouping) -> tuple[str, str]:
-        """The first columns, and those of them that group."""
+        """The first columns of a SELECT, and those of them to group by."""
         keys = [f"k_{name}" for name in grouping]
         period = ["period"] if self._seconds else []
         key_columns = [str(index), *keys, *["''"] * (2 - len(keys)), *(period or ["0"])]
@@ -143,7 +144,7 @@ class Aggregate:
 
 
 def _columns(sql_dialect: SqlDialect) -> dict[str, str]:
-    """What of a row goes into sums, by the names that `_parts` has for it."""
+    """The expressions to sum, by the alias that `_parts` uses."""
     name = sql_dialect.name
     failed = f"{name('success')} = FALSE AND {name('end_reason')} <> 'in_flight'"
     result = {
@@ -156,12 +157,12 @@ def _columns(sql_dialect: SqlDialect) -> dict[str, str]:
     }
     sort_keys = zip(sql_dialect.sort_keys("cost_sats"), sql_dialect.sort_keys("dearest_cost_sats"), strict=True)
     for index, (cost, dearest) in enumerate(sort_keys):
-        result |= {f"cost{index}": cost, f"saved{index}": f"{dearest} - {cost}"}  # NULL where one of them is
+        result |= {f"cost{index}": cost, f"saved{index}": f"{dearest} - {cost}"}  # NULL if either is
     return result
 
 
 def _parts(sql_dialect: SqlDialect, durations: Iterable[str]) -> list[tuple[str, str, int]]:
-    """The name in a tally, what is summed up, and what the sum is multiplied with."""
+    """The name in `NAMES`, the expression to sum, and the weight of its sum."""
     result = [("total", "1", 1), *((name, name, 1) for name in ("success", "error", "streaming"))]
     result.append(("priced", "CASE WHEN cost0 IS NOT NULL THEN 1 END", 1))
     for name in ("input", "output"):

@@ -1,6 +1,7 @@
-"""Durations counted in buckets, of which any number can be added up: 32 to an octave, exact below 64 ms.
+"""Histograms of durations that can be added: 32 buckets per octave, exact below 64 ms.
 
-The percentile of a histogram is the middle of the bucket that the exact one is in, so it is off by at most 1/64."""
+A percentile is the middle of the bucket that holds the exact one, so its error is at most 1/64.
+"""
 
 import struct
 from binascii import a2b_base64, b2a_base64
@@ -12,22 +13,22 @@ from math import ceil
 
 import msgspec
 
-EXACT_BELOW = 64  # values below have a bucket each
+EXACT_BELOW = 64  # one bucket per value
 BUCKETS_PER_OCTAVE = EXACT_BELOW // 2  # buckets to an octave
-OCTAVES = 34  # from there on; longer durations (35 years) count as that long
+OCTAVES = 34  # above EXACT_BELOW; longer durations (35 years) are clamped
 MAX_VALUE = (EXACT_BELOW << OCTAVES) - 1
 
-_COUNT_BYTES = 8  # bytes of a bucket
-_HEADER = struct.Struct("<HB")  # of packed text: the first bucket, and in how many bytes the largest count fits
+_COUNT_BYTES = 8  # per bucket
+_HEADER = struct.Struct("<HB")  # first bucket, bytes per count
 _COUNT = struct.Struct("<Q")
 _DECODER = msgspec.json.Decoder(dict[int, int])
 _VALUES = msgspec.json.Decoder(list[int])
 
 
 class Histogram:
-    """How many values are in each bucket: one number, 64 bits for each, the first bucket's the lowest.
+    """Immutable counts per bucket, packed into one int: 64 bits per bucket, the first bucket lowest.
 
-    So a sum of these numbers adds histograms up. Never changes.
+    Adding the ints adds the histograms.
     """
 
     __slots__ = ("packed",)
@@ -36,7 +37,7 @@ class Histogram:
         self.packed = packed
 
     def __repr__(self) -> str:
-        """Not the number: Python refuses to write one that is so long."""
+        """Without the int: Python refuses to print one of this length."""
         return f"<Histogram of {sum(counts(self))} values>"
 
     def __eq__(self, other: object) -> bool:
@@ -49,17 +50,17 @@ class Histogram:
 
     @property
     def size(self) -> int:
-        """About how many bytes it takes in memory: 30 bits of a number are in 4."""
+        """About how many bytes it takes in memory (an int stores 30 bits in 4 bytes)."""
         return self.packed.bit_length() * 2 // 15
 
 
 def add_all(histograms: Iterable[Histogram]) -> Histogram:
-    """What all of them have counted."""
+    """The sum of histograms."""
     return Histogram(sum([each.packed for each in histograms]))
 
 
 def bucket(value: int) -> int:
-    """Where a number of milliseconds belongs; what is below 0 is with the zeros."""
+    """The bucket of a number of milliseconds; negative values count as 0."""
     value = min(max(value, 0), MAX_VALUE)
     if value < EXACT_BELOW:
         return value
@@ -68,14 +69,14 @@ def bucket(value: int) -> int:
 
 
 _BUCKET_OF_VALUE = [bucket(value) for value in range(4096)]
-_HIGH_SHIFT = 6  # not so many that the part would be below EXACT
+_HIGH_SHIFT = 6  # octaves; quotients must not fall below EXACT_BELOW
 _BUCKET_OF_HIGH_VALUE = [
     index + _HIGH_SHIFT * BUCKETS_PER_OCTAVE for index in _BUCKET_OF_VALUE
-]  # the bucket of what is so many octaves up
+]  # for values divided by 2**_HIGH_SHIFT
 
 
 def count(values: str) -> tuple[Histogram, int]:
-    """Count numbers with commas between them; with their sum."""
+    """The histogram of comma-separated numbers, and their sum."""
     numbers = _VALUES.decode(f"[{values}]")
     low, high, end = _BUCKET_OF_VALUE, _BUCKET_OF_HIGH_VALUE, len(_BUCKET_OF_VALUE)
     if numbers and min(numbers) >= 0 and max(numbers) < end << _HIGH_SHIFT:
@@ -86,7 +87,7 @@ def count(values: str) -> tuple[Histogram, int]:
 
 
 def of(counts: Mapping[int, int]) -> Histogram:
-    """From how many there are in some buckets."""
+    """A histogram from counts by bucket."""
     if not counts:
         return Histogram()
     first = min(counts)
@@ -94,14 +95,14 @@ def of(counts: Mapping[int, int]) -> Histogram:
     try:
         for index, number in counts.items():
             raw[(index - first) * _COUNT_BYTES] = number
-    except ValueError:  # more than a byte holds
+    except ValueError:  # a count above 255
         for index, number in counts.items():
             _COUNT.pack_into(raw, (index - first) * _COUNT_BYTES, number)
     return Histogram(int.from_bytes(raw, "little") << 8 * _COUNT_BYTES * first)
 
 
 def bucket_value(index: int) -> float:
-    """The value that stands for a bucket."""
+    """The value that represents a bucket: its middle."""
     if index < EXACT_BELOW:
         return float(index)
     shift = index // BUCKETS_PER_OCTAVE - 1
@@ -109,13 +110,13 @@ def bucket_value(index: int) -> float:
 
 
 def counts(histogram: Histogram) -> tuple[int, ...]:
-    """How many are in each bucket, from the first to the last that has any."""
+    """The count of each bucket, from the first to the last that is not empty."""
     size = -(-histogram.packed.bit_length() // (8 * _COUNT_BYTES))
     return struct.unpack(f"<{size}Q", histogram.packed.to_bytes(size * _COUNT_BYTES, "little"))
 
 
 def percentiles(histogram: Histogram, *percents: int) -> tuple[int, list[float | None]]:
-    """How many values there are, and for each of these the smallest that so many per cent of all are not above."""
+    """The number of values, and for each percent the value at that rank (None for an empty histogram)."""
     cumulative = [*accumulate(counts(histogram))]
     if not cumulative:
         return 0, [None] * len(percents)
@@ -124,9 +125,10 @@ def percentiles(histogram: Histogram, *percents: int) -> tuple[int, list[float |
 
 
 def encode(histogram: Histogram) -> str:
-    """As text, the same for equal ones: compact JSON of the buckets that have any or, where that is shorter, all.
+    """As text, equal for equal histograms: JSON of the non-empty buckets or, where that is shorter, base64.
 
-    Those are base64 of the first bucket and the width, then the lowest bytes of all counts, then the second lowest.
+    The base64 is of the first bucket and the width of a count in bytes, then the lowest bytes of all counts, then the
+    second lowest, and so on.
     """
     dense = counts(histogram)
     sparse = {index: number for index, number in enumerate(dense) if number}
@@ -143,7 +145,7 @@ def encode(histogram: Histogram) -> str:
 
 
 def decode(text: str) -> Histogram:
-    """What `encode` wrote."""
+    """Parse the text of `encode`."""
     if text.startswith("{"):
         return of(_DECODER.decode(text))
     packed = a2b_base64(text)

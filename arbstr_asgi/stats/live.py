@@ -1,4 +1,4 @@
-"""What rows say to a question, for the time that roll-ups know nothing of."""
+"""Aggregates ledger rows, for the time ranges that roll-ups do not cover."""
 
 from collections.abc import Collection, Iterable, Sequence
 from datetime import datetime
@@ -16,7 +16,7 @@ TimeSpan = tuple[datetime, datetime]
 
 
 class LiveRows:
-    """Rows of some times, summed up by what was asked, as the database says them; read on one connection."""
+    """Aggregated rows of some time ranges, as read from the database, grouped as the query asks."""
 
     def __init__(
         self, resolved: ResolvedQuery, spans: Sequence[TimeSpan], aggregate: Aggregate, rows: list[Sequence[Any]]
@@ -30,7 +30,7 @@ class LiveRows:
     async def query(
         cls, driver: Driver, sql_dialect: SqlDialect, raw: Any, resolved: ResolvedQuery, spans: Sequence[TimeSpan]
     ) -> "LiveRows":
-        """Have the database sum them up."""
+        """Run the aggregation."""
         bounds = [(driver.read_timestamp(since), driver.read_timestamp(until)) for since, until in spans]
         in_memory = await _fits_in_memory(driver, sql_dialect, raw, bounds)
         aggregate = Aggregate(sql_dialect, [resolved.names], resolved.seconds, in_memory=in_memory)
@@ -45,7 +45,7 @@ class LiveRows:
         return cls(resolved, spans, aggregate, rows)
 
     async def row_counts(self) -> dict[Keys, int]:
-        """How many rows each group has."""
+        """The number of rows of each group."""
         result: dict[Keys, int] = {}
         async for batch in in_batches(self._rows):
             for row in batch:
@@ -54,12 +54,12 @@ class LiveRows:
         return result
 
     async def whole(self) -> list[Totals]:
-        """What all of them come to, in parts."""
+        """The totals of all groups together, as a list to add up."""
         rows = self._aggregate.merge_rows(self._rows)
         return [self._aggregate.read_totals(row) async for batch in in_batches(rows) for row in batch]
 
     async def totals(self, selected: Collection[Keys] | None) -> dict[GroupKey, list[Totals]]:
-        """What they come to, in parts: of the chosen groups, or of all."""
+        """The totals of the selected groups, or of all (None), as lists to add up."""
         result: dict[GroupKey, list[Totals]] = {}
         async for batch in in_batches(self._rows):
             for row in batch:
@@ -71,7 +71,7 @@ class LiveRows:
 
 
 async def _fits_in_memory(driver: Driver, sql_dialect: SqlDialect, raw: Any, bounds: Iterable[tuple[Any, Any]]) -> bool:
-    """Whether these times have few rows."""
+    """Whether these time ranges have at most IN_MEMORY_ROWS rows."""
     remaining = IN_MEMORY_ROWS
     for since, until in bounds:
         params = SqlParameters(sql_dialect.dialect)

@@ -1,4 +1,4 @@
-"""Pages of rows: how they are sorted, where the next one begins, and how they are read."""
+"""Keyset pagination of rows: sorting, cursors, counting."""
 
 from collections.abc import Iterator, Sequence
 from decimal import Decimal
@@ -17,20 +17,24 @@ from arbstr_asgi.stats.rollups.cache import RollupCache
 from arbstr_asgi.stats.sql import SqlDialect, SqlParameters
 from arbstr_asgi.stats.timezones import truncate_bound
 
-MAX_EXACT_COUNT = 50_000  # rows at most that are counted one by one
-_IDS_PER_STATEMENT = 500  # rows whose numbers are in one statement
-_LOOKUP_COST = 4  # times as much work as a step along an index
+MAX_EXACT_COUNT = 50_000  # rows
+_IDS_PER_STATEMENT = 500
+_LOOKUP_COST = 4  # relative to one step of an index scan
 
 
 class Segment(NamedTuple):
-    """A part of all rows, in their order: a condition and what to sort by."""
+    """A part of the sorted rows: the condition that selects it, and its ORDER BY."""
 
     condition: str
     order: str
 
 
 class KeysetOrder:
-    """Of one query. `walks`: along the index of the sorted column, not of the time; for SQLite, which can't know."""
+    """The sort order of one query.
+
+    `use_sort_index`: scan the index of the sorted column rather than that of the timestamp; SQLite can not choose by
+    itself.
+    """
 
     def __init__(self, driver: Driver, sql_dialect: SqlDialect, query: RequestsQuery, *, use_sort_index: bool) -> None:
         self._driver = driver
@@ -39,9 +43,10 @@ class KeysetOrder:
         self._use_sort_index = use_sort_index
 
     def segments(self) -> Iterator[tuple[SqlParameters, Segment]]:
-        """One after the other they are the rows that are asked for; each with the parameters that it begins with.
+        """The segments in order, each with the parameters of its condition.
 
-        What has no value comes last, so that the other rows are found by an index that has only them.
+        Rows with NULL in the sorted column are a segment of their own, the last: the others are found by a partial
+        index.
         """
         columns, after = self._columns(), self._query.after
         known, unknown = f"{self._name} IS NOT NULL", f"{self._name} IS NULL"
@@ -55,7 +60,7 @@ class KeysetOrder:
             yield SqlParameters(self._driver.dialect), Segment(unknown, self._order([]))
 
     def conditions(self, params: SqlParameters) -> list[str]:
-        """For the time and the filters."""
+        """The conditions of the time range and the filters."""
         encode_timestamp, query = self._driver.read_timestamp, self._query
         result = [
             self._sql_dialect.between(params, encode_timestamp(query.since), encode_timestamp(query.until)),
@@ -85,7 +90,7 @@ class KeysetOrder:
         return ", ".join(f"{column} {direction}" for column in [*columns, "id"])
 
     def _after_cursor(self, params: SqlParameters, columns: list[str], after: Cursor) -> str:
-        """Behind a row; said so that each database finds the place in its index by the first column."""
+        """The condition for rows after the cursor, written so that each database uses the index of the first column."""
         sign, parts = self._sign, self._parts(after.value)
         first = f"{columns[0]} {sign}= {params.add(parts[0])}"
         nested = [
@@ -107,14 +112,14 @@ class KeysetOrder:
 
 
 def _without_index(condition: str, names: list[str]) -> str:
-    """The condition with these columns as expressions, which no index of them is used for."""
+    """The condition with these columns as expressions, which keeps SQLite from using their indexes."""
     for name in names:
         condition = condition.replace(name, f"+{name}")
     return condition
 
 
 class Pagination:
-    """Asks on one connection at a time."""
+    """Reads pages, one query at a time."""
 
     def __init__(self, driver: Driver, sql_dialect: SqlDialect, cache: RollupCache) -> None:
         self._driver = driver
@@ -124,7 +129,7 @@ class Pagination:
         self._rows = f"SELECT id, {columns} FROM {sql_dialect.requests} WHERE id IN "  # noqa: S608 - no values
 
     async def page(self, raw: Any, query: RequestsQuery, *, with_total: bool = True) -> Page:
-        """What the query asks for; `total` only if it is to be counted."""
+        """One page of rows; `total` only with `with_total`."""
         query = replace(query, since=truncate_bound(query.since), until=truncate_bound(query.until))
         if query.since >= query.until:
             return Page([], 0, None)
@@ -140,7 +145,7 @@ class Pagination:
         return await self.page(raw, query, with_total=False)
 
     async def _select_ids(self, raw: Any, query: RequestsQuery, use_sort_index: bool) -> list[int]:
-        """One more than the page has, where there is one."""
+        """The ids of the page, and one more where there is a next page."""
         result: list[int] = []
         keyset_order = KeysetOrder(self._driver, self._sql_dialect, query, use_sort_index=use_sort_index)
         offset = query.offset if query.after is None else 0
@@ -171,7 +176,7 @@ class Pagination:
         return [result[row_id] for row_id in ids]
 
     async def _use_sort_index(self, raw: Any, query: RequestsQuery, total: int | None) -> bool:
-        """Whether it is less work to go along the sorted column until enough rows fit than to sort all that fit."""
+        """Estimate whether scanning the sort index until the page is full is cheaper than sorting all matches."""
         if query.sort == "timestamp" or self._driver.dialect != "sqlite":
             return False
         matching = total if total is not None else await self._total(raw, _rollup_filters(query.filters), query)
@@ -183,13 +188,11 @@ class Pagination:
         return steps * (_LOOKUP_COST if query.filters.given else 1) < matching * _LOOKUP_COST
 
     async def _total(self, raw: Any, filters: Filters, query: RequestsQuery) -> int | None:
-        """How many rows there are; None where counting them would take long."""
+        """The number of matching rows; None where counting would take long."""
         if filters.correlation_id is not None:
             return await self._count(raw, filters, query)
         known = _rollup_filters(filters)
-        since = max(
-            query.since, await self._stats_reader.first_kept(raw)
-        )  # roll-ups know of rows that have been pruned
+        since = max(query.since, await self._stats_reader.first_kept(raw))  # roll-ups include pruned rows
         if since >= query.until:
             return 0
         resolved = ResolvedQuery.resolve(StatsQuery(since=since, until=query.until, filters=known))
@@ -217,7 +220,7 @@ class Pagination:
 
 
 def _rollup_filters(filters: Filters) -> Filters:
-    """Of these, ones that a roll-up knows: where not all of them, the end user or the first two."""
+    """The largest part of the filters that roll-ups can answer: all, the end user, or the first two."""
     count_values = {name: value for name, value in filters.given.items() if name in DIMENSIONS}
     if matching_grouping((), Filters(**count_values)) is not None:
         return Filters(**count_values)

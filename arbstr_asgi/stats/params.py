@@ -1,4 +1,4 @@
-"""What the parameters of GET /v1/stats and GET /v1/requests ask; raises RequestError (400) for what makes no sense."""
+"""Parses and validates the query parameters of GET /v1/stats and GET /v1/requests. Raises RequestError (400)."""
 
 import re
 from collections.abc import Collection, Iterable
@@ -10,12 +10,12 @@ from arbstr_asgi.errors import RequestError, quotable
 from arbstr_asgi.stats.query import GROUPS, SORTS, Cursor, Filters, RequestsQuery, StatsQuery
 from arbstr_asgi.stats.timezones import zone_of
 
-_MAX_DIGITS = 18  # digits, so that each fits 64 bits
+_MAX_DIGITS = 18  # fits 64 bits
 DEFAULT_RANGE = "last_7d"
 TIME_PARAMS = ("range", "since", "until")
 FORMATS = ("json", "csv", "jsonl")
 MAX_GROUPS = 10_000
-MAX_PAGE_DEPTH = 10_000  # rows that pages reach
+MAX_PAGE_DEPTH = 10_000  # rows
 MAX_PER_PAGE = 100
 _TEXT_FILTERS = ("model", "provider", "end_user", "tenant", "policy")
 _ID_LENGTH = 36
@@ -25,7 +25,7 @@ Pairs = Iterable[tuple[str, str]]
 
 
 class QueryParams:
-    """Names and values; a `RequestError` (400) names the parameter and never quotes its value."""
+    """Query parameters by name; its RequestError (400) names the parameter and never quotes the value."""
 
     def __init__(self, pairs: Pairs, allowed: Collection[str]) -> None:
         self._values: dict[str, str] = {}
@@ -41,18 +41,18 @@ class QueryParams:
         return name in self._values
 
     def raw(self, name: str) -> str | None:
-        """The value as it came."""
+        """The value as given, or None."""
         return self._values.get(name)
 
     def text(self, name: str, max_length: int) -> str | None:
-        """A value that a column of so many characters can hold."""
+        """A text of at most `max_length` characters, without NUL."""
         value = self._values.get(name)
         if value is not None and (len(value) > max_length or "\0" in value):
             invalid(name, f"{name} must have at most {max_length} characters, and no NUL.")
         return value
 
     def choice(self, name: str, valid: Collection[str]) -> str | None:
-        """One of these words."""
+        """One of the `valid` words."""
         value = self._values.get(name)
         if value is not None and value not in valid:
             invalid(name, f"{name} must be one of {', '.join(valid)}.")
@@ -64,7 +64,7 @@ class QueryParams:
         return None if value is None else value == "true"
 
     def number(self, name: str, minimum: int, maximum: int | None = None) -> int | None:
-        """A whole number between these two, in ASCII digits."""
+        """An integer from `minimum` to `maximum`, in ASCII digits."""
         value = self._values.get(name)
         if value is None:
             return None
@@ -77,7 +77,7 @@ class QueryParams:
 
 
 def invalid(name: str, message: str) -> NoReturn:
-    """Raises the RequestError that says what is wrong with a parameter."""
+    """Raise the RequestError (400) for this parameter."""
     raise RequestError(400, message, param=name, code="invalid_parameter")
 
 
@@ -88,12 +88,12 @@ RANGES = {
     "last_30d": timedelta(days=30),
 }
 
-# A "+" that was not escaped reaches us as a space.
+# An unescaped "+" is decoded as a space.
 _RFC3339 = re.compile(r"(\d{4}-\d\d-\d\d)[Tt](\d\d:\d\d:\d\d)(?:\.(\d{1,9}))?(?:[Zz]|([+ -])(\d\d:\d\d))", re.ASCII)
 
 
 def parse_timestamp(text: str) -> datetime:
-    """The moment, in UTC, that RFC 3339 text with `Z` or an offset names; microseconds at most. Raises ValueError."""
+    """Parse RFC 3339 with `Z` or an offset, to UTC and microseconds. Raises ValueError."""
     match = _RFC3339.fullmatch(text)
     if match is None:
         raise ValueError("not a moment in RFC 3339")
@@ -106,20 +106,20 @@ def parse_timestamp(text: str) -> datetime:
 
 
 def end_of_second(now: datetime) -> datetime:
-    """The first moment after the second that `now` is in, so that all of its rows are before it."""
+    """The start of the next second, as an upper bound that includes all rows of the current one."""
     return now.replace(microsecond=0) + timedelta(seconds=1)
 
 
 def format_timestamp(timestamp: datetime) -> str:
-    """As RFC 3339 in its own zone, to the millisecond or as exact as it is."""
+    """RFC 3339 in its own zone, in milliseconds, or in microseconds where it has those."""
     return timestamp.isoformat(timespec="microseconds" if timestamp.microsecond % 1000 else "milliseconds")
 
 
 def time_range(params: QueryParams, now: datetime) -> tuple[datetime, datetime]:
-    """From when on and before when; raises RequestError (400).
+    """The time range `since <= t < until` of `since`, `until` and `range`. Raises RequestError (400).
 
-    `since` goes before `range`, which counts back from `until`. Without that it ends with the current second, so that
-    what has just arrived is in it.
+    `since` overrides `range`, which is the length of the range before `until`. `until` defaults to the end of the
+    current second, so that rows that have just arrived are included.
     """
     now = now.replace(microsecond=now.microsecond // 1000 * 1000)
     length = RANGES[params.choice("range", RANGES) or DEFAULT_RANGE]
@@ -152,7 +152,7 @@ END_REASONS: tuple[str, ...] = get_args(EndReason)
 
 
 class ListQuery(NamedTuple):
-    """Which rows, and how they are told: `page` is None behind a cursor and for whatever is no page."""
+    """A parsed GET /v1/requests: the query, its format, and the page number (None with a cursor or for an export)."""
 
     query: RequestsQuery
     format: str
@@ -160,7 +160,7 @@ class ListQuery(NamedTuple):
 
 
 def stats_query(pairs: Pairs, now: datetime) -> StatsQuery:
-    """The query of GET /v1/stats at a moment, in UTC."""
+    """Parse the query of GET /v1/stats; `now` in UTC."""
     params = QueryParams(pairs, FOR_STATS)
     since, until = time_range(params, now)
     return StatsQuery(
@@ -174,7 +174,7 @@ def stats_query(pairs: Pairs, now: datetime) -> StatsQuery:
 
 
 def list_query(pairs: Pairs, now: datetime) -> ListQuery:
-    """The query of GET /v1/requests at a moment, in UTC; an export's has no limit."""
+    """Parse the query of GET /v1/requests; `now` in UTC. `limit` is the page size."""
     params = QueryParams(pairs, FOR_REQUESTS)
     since, until = time_range(params, now)
     sort = params.choice("sort", SORTS) or "timestamp"
@@ -195,7 +195,7 @@ def list_query(pairs: Pairs, now: datetime) -> ListQuery:
 
 
 def is_id(text: str) -> bool:
-    """Whether a correlation id can look like this."""
+    """Whether this is a possible correlation id: 1 to 36 printable ASCII characters."""
     return text.isascii() and text.isprintable() and 0 < len(text) <= _ID_LENGTH and text == text.strip()
 
 

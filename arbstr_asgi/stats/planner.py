@@ -1,4 +1,4 @@
-"""Which roll-up answers a query, and for which part of its time."""
+"""Query planning: which roll-up answers a query, and for which part of its time range."""
 
 from collections.abc import Collection, Iterator, Mapping
 from datetime import datetime
@@ -17,22 +17,25 @@ GROUPINGS: tuple[tuple[str, ...], ...] = (
 COUNTED = tuple(grouping for grouping in GROUPINGS if len(grouping) == 2 or grouping == ("end_user",))
 HOUR, DAY = 3600, 86400
 PERIODS = {"day": 24, "6h": 6, "hour": 1}
-"""The periods that are rolled up, and how many hours each has: the longest first, which are made of hours."""
+"""The periods of roll-ups and their length in hours, longest first."""
 COARSE = {period: hours for period, hours in PERIODS.items() if hours > 1}
 
 Span = tuple[str, int, int]
-"""Which periods, the number of the first and of the one behind the last."""
+"""Name of the period, first number, end number (exclusive)."""
 
 
 def matching_grouping(group_by: Collection[str], filters: Filters) -> tuple[str, ...] | None:
-    """The grouping whose roll-ups know all that a query asks for; None where there is none."""
+    """The grouping of roll-ups that has all dimensions of a query; None: no roll-up can answer it."""
     dimensions_needed = {*group_by, *filters.given} - set(TIMES)
     grouping = tuple(name for name in DIMENSIONS if name in dimensions_needed)
     return grouping if grouping in GROUPINGS and len(grouping) == len(dimensions_needed) else None
 
 
 def derived_groupings() -> Iterator[tuple[int, int, tuple[int, ...]]]:
-    """How the groupings that are not `COUNTED` are added up, in their order: place, that of a finer one, its keys."""
+    """How the groupings that are not in COUNTED are derived, in order.
+
+    Yields the index of the grouping, the index of the finer grouping to sum, and the positions of its keys in that.
+    """
     for index in range(len(GROUPINGS) - 1, -1, -1):
         grouping = GROUPINGS[index]
         if grouping not in COUNTED:
@@ -41,10 +44,10 @@ def derived_groupings() -> Iterator[tuple[int, int, tuple[int, ...]]]:
 
 
 class RollupState(NamedTuple):
-    """What the roll-ups know. Hours and other periods by number.
+    """Which roll-ups exist; hours and longer periods by number.
 
-    Of the hours before `sealed` each is rolled up, empty or `dirty`; those before `pruned` have no rows any more.
-    `coarse` are the longer periods that are rolled up as such, by what they are called.
+    Each hour before `sealed` is rolled up, empty, or `dirty` (out of date); the rows of hours before `pruned` are
+    deleted. `coarse` are the longer periods with a roll-up of their own, by name of the period.
     """
 
     sealed: int
@@ -54,20 +57,20 @@ class RollupState(NamedTuple):
 
 
 class TimeSplit(NamedTuple):
-    """A time, taken apart: what is to be read from roll-ups, and the rest from rows."""
+    """A time range split into `rolled` (periods to read from roll-ups) and `rows` (time ranges to read from rows)."""
 
     rolled: list[Span]
     rows: list[tuple[datetime, datetime]]
 
 
 def only_rows(since: datetime, until: datetime, state: RollupState) -> TimeSplit:
-    """All of it from rows, as far as there are any."""
+    """Read the whole range from rows, as far as they are not pruned."""
     since = max(since, period_start(state.pruned, HOUR))
     return TimeSplit([], [(since, until)] if since < until else [])
 
 
 def split_time(since: datetime, until: datetime, state: RollupState, *, coarse: bool) -> TimeSplit:
-    """As much from roll-ups as they know, from periods of more than an hour only if `coarse`."""
+    """Read as much as possible from roll-ups; from periods longer than an hour only with `coarse`."""
     first, end = _first_hour(since), min(period_number(until, HOUR), state.sealed)
     if first >= end:
         return only_rows(since, until, state)
@@ -84,20 +87,20 @@ def split_time(since: datetime, until: datetime, state: RollupState, *, coarse: 
 
 
 def clip(split: TimeSplit, hour: int) -> TimeSplit:
-    """Only what is before an hour, of parts that are not `coarse`."""
+    """The part of a split (without coarse periods) that is before this hour."""
     end = period_start(hour, HOUR)
     rolled = [(period, a, min(b, hour)) for period, a, b in split.rolled if a < hour]
     return TimeSplit(rolled, [(a, min(b, end)) for a, b in split.rows if a < end])
 
 
 def _first_hour(since: datetime) -> int:
-    """The first that begins at `since` or later."""
+    """The first hour that begins at `since` or later."""
     number = period_number(since, HOUR)
     return number if period_start(number, HOUR) == since else number + 1
 
 
 def _rolled(first: int, end: int, state: RollupState, dirty: Collection[int]) -> list[Span]:
-    """The hours from `first` to before `end` that are not dirty, in periods as long as there are."""
+    """The hours from `first` to before `end` that are not dirty, covered by the longest periods available."""
     split: list[Span] = []
     covered = [(hour, hour + 1) for hour in dirty]
     for period, made in state.coarse.items():
@@ -110,7 +113,7 @@ def _rolled(first: int, end: int, state: RollupState, dirty: Collection[int]) ->
 
 
 def _runs(numbers: list[int]) -> list[tuple[int, int]]:
-    """Sorted numbers as runs, each the first and the one behind the last."""
+    """Sorted numbers as half-open ranges."""
     split: list[tuple[int, int]] = []
     for number in numbers:
         if split and split[-1][1] == number:
@@ -121,7 +124,7 @@ def _runs(numbers: list[int]) -> list[tuple[int, int]]:
 
 
 def _gaps(first: int, end: int, covered: list[tuple[int, int]]) -> list[tuple[int, int]]:
-    """What is left of a stretch."""
+    """The parts of the range `first` to `end` that are not covered."""
     split: list[tuple[int, int]] = []
     for start, span_end in sorted(covered):
         if start > first:

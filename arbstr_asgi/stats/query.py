@@ -1,4 +1,4 @@
-"""What may be asked of the ledger, what it answers, and where a page ended."""
+"""Types of queries and results of the statistics; the pagination cursor."""
 
 import base64
 import binascii
@@ -11,7 +11,7 @@ import msgspec
 from arbstr_asgi.stats.timezones import zone_of
 
 _MAX_CURSOR_LENGTH = 200
-_MONEY_EXPONENT = -9  # money has so many decimals
+_MONEY_EXPONENT = -9  # decimals of money
 _INTEGER_LIMIT = 2**63
 GROUPS = ("model", "provider", "end_user", "tenant", "policy", "hour", "day")
 SORTS = ("timestamp", "cost_sats", "latency_ms")
@@ -23,19 +23,19 @@ _MONEY_LIMIT = Decimal(10) ** 15
 
 
 class Cursor(NamedTuple):
-    """The value of the sorted column, and the number of the row."""
+    """A position in sorted rows: the value of the sorted column, and the row id."""
 
     value: Any
     id: int
 
     def encode(self) -> str:
-        """As text that is safe in a URL."""
+        """As URL-safe text."""
         kind, value = _encode_value(self.value)
         return base64.urlsafe_b64encode(msgspec.json.encode((kind, value, self.id))).decode().rstrip("=")
 
     @classmethod
     def decode(cls, text: str) -> "Cursor":
-        """What `encode` wrote. Raises ValueError for anything else."""
+        """Parse the text of `encode`. Raises ValueError for anything else."""
         if not text.isascii() or len(text) > _MAX_CURSOR_LENGTH:
             raise ValueError("not a cursor")
         try:
@@ -49,7 +49,7 @@ class Cursor(NamedTuple):
         return cursor
 
     def matches_sort(self, sort: str) -> bool:
-        """Whether it can be of a page sorted by this column."""
+        """Whether the value can be one of this sort column."""
         kinds = {"timestamp": datetime, "cost_sats": Decimal, "latency_ms": int}
         if self.value is None:
             return sort != "timestamp"
@@ -80,7 +80,7 @@ def _decode_value(kind: str, value: str) -> Any:
             exponent = amount.as_tuple().exponent
             if (
                 not isinstance(exponent, int) or not _MONEY_EXPONENT <= exponent <= 0
-            ):  # to write it out takes so many digits
+            ):  # a large exponent would expand to many digits
                 raise ValueError
             return amount
         case "i":
@@ -92,9 +92,9 @@ def _decode_value(kind: str, value: str) -> Any:
 
 
 class Filters(msgspec.Struct, frozen=True, kw_only=True):
-    """Which rows count; None: any. Values are equal in every character, case too.
+    """Which rows are counted; None: any. Values are compared exactly, case-sensitive.
 
-    `status` is the row's `error_status`, and 200 a success without one.
+    `status` is compared with `error_status`; 200 also matches a success without one.
     """
 
     correlation_id: str | None = None
@@ -110,15 +110,15 @@ class Filters(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def given(self) -> dict[str, Any]:
-        """The ones that are not None."""
+        """The filters that are set."""
         return {name: value for name in self.__struct_fields__ if (value := getattr(self, name)) is not None}
 
 
 class StatsQuery(msgspec.Struct, frozen=True, kw_only=True):
-    """Figures of the rows that arrived from `since` on and before `until` (both aware).
+    """Statistics of the rows that arrived in `since <= t < until` (both aware).
 
-    Up to two different `GROUPS`; the hours and days are those of `zone`, an IANA name. At most `limit` groups: those
-    with most requests first or, grouped by hour or day, in the order of time. Raises ValueError.
+    `group_by` is up to two different `GROUPS`; hours and days are those of `zone`, an IANA name. At most `limit`
+    groups: those with the most requests first or, grouped by hour or day, in order of time. Raises ValueError.
     """
 
     since: datetime
@@ -140,7 +140,7 @@ class StatsQuery(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Percentiles(msgspec.Struct, frozen=True):
-    """How long something took, in milliseconds, over the rows that know; None where none does.
+    """Average and percentiles of a duration in milliseconds, over the rows that have it; None where none has.
 
     The average is exact; percentiles are off by at most 1.6 %, and exact below 64 ms.
     """
@@ -152,10 +152,10 @@ class Percentiles(msgspec.Struct, frozen=True):
 
 
 class Stats(msgspec.Struct, frozen=True, kw_only=True):
-    """Sums over rows, exact.
+    """Exact sums over rows.
 
-    What is in flight is neither a success nor an error. `tokens` has input and output of each usage source, `priced`
-    the number of rows whose cost is known, `savings_sats` what the dearest candidates would have cost more, over the
+    Rows in flight are neither success nor error. `tokens` has (input, output) by usage source, `priced` is the number
+    of rows with a known cost, `savings_sats` the difference between the dearest candidate and the actual cost, over the
     rows where both are known.
     """
 
@@ -178,7 +178,7 @@ Key = str | datetime | date | None
 
 
 class Group(msgspec.Struct, frozen=True):
-    """The figures of the rows that share `keys`, in the order of `group_by`.
+    """Statistics of the rows that share `keys`, in the order of `group_by`.
 
     A datetime is the start of an hour, a date a day, both in the zone of the query; None is NULL.
     """
@@ -188,17 +188,17 @@ class Group(msgspec.Struct, frozen=True):
 
 
 class Summary(msgspec.Struct, frozen=True):
-    """The figures of all rows, and those of the groups."""
+    """Statistics of all rows, and of each group."""
 
     whole: Stats
     groups: list[Group]
 
 
 class RequestsQuery(msgspec.Struct, frozen=True, kw_only=True):
-    """Rows that arrived from `since` on and before `until`, sorted, ties by their number.
+    """A page of the rows that arrived in `since <= t < until`, sorted, ties by row id.
 
-    Unknown costs and latencies come last. With `after`, the `next` of another page with the same query,
-    the rows behind that, and `offset` is not used. Raises ValueError.
+    Unknown costs and latencies come last. `after` is the `next` of another page of the same query; the page begins
+    behind it, and `offset` is ignored. Raises ValueError.
     """
 
     since: datetime
@@ -221,9 +221,9 @@ class RequestsQuery(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Page(msgspec.Struct, frozen=True):
-    """Rows with all their columns and `id`.
+    """Rows as dicts of all columns and `id`.
 
-    `total` is how many there are on all pages; None where counting would take long. `next` is None on the last page.
+    `total` counts the rows on all pages; None where counting would take long. `next` is None on the last page.
     """
 
     rows: list[dict[str, Any]]
@@ -232,7 +232,7 @@ class Page(msgspec.Struct, frozen=True):
 
 
 class Rebuilt(NamedTuple):
-    """How many hours were computed again, and how many of them had been wrong."""
+    """Result of a rebuild: how many hours were recomputed, and how many differed."""
 
     hours: int
     differed: int

@@ -1,4 +1,4 @@
-"""Figures of the ledger: from roll-ups what they know, the rest from rows, in one state of the database."""
+"""Reads statistics: from roll-ups what they cover, the rest from rows, in one snapshot of the database."""
 
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -18,12 +18,12 @@ from arbstr_asgi.stats.sql import SqlDialect, SqlParameters, value_of
 from arbstr_asgi.stats.timezones import local, local_date, period_number, period_start
 from arbstr_asgi.stats.totals import TOTALS_PER_BATCH, Totals
 
-_MOST_DAYS = 4000  # for which roll-ups are put together where the zone's days begin within an hour
+_MOST_DAYS = 4000  # limit for zones whose days begin within an hour
 _A_MILLISECOND = timedelta(milliseconds=1)
 
 
 class StatsReader:
-    """Asks on one connection at a time."""
+    """Runs statistics queries, one at a time."""
 
     def __init__(self, driver: Driver, sql_dialect: SqlDialect, cache: RollupCache) -> None:
         self._driver = driver
@@ -37,12 +37,12 @@ class StatsReader:
         result: dict[GroupKey, Totals] = {}
         if resolved.since < resolved.until:
             async with self._driver.reading(raw):
-                state = await self.state(raw, resolved.since, resolved.until)
+                state = await self.rollup_state(raw, resolved.since, resolved.until)
                 await self._gather(raw, resolved, state, query.limit, result)
         return await _groups(query, resolved, result)
 
     async def summary(self, raw: Any, query: StatsQuery) -> Summary:
-        """The same, and what all of it comes to."""
+        """Statistics of each group, and of all rows."""
         resolved, ungrouped = (
             ResolvedQuery.resolve(query),
             ResolvedQuery.resolve(msgspec.structs.replace(query, group_by=())),
@@ -51,7 +51,7 @@ class StatsReader:
         whole = Totals.empty()
         if resolved.since < resolved.until:
             async with self._driver.reading(raw):
-                state = await self.state(raw, resolved.since, resolved.until)
+                state = await self.rollup_state(raw, resolved.since, resolved.until)
                 live = await self._gather(raw, resolved, state, query.limit, result)
                 if query.group_by:
                     whole = await self._whole(raw, ungrouped, state, live)
@@ -60,21 +60,21 @@ class StatsReader:
         return Summary(whole.figures(), await _groups(query, resolved, result))
 
     async def row_counts(self, raw: Any, resolved: ResolvedQuery, split: TimeSplit) -> dict[Keys, int]:
-        """How many rows of each kind roll-ups know of, inside of a transaction."""
+        """The number of rows of each group in the roll-ups; needs an open transaction."""
         return await self._rollup_reader(raw, resolved, split).row_counts()
 
     async def rolled_up_count(self, raw: Any) -> int:
-        """How many rows roll-ups know of, in all."""
+        """The number of rows in all roll-ups."""
         ((total,),) = await self._driver.fetch(raw, self._rollups.everything)
         return int(total)
 
     async def first_kept(self, raw: Any) -> datetime:
-        """From when on rows have not been pruned."""
+        """The start of the first hour whose rows are not pruned."""
         ((pruned,),) = await self._driver.fetch(raw, self._rollups.state, ("pruned",))
         return period_start(pruned, HOUR)
 
     async def names(self, raw: Any, column: str) -> list[str]:
-        """The values that rows have had in a column that is rolled up."""
+        """The distinct values of a column that is a dimension of roll-ups, sorted."""
         all_time = datetime.min.replace(tzinfo=UTC), datetime.max.replace(tzinfo=UTC)
         resolved = ResolvedQuery.resolve(StatsQuery(since=all_time[0], until=all_time[1], group_by=(column,)))
         async with self._driver.reading(raw):
@@ -89,8 +89,8 @@ class StatsReader:
                 result |= {(row[0],) for row in await self._driver.fetch(raw, sql, params.values)}
         return sorted(name for (key,) in result if (name := value_of(key)) is not None)
 
-    async def state(self, raw: Any, since: datetime, until: datetime) -> RollupState:
-        """What the roll-ups know of this time."""
+    async def rollup_state(self, raw: Any, since: datetime, until: datetime) -> RollupState:
+        """Which roll-ups exist for this time range."""
         fetch, sql = self._driver.fetch, self._rollups
         ((sealed,),) = await fetch(raw, sql.state, ("sealed",))
         ((pruned,),) = await fetch(raw, sql.state, ("pruned",))
@@ -105,8 +105,8 @@ class StatsReader:
         return RollupState(sealed, pruned, frozenset(row[0] for row in dirty), coarse)
 
     async def split(self, raw: Any, resolved: ResolvedQuery) -> TimeSplit:
-        """From where the answer is to be taken."""
-        return _split(resolved, await self.state(raw, resolved.since, resolved.until))
+        """Which parts of the time range to read from roll-ups, and which from rows."""
+        return _split(resolved, await self.rollup_state(raw, resolved.since, resolved.until))
 
     async def _gather(
         self, raw: Any, resolved: ResolvedQuery, state: RollupState, limit: int, result: dict[GroupKey, Totals]
@@ -131,7 +131,7 @@ class StatsReader:
         return live
 
     async def _whole(self, raw: Any, resolved: ResolvedQuery, state: RollupState, live: LiveRows) -> Totals:
-        """What all rows come to; with the `live` ones of a question that has the same filters, and any groups."""
+        """Totals of all rows; reuses `live`, read with the same filters, where its time ranges are the same."""
         split = _split(resolved, state)
         if live.spans != split.rows:
             live = await self._read_live(raw, resolved, split)
@@ -171,7 +171,7 @@ def _keys(query: StatsQuery, resolved: ResolvedQuery, keys: Keys, time: int) -> 
 def _split(resolved: ResolvedQuery, state: RollupState) -> TimeSplit:
     if resolved.grouping is None:
         return only_rows(resolved.since, resolved.until, state)
-    if resolved.seconds % HOUR:  # days that begin within an hour
+    if resolved.seconds % HOUR:  # days of the zone begin within an hour
         if resolved.until - resolved.since > timedelta(days=_MOST_DAYS):
             return only_rows(resolved.since, resolved.until, state)
         state = state._replace(dirty=state.dirty | _split_hours(resolved, state))
@@ -179,7 +179,7 @@ def _split(resolved: ResolvedQuery, state: RollupState) -> TimeSplit:
 
 
 def _split_hours(resolved: ResolvedQuery, state: RollupState) -> frozenset[int]:
-    """The hours in which a day of the zone ends and another begins."""
+    """The hours within which a day of the zone ends."""
     first, end = period_number(resolved.since, HOUR), min(period_number(resolved.until, HOUR), state.sealed)
     result = []
     for number in range(first, end):

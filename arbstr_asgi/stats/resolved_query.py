@@ -1,4 +1,4 @@
-"""A query for figures, put in the database's terms."""
+"""A statistics query with its time range, zone and roll-up grouping resolved."""
 
 from collections.abc import Sequence
 from datetime import UTC, datetime, tzinfo
@@ -10,25 +10,27 @@ from arbstr_asgi.stats.rollups.cache import Keys
 from arbstr_asgi.stats.sql import key_of
 from arbstr_asgi.stats.timezones import common_period, local, local_date, period_start, truncate_bound, zone_of
 
-_FIRST = datetime(2000, 1, 1, tzinfo=UTC)  # before the first row; zones were minutes apart once, which costs much
+_FIRST = datetime(
+    2000, 1, 1, tzinfo=UTC
+)  # before the first row; older zone offsets of odd minutes would need short periods
 
 
 class ResolvedQuery(NamedTuple):
-    """A query, put in the database's terms."""
+    """A StatsQuery in terms of the database: UTC bounds, columns, units of time, length of the periods."""
 
     since: datetime
     until: datetime
-    names: tuple[str, ...]  # of the columns to group by
-    time_units: tuple[str, ...]  # of time to group by
+    names: tuple[str, ...]  # columns to group by
+    time_units: tuple[str, ...]  # hour, day or both
     filters: Filters
     zone: tzinfo
     zone_name: str
-    seconds: int  # the period by which rows are summed up; 0: all of them
-    grouping: tuple[str, ...] | None  # that the roll-ups have
+    seconds: int  # length of the periods to aggregate by; 0: none
+    grouping: tuple[str, ...] | None  # of the roll-ups that can answer; None: none
 
     @classmethod
     def resolve(cls, query: StatsQuery) -> "ResolvedQuery":
-        """For the figures that a query asks for."""
+        """Resolve a StatsQuery."""
         since, until = max(truncate_bound(query.since), _FIRST), truncate_bound(query.until)
         names = tuple(name for name in query.group_by if name not in TIMES)
         time_units = tuple(name for name in query.group_by if name in TIMES)
@@ -43,23 +45,23 @@ class ResolvedQuery(NamedTuple):
 
     @property
     def dimensions(self) -> tuple[str, ...]:
-        """Those of the roll-ups, where there are any."""
+        """The grouping of the roll-ups that can answer the query."""
         assert self.grouping is not None
         return self.grouping
 
     @property
     def keys(self) -> dict[str, str]:
-        """The filters as keys of the roll-ups."""
+        """The filters as keys of roll-ups."""
         return {name: key_of(value) for name, value in self.filters.given.items()}
 
     def pick_keys(self, keys: Sequence[str]) -> Keys:
-        """The keys that are grouped by, of those of a roll-up."""
+        """Of the keys of a roll-up those to group by."""
         if self.names == self.grouping:
             return tuple(keys[: len(self.names)])
         return tuple([keys[self.dimensions.index(name)] for name in self.names])
 
     def time_key(self, seconds: int) -> int:
-        """What stands for the hours and days that a moment (in seconds from the year 1) is in."""
+        """The key of the hour or day that an instant (seconds since the year 1) is in; 0 without `time_units`."""
         if not self.time_units:
             return 0
         if "hour" not in self.time_units:

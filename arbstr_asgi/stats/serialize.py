@@ -1,4 +1,4 @@
-"""Answers of the ledger as JSON, CSV and JSON Lines; money is in sats and exact."""
+"""Serialises statistics and requests as JSON, CSV and JSON Lines; money is in sats and exact."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, date, datetime
@@ -11,26 +11,26 @@ from arbstr_asgi.stats.params import ListQuery, format_timestamp
 from arbstr_asgi.stats.query import SOURCES, Group, Key, Page, Percentiles, Stats, StatsQuery
 
 EMPTY_MESSAGE = "No requests found in the specified time range"
-_FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n")  # with these, spreadsheets run a cell
+_FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n")  # a cell that begins with one is a formula for spreadsheets
 
 
 _EXACT = Context(prec=200)
 
 
 def record(row: Mapping[str, Any]) -> dict[str, Any]:
-    """A row with all its columns as they are called in the table."""
+    """A row with all columns, in JSON types."""
     return {name: to_json_value(value) for name, value in row.items()}
 
 
 def to_json_value(value: Any) -> Any:
-    """One value; what JSON has itself stays as it is."""
+    """One value in a JSON type; a Decimal becomes an exact number."""
     if isinstance(value, datetime):
         return value.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
     return plain(value) if isinstance(value, Decimal) else value
 
 
 def plain(amount: Decimal) -> Decimal:
-    """The same amount without zeros at its end."""
+    """The same amount without trailing zeros."""
     shortest = amount.normalize(_EXACT)
     _, _, exponent = shortest.as_tuple()
     return shortest.quantize(Decimal(1), context=_EXACT) if isinstance(exponent, int) and exponent > 0 else shortest
@@ -56,10 +56,10 @@ NO_FIGURES = Stats(
 
 
 def stats(query: StatsQuery, whole: Stats, groups: Sequence[Group] = (), models: Iterable[str] = ()) -> Json:
-    """The figures of all rows and, where the query groups, of each group.
+    """The JSON of GET /v1/stats: statistics of all rows and, with `group_by`, of each group.
 
-    By model alone they are `models` with a member for each, those of `models` too that have no rows, otherwise a
-    list, `groups`. `truncated` says that there are more than the query's limit.
+    Grouped by model alone it has `models`, an object by name that includes those of `models` without rows; otherwise
+    `groups`, a list. `truncated`: there are more groups than the limit.
     """
     result: Json = {"since": format_timestamp(query.since), "until": format_timestamp(query.until)}
     if not whole.total:
@@ -82,7 +82,7 @@ def stats(query: StatsQuery, whole: Stats, groups: Sequence[Group] = (), models:
 
 
 def figures(result: Stats) -> Json:
-    """Counts, sums and durations; `unpriced` requests have no known cost and are in no sum of sats."""
+    """Counts, sums and percentiles; `unpriced` requests have no known cost and are in no sum of sats."""
     return {
         "counts": {
             "total": result.total,
@@ -110,7 +110,7 @@ def figures(result: Stats) -> Json:
 
 
 def requests(listing: ListQuery, page: Page) -> Json:
-    """One page; `total` and `total_pages` are null where counting would take long, `page` behind a cursor."""
+    """One page; `total` and `total_pages` are null where counting would take long, `page` with a cursor."""
     query = listing.query
     return {
         "data": [request(row) for row in page.rows],
@@ -125,7 +125,7 @@ def requests(listing: ListQuery, page: Page) -> Json:
 
 
 def request(row: Mapping[str, Any]) -> Json:
-    """One request on a page; `error` is there where it failed."""
+    """One request on a page; `error` is present where it failed."""
     timing = {"latency_ms": row["latency_ms"], "ttft_ms": row["ttft_ms"]}
     if row["stream_duration_ms"] is not None:
         timing["stream_duration_ms"] = row["stream_duration_ms"]
@@ -172,7 +172,7 @@ _json = msgspec.json.Encoder(decimal_format="number")
 
 
 class RowFormat(NamedTuple):
-    """A way to write rows down: what stands above them, and each of them."""
+    """A file format for rows: media type, file suffix, header, and the encoder of a row."""
 
     media_type: str
     suffix: str
@@ -181,7 +181,7 @@ class RowFormat(NamedTuple):
 
 
 def row_format(format_: str, columns: Iterable[str]) -> RowFormat:
-    """`csv` or `jsonl` with these columns, in their order."""
+    """`csv` or `jsonl`, with these columns in order."""
     names = tuple(columns)
     if format_ == "csv":
         return RowFormat(
@@ -191,7 +191,7 @@ def row_format(format_: str, columns: Iterable[str]) -> RowFormat:
 
 
 def csv_line(values: Iterable[Any]) -> bytes:
-    """One record after RFC 4180; unknown is empty, and text that a spreadsheet would run has a `'` in front."""
+    """One CSV record (RFC 4180); NULL is empty, text that a spreadsheet would run as a formula gets a leading `'`."""
     return (",".join(map(_cell, values)) + "\r\n").encode("utf-8", "replace")
 
 

@@ -1,4 +1,4 @@
-"""The pieces of SQL that statistics are made of, in each dialect's words; values are always parameters."""
+"""Builds the SQL of statistics in each dialect; values are always parameters."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -16,28 +16,28 @@ _LOW_WORD = 2**32
 _NANOS = 10**9
 
 WeightedPart = tuple[str, int]
-"""An expression whose value, times this, is a part of a sum; in parts, no sum is too large for 64 bits."""
+"""An expression to sum and the weight of its sum; in parts no sum exceeds 64 bits."""
 
 
 @dataclass(slots=True)
 class SqlParameters:
-    """One statement's parameters, in their order."""
+    """The parameters of one statement, in order."""
 
     dialect: str
     values: list[Any] = field(default_factory=list)
 
     def add(self, value: Any) -> str:
-        """The placeholder of one more."""
+        """Add a value; returns its placeholder."""
         self.values.append(value)
         return placeholders(self.dialect)(len(self.values) - 1)
 
     def add_all(self, values_list: Sequence[Any]) -> str:
-        """Their placeholders, in a list."""
+        """Add several values; returns their placeholders, separated by commas."""
         return ", ".join([self.add(value) for value in values_list])
 
 
 class SqlDialect:
-    """For one dialect and the tables of one prefix."""
+    """SQL expressions for one dialect and the tables of one prefix."""
 
     def __init__(self, dialect: str, prefix: str) -> None:
         self.dialect = dialect
@@ -48,20 +48,20 @@ class SqlDialect:
         self.dirty_hours = quoted(dialect, self.tables.dirty_hours)
 
     def name(self, column: str) -> str:
-        """A column."""
+        """A column name in quotes."""
         return quoted(self.dialect, column)
 
     def key(self, column: str) -> str:
-        """A column's value as a roll-up has it: '' for NULL, else with a `|` behind it.
+        """A column as a key of roll-ups: '' for NULL, else the value and `|`.
 
-        No database then takes two different ones for the same: MySQL ignores spaces at the end.
+        The `|` keeps values distinct that differ in trailing spaces, which MySQL ignores.
         """
         name = self.name(column)
         joined = f"CONCAT({name}, '|')" if self.dialect == "mysql" else f"{name} || '|'"
         return f"CASE WHEN {name} IS NULL THEN '' ELSE {joined} END"
 
     def period(self, seconds: int) -> str:
-        """The number of the period of so many seconds in which a row arrived, from the year 1 on."""
+        """The number of the period of `seconds` in which a row arrived, counted from the year 1."""
         name = self.name("timestamp")
         if self.dialect == "sqlite":
             return f"(CAST(strftime('%s', {name}) AS INTEGER) + {_SECONDS_BEFORE_1970}) / {seconds}"
@@ -70,7 +70,7 @@ class SqlDialect:
         return f"CAST(floor((extract(epoch FROM {name}) + {_SECONDS_BEFORE_1970}) / {seconds}) AS BIGINT)"
 
     def bucket(self, column: str) -> str:
-        """The bucket of a duration, as `stats.histogram.bucket` has it; NULL for NULL."""
+        """The histogram bucket of a duration (see `stats.histogram.bucket`); NULL for NULL."""
         name = self.name(column)
         cases = [f"WHEN {name} < 0 THEN 0 WHEN {name} < {EXACT_BELOW} THEN {name}"]
         cases += [
@@ -81,7 +81,7 @@ class SqlDialect:
         return f"CASE {' '.join(cases)} WHEN {name} IS NOT NULL THEN {last} END"
 
     def json_object_agg(self, pairs: tuple[str, str]) -> str:
-        """An aggregate: a JSON object of keys and values that are numbers."""
+        """An aggregate: a JSON object of numeric keys and values."""
         key, value = pairs
         if self.dialect == "mysql":
             return f"JSON_OBJECTAGG({key}, {value})"  # GROUP_CONCAT's length has a limit
@@ -89,23 +89,23 @@ class SqlDialect:
         return f"""'{{' || {concat}('"' || {key} || '":' || {value}, ',') || '}}'"""
 
     def list_agg(self, number: str) -> str:
-        """An aggregate: the numbers, with commas between them; not of MySQL, where that has a limit."""
+        """An aggregate: comma-separated numbers; not on MySQL, which limits the length."""
         return f"group_concat({number})" if self.dialect == "sqlite" else f"string_agg(CAST({number} AS TEXT), ',')"
 
     def integer_parts(self, number: str) -> list[WeightedPart]:
-        """The parts of an integer."""
+        """The parts of an integer to sum."""
         if self.dialect == "sqlite":
             return [(f"{number} >> 32", _LOW_WORD), (f"{number} & {_LOW_WORD - 1}", 1)]
         return [(number, 1)]
 
     def money_parts(self, alias: str) -> list[WeightedPart]:
-        """The parts of an amount, in billionths; what `exact` says is called so, with a number behind it."""
+        """The parts of an amount to sum, in billionths; `alias` and a number name the expressions of `sort_keys`."""
         if self.dialect != "sqlite":
             return [(f"{alias}0 * {_NANOS}", 1)]
         return [(f"{alias}0 / {_NANOS}", _NANOS**2), (f"{alias}0 % {_NANOS}", _NANOS), (f"{alias}1", 1)]
 
     def sort_keys(self, column: str) -> list[str]:
-        """What an amount is sorted by; for SQLite, which has text there, its whole sats and its billionths."""
+        """The expressions that sort by an amount; on SQLite, which stores text, whole sats and billionths."""
         name = self.name(column)
         if self.dialect != "sqlite":
             return [name]
@@ -113,12 +113,12 @@ class SqlDialect:
         return [f"CAST({name} AS INTEGER)", f"CAST({sign} || substr({name}, -9) AS INTEGER)"]
 
     def between(self, params: SqlParameters, since: Any, until: Any) -> str:
-        """The condition for when a row arrived; the bounds as the driver takes them."""
+        """The condition that a row arrived in `since <= t < until`, bounds as the driver accepts them."""
         name = self.name("timestamp")
         return f"{name} >= {params.add(since)} AND {name} < {params.add(until)}"
 
     def count_up_to(self, params: SqlParameters, conditions: Iterable[str], limit: int) -> str:
-        """A statement: how many rows fit, counted up to a limit; the conditions' parameters are `asking`'s."""
+        """A statement that counts matching rows up to a limit; `params` holds the parameters of the conditions."""
         inner = f"SELECT 1 AS one FROM {self.requests} WHERE {' AND '.join(conditions)} LIMIT {params.add(limit)}"  # noqa: S608
         return f"SELECT count(*) FROM ({inner}) found"  # noqa: S608
 
@@ -133,7 +133,7 @@ class SqlDialect:
         return result
 
     def equals(self, params: SqlParameters, column: str, value: Any) -> str:
-        """The condition that a column has this value, exactly."""
+        """The condition that a column equals this value exactly."""
         name, kind = self.name(column), _KINDS[column]
         if kind.kind is Kind.BOOLEAN:
             return f"{name} = {params.add(bool(value))}"
@@ -155,10 +155,10 @@ class SqlDialect:
 
 
 def key_of(value: str | None) -> str:
-    """The value of a column as a roll-up has it."""
+    """A column value as a key of roll-ups."""
     return "" if value is None else f"{values.text(value, 255)}|"
 
 
 def value_of(key: str) -> str | None:
-    """And back."""
+    """A key of roll-ups as a column value."""
     return key[:-1] if key else None

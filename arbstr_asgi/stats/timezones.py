@@ -1,6 +1,7 @@
-"""Hours and days, in UTC by number and in a time zone as they are called.
+"""Hours and days by number in UTC, and by local time in a time zone.
 
-Numbers count from the first hour or day of the year 1, so that none is negative."""
+Numbers count from the first hour or day of the year 1, so that none is negative.
+"""
 
 from datetime import UTC, date, datetime, timedelta, tzinfo
 from math import gcd
@@ -14,22 +15,22 @@ _A_MILLISECOND = timedelta(milliseconds=1)
 
 
 def zone_of(name: str) -> tzinfo:
-    """The zone of an IANA name. Raises ValueError where there is none."""
+    """The time zone of an IANA name. Raises ValueError for an unknown one."""
     if name == "UTC":
-        return UTC  # also where the system has no zones
+        return UTC  # works without a time zone database
     try:
         return ZoneInfo(name)
-    except (ValueError, OSError, LookupError):  # which, depends on what the name looks like as a file's
+    except (ValueError, OSError, LookupError):  # depends on how the name looks as a path
         raise ValueError("zone: not the name of a time zone") from None
 
 
 def period_number(instant: datetime, seconds: int) -> int:
-    """The number of the period of so many seconds that a moment is in."""
+    """The number of the period of `seconds` that an instant is in."""
     return (instant - _YEAR_1) // timedelta(seconds=seconds)
 
 
 def period_start(number: int, seconds: int) -> datetime:
-    """When that period began; the end of time where there is none."""
+    """The start of a period; the maximum datetime where it is out of range."""
     try:
         return _YEAR_1 + timedelta(seconds=seconds * number)
     except OverflowError:
@@ -37,7 +38,7 @@ def period_start(number: int, seconds: int) -> datetime:
 
 
 def truncate_bound(instant: datetime) -> datetime:
-    """A bound in UTC that parts rows, which have milliseconds, as `moment` does."""
+    """The UTC bound in milliseconds that selects the same rows as `instant` does: rounded up."""
     try:
         utc = instant.astimezone(UTC)
     except OverflowError:
@@ -49,7 +50,7 @@ def truncate_bound(instant: datetime) -> datetime:
 
 
 def common_period(zone: tzinfo, since: datetime, until: datetime, unit: str) -> int:
-    """The longest period, in seconds, at whose starts every hour or day of the zone between the two begins."""
+    """The longest period, in seconds, at whose starts every hour or day of the zone in the range begins."""
     seconds = SECONDS[unit]
     for instant in _sample_instants(since, until):
         seconds = gcd(seconds, int(_offset(instant, zone).total_seconds()))
@@ -57,12 +58,12 @@ def common_period(zone: tzinfo, since: datetime, until: datetime, unit: str) -> 
 
 
 def local_date(instant: datetime, zone: tzinfo) -> date:
-    """The day of the zone that a moment is in."""
+    """The date of an instant in the zone."""
     return local(instant, zone).date()
 
 
 def local(instant: datetime, zone: tzinfo) -> datetime:
-    """A moment in the zone, as far as there it is a moment."""
+    """An instant in the zone; unchanged where that is out of range."""
     try:
         return instant.astimezone(zone)
     except OverflowError:
@@ -74,7 +75,7 @@ def _offset(instant: datetime, zone: tzinfo) -> timedelta:
 
 
 def _sample_instants(since: datetime, until: datetime) -> list[datetime]:
-    """A moment of each day, and of each week where that would be too many."""
+    """One instant per day of the range; per week or year for very long ranges."""
     days = (until - since) // _A_DAY
     interval = _A_DAY * (1 if days <= 1000 else 7 if days <= 50_000 else 365)
     count = max((until - since) // interval, 0)

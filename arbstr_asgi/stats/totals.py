@@ -1,4 +1,4 @@
-"""Sums over rows that can be added up further, and the figures that they come to."""
+"""Totals of rows (sums and histograms) that can be added, and the statistics computed from them."""
 
 from collections.abc import Iterable
 from decimal import Context, Decimal
@@ -22,25 +22,25 @@ NAMES = (
     *DURATIONS,
 )
 POSITIONS = {name: place for place, name in enumerate(NAMES)}
-TOTALS_PER_BATCH = 40  # that are read or made in one turn of the loop, with some hundreds of numbers each
+TOTALS_PER_BATCH = 40  # parsed or built per turn of the event loop
 _EXACT = Context(prec=200)
 _SUMS = msgspec.json.Decoder(tuple[int, ...])
 
 
 class Totals(NamedTuple):
-    """The sums, in the order of `NAMES`, and a histogram for each of `DURATIONS`."""
+    """Sums in the order of `NAMES`, and a histogram for each of `DURATIONS`."""
 
     sums: tuple[int, ...]
     histograms: tuple[Histogram, ...]
 
     @classmethod
     def empty(cls) -> "Totals":
-        """Of no rows."""
+        """The totals of no rows."""
         return cls((0,) * len(NAMES), (Histogram(),) * len(DURATIONS))
 
     @classmethod
     def sum(cls, parts: Iterable["Totals"]) -> "Totals":
-        """Of the rows of all of these, which are no rows twice."""
+        """Add totals of disjoint sets of rows."""
         sums, histograms = zip(*parts, strict=True)
         return cls(
             tuple(map(sum, zip(*sums, strict=True))), tuple(map(histogram.add_all, zip(*histograms, strict=True)))
@@ -48,20 +48,20 @@ class Totals(NamedTuple):
 
     @classmethod
     def decode(cls, sums: str, *histograms: str) -> "Totals":
-        """What `encode` wrote."""
+        """Parse the texts of `encode`."""
         return cls(_SUMS.decode(sums), tuple(map(histogram.decode, histograms)))
 
     def encode(self) -> tuple[str, ...]:
-        """The sums as compact JSON, and each histogram as text; the same for equal ones."""
+        """The sums as compact JSON, then each histogram as text; equal for equal totals."""
         return f"[{','.join(map(str, self.sums))}]", *map(histogram.encode, self.histograms)
 
     @property
     def total(self) -> int:
-        """How many rows."""
+        """The number of rows."""
         return self.sums[0]
 
     def figures(self) -> Stats:
-        """What they come to."""
+        """The statistics of these rows."""
         sums_by_name = dict(zip(NAMES, self.sums, strict=True))
         percentiles = [
             _percentiles(sums_by_name[name], buckets) for name, buckets in zip(DURATIONS, self.histograms, strict=True)

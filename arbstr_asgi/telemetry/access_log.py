@@ -1,4 +1,4 @@
-"""One line for each finished call."""
+"""The access log: one line for each finished call."""
 
 import logging
 
@@ -6,7 +6,7 @@ from arbstr_asgi.database.records import LedgerEntry
 
 logger = logging.getLogger("arbstr_asgi.requests")
 
-MAX_SHOWN = 100  # characters of what a client or a provider has said
+MAX_SHOWN = 100  # characters of a value from a client or a provider
 
 
 class AccessLog:
@@ -22,7 +22,7 @@ class AccessLog:
 
 
 def _log(entry: LedgerEntry) -> None:
-    """Milliseconds are those to the end of a stream, or to the answer where there was none."""
+    """Milliseconds are the duration of a stream, or the latency of a response that is none."""
     status = entry.error_status or ("ok" if entry.success else "-")
     ms = entry.latency_ms if entry.stream_duration_ms is None else entry.stream_duration_ms
     cost = None if entry.cost_sats is None else f"{entry.cost_sats:f}"
@@ -42,5 +42,5 @@ def _log(entry: LedgerEntry) -> None:
 
 
 def _quoted(text: str | None) -> str:
-    """As Python writes it, so that nobody can begin a line or paint a terminal."""
+    """As a Python literal, so that no value can start a new line or send escape sequences."""
     return repr(text if text is None else text[:MAX_SHOWN])

@@ -1,4 +1,4 @@
-"""Metrics for Prometheus: what is counted of each finished call. Imported only where prometheus-client is installed."""
+"""Prometheus metrics of finished calls. Needs prometheus-client."""
 
 import logging
 from collections.abc import Callable, Iterator, Mapping
@@ -19,7 +19,7 @@ from arbstr_asgi.providers.circuit_breaker import State
 logger = logging.getLogger("arbstr_asgi")
 OTHER = "other"
 NONE = "none"
-READ_ATTEMPTS = 3  # to read files that others are writing
+READ_ATTEMPTS = 3  # for files that other processes are writing
 _PREFIX = "arbstr_"
 BUCKETS = (0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 20.0, 40.0, 80.0, 160.0, 320.0, 640.0)  # seconds
 LOG_INTERVAL = 60.0
@@ -37,7 +37,7 @@ _REASONS = {
 
 
 class Labels:
-    """Tells the names of a configuration from those that clients make up."""
+    """Limits label values to names of the configuration, since clients can invent any number of models."""
 
     def __init__(self, config: Config) -> None:
         self._models = frozenset(
@@ -47,19 +47,19 @@ class Labels:
         )
 
     def model(self, model: str) -> str:
-        """The model that a client asked for, if it is a configured one; else `other`."""
+        """The requested model if it is configured, else `other`."""
         return model if model in self._models else OTHER
 
 
 def status_of(entry: LedgerEntry) -> str:
-    """The class of the status that the client got, `none` where it left before there was one."""
+    """The class of the status sent to the client, `none` where it left before."""
     if entry.error_status is not None:
         return f"{entry.error_status // 100}xx"
     return NONE if entry.latency_ms is None else "2xx"
 
 
 def outcome_of(attempt: AttemptEntry) -> str:
-    """What came of an attempt: `ok`, `broken` (2xx, and an error behind it), another class of status, `no_answer`."""
+    """Result of an attempt: `ok`, `broken` (2xx with an error in the body), a class of status, `no_answer`."""
     if attempt.status is None:
         return "no_answer"
     if not 200 <= attempt.status < 300:
@@ -68,7 +68,7 @@ def outcome_of(attempt: AttemptEntry) -> str:
 
 
 def refusal_of(status: int) -> str:
-    """Why a request was refused that has no row, by the status of the refusal."""
+    """The reason label of a request that was refused without a row, by status."""
     return _REASONS.get(status, OTHER)
 
 
@@ -87,7 +87,7 @@ _Mode = Literal["livesum", "livemax"]
 
 
 class Gauges:
-    """One process's state. Where several share their metrics, sums over those that live; the oldest is the oldest."""
+    """Gauges of one process; those of several live processes are summed, ages are their maximum."""
 
     def __init__(self, registry: CollectorRegistry, providers: tuple[str, ...]) -> None:
         def gauge(name: str, text: str, *labels: str, mode: _Mode = "livesum") -> Gauge:
@@ -110,7 +110,7 @@ class Gauges:
     def set(
         self, snapshot: Snapshot, streams: int, drains: Mapping[str, int], states: Mapping[str, Mapping[str, Any]]
     ) -> None:
-        """Say how things stand now."""
+        """Set all gauges, and raise the counters of losses."""
         self._streams.set(streams)
         for name, gauge in self._drains.items():
             gauge.set(drains.get(name, 0))
@@ -131,12 +131,12 @@ class Gauges:
 
 
 def shared() -> bool:
-    """Whether prometheus-client is in its multiprocess mode."""
+    """Whether prometheus-client is in multiprocess mode."""
     return bool(getattr(values.ValueClass, "_multiprocess", False))
 
 
 def render(registry: CollectorRegistry) -> tuple[bytes, str]:
-    """The text and its media type. Raises ServerError where the folder of several processes can't be read."""
+    """The exposition text and its media type. Raises ServerError where the shared files can not be read."""
     if not shared():
         return generate_latest(_OwnMetrics(registry)), CONTENT_TYPE_LATEST
     for _ in range(READ_ATTEMPTS):
@@ -152,7 +152,7 @@ def _multiprocess_collector() -> MultiProcessCollector:
 
 
 class _OwnMetrics(Collector):
-    """What is ours in it, since a host keeps its own in the same folder; without the times when series began."""
+    """Only our metrics, since a host may keep its own in the same folder; without `_created` series."""
 
     def __init__(self, inner: Any) -> None:
         self._inner = inner
@@ -168,7 +168,7 @@ _Children = tuple[Callable[[], None], Callable[[float], None], Callable[[float],
 
 
 class Metrics:
-    """Counts calls in a registry of its own. What is called while a call goes on never raises."""
+    """Counts calls in a registry of its own. Methods called during a call never raise."""
 
     def __init__(self, config: Config) -> None:
         registry = self._registry = CollectorRegistry()
@@ -211,31 +211,31 @@ class Metrics:
         self._refused = Counter(
             "arbstr_refused_total", "Requests that were refused and have no row.", ("reason",), registry=registry
         )
-        # To find a child by its labels takes longer than all that is done with it then.
+        # Caches of label children: looking one up takes longer than incrementing it.
         self._children: dict[tuple[object, ...], Counter] = {}
         self._calls: dict[tuple[object, ...], _Children] = {}
 
     @property
     def shared(self) -> bool:
-        """Whether several processes keep their metrics in one folder, so that gauges must be set before others read."""
+        """Whether several processes share their metrics, so that gauges have to be set before another exposes them."""
         return shared()
 
     def on_finish(self, entry: LedgerEntry, seconds: float) -> None:
-        """A call has ended, `seconds` after it came."""
+        """A call has ended after `seconds`."""
         try:
             self._finished(entry, seconds)
         except Exception as error:  # noqa: BLE001 - counting must never break the call that it counts
             self._failed(error)
 
     def estimated(self, entry: LedgerEntry) -> None:
-        """The usage of a call that has been counted without any has been estimated."""
+        """The usage of a call that was counted without any has been estimated."""
         try:
             self._count_usage(entry)
         except Exception as error:  # noqa: BLE001
             self._failed(error)
 
     def on_refused(self, status: int) -> None:
-        """A request was refused with `status` before it was a call."""
+        """A request was refused with `status`, without a row."""
         try:
             self._child(self._refused, refusal_of(status)).inc()
         except Exception as error:  # noqa: BLE001
@@ -244,7 +244,7 @@ class Metrics:
     def state(
         self, snapshot: Snapshot, streams: int, drains: Mapping[str, int], states: Mapping[str, Mapping[str, Any]]
     ) -> None:
-        """Say how things stand."""
+        """Set the gauges."""
         try:
             if self._gauges is None:
                 self._gauges = Gauges(self._registry, self._providers)

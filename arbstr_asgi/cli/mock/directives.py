@@ -1,7 +1,8 @@
-"""What a mock provider is told to do, in the words of the request that it gets.
+"""Directives that control a mock provider, in the text of the last user message.
 
-`[mock: stall]` in the last user message is for both providers, `[mock-cheap: 503]` for one of them; several words, as
-in `[mock: slow no-usage]`, and several brackets add up."""
+`[mock: stall]` is for both providers, `[mock-cheap: 503]` for one; several words, as in `[mock: slow no-usage]`, and
+several brackets are combined.
+"""
 
 import re
 from collections.abc import Iterator
@@ -30,7 +31,7 @@ _DIRECTIVE = re.compile(r"\[(mock[\w-]*):([^\][]*)\]")
 
 
 class UnknownDirective(ValueError):
-    """What no mock provider understands; the message lists all that they do."""
+    """An unknown directive; the message lists all that exist."""
 
     def __init__(self, text: str) -> None:
         super().__init__(
@@ -40,7 +41,7 @@ class UnknownDirective(ValueError):
 
 
 def directives(messages: Any, name: str) -> frozenset[str]:
-    """The words for the provider `name`. Raises UnknownOrder, also for what another one is told."""
+    """The directives for the provider `name`. Raises UnknownDirective, also for those of another provider."""
     active_words: set[str] = set()
     for target, text in _DIRECTIVE.findall(_last_user_message(messages)):
         if target not in (BOTH, CHEAP, EXPENSIVE):
@@ -55,7 +56,7 @@ def directives(messages: Any, name: str) -> frozenset[str]:
 
 
 def status(active: frozenset[str]) -> int | None:
-    """The status to answer with; None: a good one."""
+    """The error status to respond with; None: 200."""
     return max((int(word) for word in active if STATUS.fullmatch(word)), default=None)
 
 

@@ -1,4 +1,4 @@
-"""A provider that needs no key and no network: it answers every chat completion with the same words."""
+"""A mock provider: answers every chat completion with the same text, without key or network."""
 
 import asyncio
 import hashlib
@@ -27,7 +27,7 @@ WORDS = REPLY.split()
 
 
 def token_usage(input_tokens: int, output_tokens: int = len(WORDS)) -> dict[str, int]:
-    """Usage of so many tokens."""
+    """The `usage` object of these counts."""
     return {
         "prompt_tokens": input_tokens,
         "completion_tokens": output_tokens,
@@ -36,7 +36,7 @@ def token_usage(input_tokens: int, output_tokens: int = len(WORDS)) -> dict[str,
 
 
 def completion(common: dict[str, Any], input_tokens: int, active: frozenset[str]) -> bytes:
-    """A whole answer to `given` tokens."""
+    """A complete response to `input_tokens` tokens."""
     if active & {"error-event", "late-error"}:
         return _to_json(ERROR)
     choices = [{"index": 0, "message": {"role": "assistant", "content": REPLY}, "finish_reason": "stop"}]
@@ -45,7 +45,7 @@ def completion(common: dict[str, Any], input_tokens: int, active: frozenset[str]
 
 
 def events(common: dict[str, Any], input_tokens: int, active: frozenset[str], *, asked: bool) -> list[bytes]:
-    """The same as a stream, with usage where it is `asked` for."""
+    """The same as a stream; with usage if `asked`."""
     blocks = list(_events(common, input_tokens, active, asked=asked and "no-usage" not in active))
     if "error-event" in active:
         blocks = [_event(ERROR)]
@@ -82,9 +82,9 @@ def _to_json(value: dict[str, Any]) -> bytes:
 
 
 class MockProvider:
-    """An ASGI application; `received` holds the bodies of the requests as they came, the newest last (at most 100).
+    """An ASGI application; `received` holds the last request bodies, the newest last (at most 100).
 
-    `name` is that by which a message tells it what to do.
+    `name` is the one that directives address.
     """
 
     def __init__(self, name: str = "mock") -> None:
@@ -106,7 +106,7 @@ class MockProvider:
 
 
 class _ChatRequest(NamedTuple):
-    """What matters of a request: what every part of the answer has, and how much was said."""
+    """A parsed request; `common` are the members that every part of the response has."""
 
     common: dict[str, Any]
     input_tokens: int
@@ -145,7 +145,7 @@ def _answer(asked: _ChatRequest) -> Response:
 
 
 class _Reply(StreamingResponse):
-    """A reply in parts, with a pause after each, that may stop in the middle."""
+    """A response in parts, with a pause after each, that may stop in the middle."""
 
     def __init__(
         self,
@@ -178,7 +178,7 @@ class _Reply(StreamingResponse):
 
 
 async def _wait_for_disconnect(request: Request, seconds: float) -> bool:
-    """Wait; True as soon as the peer has gone."""
+    """Wait for at most `seconds`; True as soon as the client has disconnected."""
     try:
         async with asyncio.timeout(seconds):
             while (await request.receive())["type"] != "http.disconnect":

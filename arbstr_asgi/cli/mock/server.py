@@ -1,4 +1,4 @@
-"""`arbstr serve --mock`: the gateway in front of two mock providers, in one process, for one's own client."""
+"""`arbstr serve --mock`: the gateway in front of two mock providers, in one process."""
 
 import json
 import tempfile
@@ -19,7 +19,7 @@ from arbstr_asgi.config.provider import Provider
 from arbstr_asgi.config.settings import DatabaseConfig, Server
 from arbstr_asgi.config.validation import check_listen
 
-PROVIDER_TIMEOUT = 5.0  # so that nobody who tries a stall need wait for minutes
+PROVIDER_TIMEOUT = 5.0  # short, so that a `stall` fails over within seconds
 
 
 CODE = Rule(
@@ -31,7 +31,7 @@ CODE = Rule(
 
 
 class MockProviders(NamedTuple):
-    """The providers that run, and a configuration with them behind it."""
+    """The running providers, and a configuration of the gateway that uses them."""
 
     cheap: MockProvider
     expensive: MockProvider
@@ -40,7 +40,7 @@ class MockProviders(NamedTuple):
 
 @asynccontextmanager
 async def run_mock_providers(database: Path) -> AsyncIterator[MockProviders]:
-    """Run both on free ports of loopback for a block; the ledger of their configuration is `database`."""
+    """Run both on free ports of loopback for the block; `database` is the ledger of the configuration."""
     cheap, expensive = MockProvider(CHEAP), MockProvider(EXPENSIVE)
     async with serving(cheap.app) as cheap_url, serving(expensive.app) as expensive_url:
         yield MockProviders(cheap, expensive, _config(cheap_url, expensive_url, database))
@@ -78,9 +78,9 @@ EXAMPLE_REQUEST = {"model": "gpt-4o", "messages": [{"role": "user", "content": f
 
 
 def serve_mock(listen: str) -> None:
-    """Serve until SIGTERM or SIGINT; the ledger is in a temporary folder that goes with the process.
+    """Serve until SIGTERM or SIGINT; the ledger is in a temporary folder that is deleted at the end.
 
-    Raises ConfigError, and OSError when it can't listen.
+    Raises ConfigError, and OSError when the address can not be bound.
     """
     check_listen(listen)
     run(_serve_mock(listen))

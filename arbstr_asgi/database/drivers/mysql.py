@@ -30,7 +30,7 @@ _LOST_CODES = {(1053,), (1927,), (2003,), (2006,), (2013,), (2055,)}  # shutting
 
 
 class _Cursor(aiomysql.Cursor):  # type: ignore[misc]
-    """Asks for each value's type once, where the driver's own asks five times; a row has fifty values."""
+    """Escapes values with one type look-up each; the driver's own takes five, and a row has fifty values."""
 
     def _escape_args(self, args: Any, conn: Any) -> Any:
         if not isinstance(args, tuple):
@@ -48,7 +48,7 @@ _LITERALS: dict[type, Callable[[Any], str]] = {
 
 
 class Mysql:
-    """Naive UTC for moments; DDL commits by itself, so the lock is one of the connection."""
+    """Timestamps are naive UTC. DDL commits implicitly, so the migration lock is held by the connection."""
 
     dialect = "mysql"
     options: Mapping[str, Any] = {"min_size": 1, "max_size": 5, "connect_timeout": 10, "charset": "utf8mb4"}
@@ -149,7 +149,7 @@ class Mysql:
         return _naive(value)
 
     async def limit_disk_use(self, raw: Any) -> None:
-        pass  # its server's affair
+        pass  # left to the server
 
     def abandon(self, raw: Any) -> None:
         with suppress(Exception):
@@ -160,7 +160,7 @@ class Mysql:
             await cursor.execute(sql)
 
 
-# Locks have names for the whole server: ours says which database and which tables.
+# Lock names are server-wide, so this one includes the database and the prefix.
 _LOCK_NAME = "CONCAT('arbstr.', MD5(CONCAT(DATABASE(), '/', %s)))"
 
 

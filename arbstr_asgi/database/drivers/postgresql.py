@@ -23,14 +23,14 @@ from arbstr_asgi.database.drivers.base import (
 )
 from arbstr_asgi.database.values import Row
 
-_LOCK = 0x6172627374720001  # any number that nobody else uses: "arbstr", 1
+_LOCK = 0x6172627374720001  # an arbitrary number: "arbstr", 1
 
 _ROW_STATES = {"22", "23", "P0"}  # data, constraints, a trigger's RAISE
 _LOST_STATES = {"08", "57"}  # connections, an operator's intervention
 
 
 class _Connection(asyncpg.Connection):  # type: ignore[misc]
-    """One of our own pool's: nothing is left in it that a release would have to ask a silent server to undo."""
+    """A connection of our own pool; its release sends no reset query, which would wait for a silent server."""
 
     __slots__ = ()
 
@@ -39,10 +39,10 @@ class _Connection(asyncpg.Connection):  # type: ignore[misc]
 
 
 class Postgresql:
-    """Takes Python's values as they are, but for rows."""
+    """Timestamps and money as Python values in queries, as text in bulk upserts (see `statements`)."""
 
     dialect = "postgresql"
-    # No size to be kept: asyncpg would log a traceback each time that it can't be in an outage.
+    # No minimum size: in an outage asyncpg would log a traceback for each failed attempt to keep it.
     options: Mapping[str, Any] = {"min_size": 0, "max_size": 5, "timeout": 10, "connection_class": _Connection}
     keeps_connection = False
     batch_timeout = 15.0
@@ -70,7 +70,7 @@ class Postgresql:
         transaction = raw.transaction(isolation="repeatable_read", readonly=True)
         await transaction.start()
         try:
-            # Compiling would take longer than any of our queries; a query that is given up here goes on there.
+            # JIT compilation takes longer than our queries; the server cancels what the caller has given up.
             await raw.execute(f"SET LOCAL jit = off; SET LOCAL statement_timeout = {max(int(seconds * 1000), 1)}")
             yield
         except Exception:
@@ -108,7 +108,7 @@ class Postgresql:
         pass
 
     def encode(self, row: Row, special: SpecialColumns = IN_REQUESTS) -> Row:
-        return encode_row(row, special, format_timestamp, decimal_text)  # as `statements` has them read
+        return encode_row(row, special, format_timestamp, decimal_text)  # cast back in `statements`
 
     def money(self, value: Decimal | None) -> Decimal | None:
         return value
@@ -133,7 +133,7 @@ class Postgresql:
         return value
 
     async def limit_disk_use(self, raw: Any) -> None:
-        pass  # its server's affair
+        pass  # left to the server
 
     def abandon(self, raw: Any) -> None:
         with suppress(Exception):  # it may be back in the pool already, by itself

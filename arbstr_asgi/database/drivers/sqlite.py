@@ -30,23 +30,23 @@ from arbstr_asgi.database.values import Row
 
 T = TypeVar("T")
 
-_LOCK_TIMEOUT = 5.0  # seconds to wait for another writer's lock
-_BUSY_TIMEOUT_MS = 250  # ms of that which one call waits: a waiting call can be neither cancelled nor interrupted
+_LOCK_TIMEOUT = 5.0  # seconds
+_BUSY_TIMEOUT_MS = 250  # ms per call; a waiting call can be neither cancelled nor interrupted
 _MAX_ROWS = 256  # rows in a statement
-_CHECKPOINT_PAGES = 100  # pages of 4 KB that a WAL has when it is emptied
+_CHECKPOINT_PAGES = 100  # pages of 4 KB in the WAL at a checkpoint
 _VALUES = re.compile(r"(?<=VALUES )\([?, ]+\)")
-_BEGIN = "BEGIN IMMEDIATE"  # a deferred one fails at once when another commits in between
-_own_connections: weakref.WeakSet[Any] = weakref.WeakSet()  # connections that are ours
-_prepared_connections: weakref.WeakSet[Any] = weakref.WeakSet()  # and those that are prepared for batches
+_BEGIN = "BEGIN IMMEDIATE"  # a deferred transaction fails at once if another commits in between
+_own_connections: weakref.WeakSet[Any] = weakref.WeakSet()  # connections to databases of our own
+_prepared_connections: weakref.WeakSet[Any] = weakref.WeakSet()  # connections set up for batches
 
 
 class Sqlite:
-    """Text for moments and money; waits in slices for other writers."""
+    """Stores timestamps and money as text; retries in short intervals while another writer holds the lock."""
 
     dialect = "sqlite"
     options: Mapping[str, Any] = {"timeout": 2.0}
     keeps_connection = True
-    batch_timeout = None  # a call given up would still get its lock, later, for nobody
+    batch_timeout = None  # a cancelled call would still take the lock later
 
     async def prepare(self, raw: Any, *, own: bool, durable: bool) -> None:
         await raw.execute_fetchall(f"PRAGMA busy_timeout = {_BUSY_TIMEOUT_MS}")
@@ -93,7 +93,7 @@ class Sqlite:
 
     async def write(self, raw: Any, steps: Sequence[BulkStatement]) -> None:
         if raw not in _prepared_connections and not raw.in_transaction:
-            # What a statement of many rows may have to undo would go to a file; readers may sort more than fits.
+            # Keep statement journals in memory; not for readers, whose sorts may not fit.
             await raw.execute_fetchall("PRAGMA temp_store = MEMORY")
             _prepared_connections.add(raw)
         await _retry_while_locked(lambda: _run_in_thread(raw, _write, steps))
@@ -145,19 +145,19 @@ class Sqlite:
         return format_timestamp(value)
 
     async def limit_disk_use(self, raw: Any) -> None:
-        # A WAL that fills the disk can't be emptied: that takes room in the database's file. By itself it is at 4 MB.
+        # A checkpoint needs space in the database file, so a WAL that fills the disk can't shrink. The default is 4 MB.
         await raw.execute_fetchall(f"PRAGMA wal_autocheckpoint = {_CHECKPOINT_PAGES}")
         if not self.in_transaction(raw):
             await _retry_while_locked(lambda: raw.execute_fetchall("PRAGMA wal_checkpoint(PASSIVE)"))
 
     def abandon(self, raw: Any) -> None:
-        pass  # closing it is all that releasing it does
+        pass  # releasing it closes it
 
 
 def _stop_at_exit(raw: Any) -> None:
-    """Stop aiosqlite's thread when the main one has ended: it is no daemon, so an open connection keeps the process.
+    """Stop the thread of aiosqlite when the main thread ends: it is no daemon, so it would keep the process alive.
 
-    Nobody else would, where there is no lifespan and the loop ends without cancelling its tasks (granian's does).
+    Nothing else does where there is no lifespan and the loop ends without cancelling its tasks (granian).
     """
     _own_connections.add(raw)
     _start_exit_watcher()
@@ -174,7 +174,7 @@ def _start_exit_watcher() -> None:
 
 
 async def _interrupt(raw: Any, seconds: float) -> None:
-    """End the statement that runs after so many seconds, and each that follows it."""
+    """After `seconds`, interrupt the running statement and each that follows it."""
     await asyncio.sleep(seconds)
     while True:
         await raw.interrupt()
@@ -197,9 +197,9 @@ def _write(connection: sqlite3.Connection, steps: Sequence[BulkStatement]) -> No
 
 
 def _row_slices(rows: Sequence[Row], max_rows: int) -> Iterator[Sequence[Row]]:
-    """The rows in few parts: each is a statement, and each statement a turn for the loop, which may be busy.
+    """Split rows into few slices, of at most `max_rows`: each is one statement.
 
-    Their sizes are powers of two, so that there are not many different statements.
+    Sizes are powers of two, so that there are few different statements to prepare.
     """
     first = 0
     while first < len(rows):
@@ -210,15 +210,16 @@ def _row_slices(rows: Sequence[Row], max_rows: int) -> Iterator[Sequence[Row]]:
 
 @functools.cache
 def _multi_row_sql(sql: str, rows: int) -> str:
-    """A statement with the VALUES of one row, for so many."""
+    """A statement with the VALUES of one row, for this many rows."""
     return _VALUES.sub(lambda result: ", ".join([result[0]] * rows), sql, count=1)
 
 
 async def _run_in_thread(raw: Any, work: Callable[..., T], *arguments: Any) -> T:
-    """Have aiosqlite's thread call `work(connection, *arguments)`, with the connection of Python's own `sqlite3`.
+    """Have the thread of aiosqlite call `work(connection, *arguments)`, with the `sqlite3` connection.
 
-    Each of aiosqlite's public calls is a way there and back, and each way waits until a busy loop comes round: a batch
-    of eight took longer than its rows may wait. What runs a function there is private, and as old as aiosqlite itself.
+    Each public call of aiosqlite is a round trip to that thread, and each way waits for a busy event loop: a batch of
+    eight calls took longer than its rows may wait. The method that runs a function there is private, and as old as
+    aiosqlite.
     """
     result: T = await raw._execute(work, raw._conn, *arguments)
     return result

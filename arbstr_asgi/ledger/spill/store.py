@@ -1,4 +1,4 @@
-"""Rows that the database has not taken yet, in a local SQLite file with the ledger's own tables."""
+"""Spilled rows: a local SQLite file with the tables of the ledger."""
 
 import logging
 from collections.abc import Awaitable, Callable, Sequence
@@ -26,52 +26,52 @@ _SQL = statements("sqlite", "")
 _CALL, _REVISION, _END_REASON = (
     [column.name for column in COLUMNS].index(name) for name in ("correlation_id", "revision", "end_reason")
 )
-_MAX_ID = 2**63 - 1  # the greatest id that there can be
-_CHEAP_COUNT = 10_000  # rows that are counted in no time
+_MAX_ID = 2**63 - 1
+_CHEAP_COUNT = 10_000  # rows
 _VACUUM_SIZE = 1024 * 1024  # bytes
 
 
 class Spill(NamedTuple):
-    """Where rows wait on disk, and under which name we hold it."""
+    """The slots of the spill folder, and the open store in our own slot."""
 
     locks: SpillLocks
     spill: "SpillStore"
 
 
 class SpilledRecord(NamedTuple):
-    """A record on disk and the number of its row there."""
+    """A record in the spill, and the id of its row there."""
 
     id: int
     record: Record
 
 
 class SpillStore:
-    """The file of one slot; `rows` and `oldest` (the earliest arrival) say what it holds. Raises what SQLite raises."""
+    """The file of one slot; `rows` is the number of its rows, `oldest` the earliest timestamp. Raises SQLite errors."""
 
     def __init__(self, slot: SpillLock, *, durable: bool = False) -> None:
         self.slot = slot
         self.rows = 0
         self.oldest: datetime | None = None
         self._target = LedgerDatabase.create(f"sqlite:///{quote(str(slot.file.absolute()))}", "", durable=durable)
-        self._last_id = 0  # of the rows that are counted
+        self._last_id = 0  # of the counted rows
         self._connections: ConnectionTasks | None = None
-        self._connection: HeldConnection | None = None  # one at a time, so that the count is that of the last who wrote
+        self._connection: HeldConnection | None = None  # serialises writes and their counts
 
     async def open(self) -> None:
-        """Make the tables where they are missing, and count."""
+        """Create the tables if necessary, and count the rows."""
         self._connections = await self._target.open(migrate=True)
         self._connection = HeldConnection(self._connections)
         await self._run(self._count_new)
 
     async def close(self) -> None:
-        """Close the file and give the slot back. Never raises."""
+        """Close the file and release the slot. Never raises."""
         if self._connections is not None:
             await self._connections.end(1.0)
         await self._target.close()
         self.slot.release()
 
     async def write(self, records: Sequence[Record]) -> None:
-        """Keep these states, durably, each unless a newer one of its call is there."""
+        """Upsert these records durably; a newer state of the same call is kept."""
 
         async def write(raw: Any) -> None:
             await self._driver.write(raw, upsert_operations(self._driver, _SQL, records))
@@ -80,11 +80,11 @@ class SpillStore:
         await self._run(write)
 
     async def read(self, limit: int) -> list[SpilledRecord]:
-        """The records whose rows came first."""
+        """The records with the lowest ids, at most `limit`."""
 
         async def read(raw: Any) -> list[SpilledRecord]:
             result = await self._driver.fetch(raw, _SQL.oldest, (limit,))
-            if len(result) < limit:  # that is all there is, also where somebody else has erased some
+            if len(result) < limit:  # all rows; another process may have erased some
                 self.rows = len(result)
             calls = [call for _, call, *_ in result]
             attempts: dict[str, list[Row]] = {}
@@ -98,7 +98,7 @@ class SpillStore:
         return await self._run(read)
 
     async def remove(self, removed: Sequence[SpilledRecord]) -> None:
-        """Forget these rows, but for those that have a newer state by now."""
+        """Delete records that were read from here, except those with a newer state by now."""
 
         async def remove(raw: Any) -> None:
             await self._driver.write(raw, _delete_statements([record for _, record in removed]))
@@ -109,7 +109,7 @@ class SpillStore:
         await self._run(remove)
 
     async def remove_committed(self, records: Sequence[Record]) -> None:
-        """The same for what was not read from here: the database has these states without that."""
+        """As `remove`, for records that were committed without being read from here."""
 
         async def remove_committed(raw: Any) -> None:
             await self._driver.write(raw, _delete_statements(records))
@@ -123,7 +123,7 @@ class SpillStore:
         return self._target.driver
 
     async def _count_new(self, raw: Any) -> None:
-        """Count those that have come: a walk through all takes long where there are a million."""
+        """Count the rows written since the last count; counting all takes long with a million rows."""
         ((new, *bounds),) = await self._driver.fetch(raw, _SQL.count_after, (self._last_id,))
         self.rows += new
         self._set_bounds(*bounds)
@@ -133,8 +133,8 @@ class SpillStore:
         self._set_bounds(*bounds)
 
     async def _count_removed(self, raw: Any, removed: Sequence[SpilledRecord]) -> None:
-        """What was read came first, so whatever is left up to its last has stayed."""
-        if self.rows <= _CHEAP_COUNT:  # some of it may have been forgotten since
+        """Update the count: rows that are left up to the last id read were kept."""
+        if self.rows <= _CHEAP_COUNT:  # some may have been deleted since
             await self._count_all(raw)
         elif removed:
             ((left, *bounds),) = await self._driver.fetch(raw, _SQL.count_up_to, (removed[-1].id,))
@@ -142,7 +142,7 @@ class SpillStore:
             self._set_bounds(*bounds)
 
     def _set_bounds(self, last_id: int | None, oldest: str | None) -> None:
-        self._last_id = last_id or 0  # numbers begin anew in a table that has been emptied
+        self._last_id = last_id or 0  # ids restart when the table is empty
         self.oldest = None if oldest is None else datetime.fromisoformat(oldest)
 
     async def _run(self, work: Callable[[Any], Awaitable[T]]) -> T:
@@ -160,7 +160,7 @@ def _delete_statements(records: Sequence[Record]) -> list[BulkStatement]:
 
 
 async def open_spill(folder: Path, *, durable: bool) -> Spill | None:
-    """Claim a slot below `folder` and open its spill; None, with a WARNING, where that is impossible."""
+    """Lock a slot below `folder` and open its store; None, with a WARNING, where that fails."""
     spill = None
     try:
         locks = SpillLocks(folder)

@@ -1,4 +1,4 @@
-"""Moves to the spill what the database has not taken in time."""
+"""The background task that spills to disk the rows that the database has not accepted in time."""
 
 import asyncio
 import contextvars
@@ -10,13 +10,13 @@ from arbstr_asgi.ledger.queue import WriteQueue
 from arbstr_asgi.ledger.retry import RetryLoop
 from arbstr_asgi.ledger.spill.store import SpillStore
 
-SPILL_AFTER = 0.15  # seconds from an entry's coming to its spilling
+SPILL_AFTER = 0.15  # seconds after an entry was queued
 BATCH = 500  # rows
-REMOVE_BATCH = 128  # rows that are taken out of the spill
+REMOVE_BATCH = 128  # rows
 
 
 class SpillWriter:
-    """A task beside the writer's; both work on the same `backlog` and `hand`, and never wait for each other."""
+    """Works beside the writer on the same `queue` and `pending` batches; neither waits for the other."""
 
     def __init__(self, spill: SpillStore, queue: WriteQueue, pending: PendingBatches, now: Callable[[], float]) -> None:
         self._spill = spill
@@ -29,18 +29,18 @@ class SpillWriter:
 
     @property
     def is_working(self) -> bool:
-        """Whether the last attempt to write succeeded."""
+        """Whether the last write to the spill succeeded."""
         return not self._retry.failures
 
     def wake(self) -> None:
-        """Something has come."""
+        """Notify the task of a new item."""
         self._event.set()
 
     async def stop(self, timeout: float) -> None:
-        """End the task, then spill everything that is left, however young, within `timeout` seconds."""
+        """Stop the task, then spill all that is left, within `timeout` seconds."""
         self._task.cancel()
         await asyncio.wait({self._task})
-        with suppress(Exception):  # what is left is counted by whoever stops us
+        with suppress(Exception):  # the writer counts what is left
             async with asyncio.timeout(timeout):
                 await self._spill_all(self._now())
                 await self._remove_committed(len(self._batches.stale))
@@ -66,7 +66,7 @@ class SpillWriter:
                 await asyncio.sleep(seconds_left)
 
     async def _remove_committed(self, limit: int) -> None:
-        """Take out what has been committed since; where that fails it is replayed, which changes nothing."""
+        """Delete rows that have been committed since; a failure is harmless, the replay is idempotent."""
         records = self._batches.stale[:limit]
         with suppress(Exception):
             await self._spill.remove_committed(records)
@@ -76,7 +76,7 @@ class SpillWriter:
         await self._spill_all(self._now() - SPILL_AFTER)
 
     async def _spill_all(self, until: float) -> None:
-        """Spill, batch by batch, while the oldest came before `until`."""
+        """Spill batch by batch while the oldest row was queued before `until`."""
         while True:
             since = self._queue.since
             if since is not None and since <= until:
@@ -92,7 +92,7 @@ class SpillWriter:
         return next(iter(self._batches.unspilled), None)
 
     def _oldest_unspilled(self) -> float | None:
-        """When the oldest came that is in memory alone."""
+        """When the oldest item that is in memory only was queued."""
         first = self._first_unspilled()
         waiting = self._queue.since
         if first is None or waiting is None:

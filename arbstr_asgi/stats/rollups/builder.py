@@ -1,4 +1,4 @@
-"""Makes roll-ups: hours from rows, longer periods from hours; each step can be done again, and by anybody."""
+"""Builds roll-ups: hours from rows, longer periods from hours. Each step is idempotent, and safe in any process."""
 
 import secrets
 from collections.abc import Iterable
@@ -16,17 +16,17 @@ from arbstr_asgi.stats.sql import SqlDialect, SqlParameters, key_of
 from arbstr_asgi.stats.timezones import period_number, period_start
 from arbstr_asgi.stats.totals import Totals
 
-SEAL_DELAY = timedelta(minutes=5)  # from an hour's end to its roll-up: until then what belongs to it may still come
-STEP_TIMEOUT = 60.0  # seconds at most for one of the works here
+SEAL_DELAY = timedelta(minutes=5)  # after the end of an hour, for late rows
+STEP_TIMEOUT = 60.0  # seconds
 _PLACES = {",".join(grouping): index for index, grouping in enumerate(GROUPINGS)}
 
 
 class RowsChanged(Exception):
-    """Somebody has written to the hour, or rolled it up, in the meantime."""
+    """The hour was written to, or rolled up, by another process in the meantime."""
 
 
 class RollupBuilder:
-    """Works on a raw connection that is in no transaction."""
+    """Works on a raw connection without an open transaction."""
 
     def __init__(self, driver: Driver, sql_dialect: SqlDialect) -> None:
         self._driver = driver
@@ -38,14 +38,14 @@ class RollupBuilder:
         }
 
     async def state(self, raw: Any, name: str) -> int:
-        """Up to which hour the ledger is `sealed` or `pruned`."""
+        """The first hour that is not `sealed` or not `pruned` yet."""
         ((total,),) = await self._driver.fetch(raw, self.sql.state, (name,))
         return int(total)
 
     async def seal(self, raw: Any, now: datetime) -> list[int]:
-        """Take in the hours that are over: mark the ones that have rows, whoever wrote them. Returns the dirty hours.
+        """Seal the hours that ended SEAL_DELAY ago: mark those with rows dirty. Returns all dirty hours, newest first.
 
-        From the first hour that has rows on; a process of an older version leaves no marks.
+        Every hour with rows is marked, because a process of an older version leaves no marks.
         """
         sealed, ended = await self.state(raw, "sealed"), period_number(now - SEAL_DELAY, HOUR)
         if ended > sealed:
@@ -56,18 +56,18 @@ class RollupBuilder:
         return await self.dirty(raw, max(sealed, ended))
 
     async def mark(self, raw: Any, hours: Iterable[int]) -> None:
-        """Have these hours rolled up."""
+        """Mark hours as dirty."""
         marks = [(hour, 0, secrets.randbits(63)) for hour in hours]
         if marks:
             await self._driver.execute_many(raw, self._mark, marks)
 
     async def dirty(self, raw: Any, end: int) -> list[int]:
-        """The hours before `end` whose roll-ups are to be made, the newest first."""
+        """The dirty hours before `end` that are not pruned, newest first."""
         pruned = await self.state(raw, "pruned")
         return [int(row[0]) for row in await self._driver.fetch(raw, self.sql.dirty, (pruned, end))][::-1]
 
     async def hour(self, raw: Any, hour: int, *, compare: bool = False) -> bool:
-        """Make the roll-ups of a closed hour; with `compare` whether others stood there. Raises Changed."""
+        """Roll up a closed hour; returns whether stored roll-ups differed (with `compare`). Raises RowsChanged."""
         async with self._driver.reading(raw, STEP_TIMEOUT):
             marks = await self._driver.fetch(raw, self.sql.marks, (hour,))
             rows = await self._aggregate_hour(raw, hour)
@@ -85,7 +85,7 @@ class RollupBuilder:
         return compare and previous != sorted(rows)
 
     async def coarse(self, raw: Any) -> list[tuple[str, int]]:
-        """The longer periods that are over and clean, and not rolled up yet: which, and their numbers."""
+        """The longer periods that are over, have no dirty hour and no roll-up yet: (period, number)."""
         sealed = await self.state(raw, "sealed")
         sealed_hours = await self._driver.fetch(raw, self.sql.existing_periods, ("hour", 0, sealed))
         dirty, result = await self.dirty(raw, sealed), []
@@ -97,7 +97,7 @@ class RollupBuilder:
         return result
 
     async def period(self, raw: Any, period: str, number: int) -> None:
-        """Make the roll-ups of a longer period from those of its hours. Raises Changed."""
+        """Roll up a longer period from its hours. Raises RowsChanged."""
         parts_by_cell: dict[Cell, list[Totals]] = {}
         async with self._driver.reading(raw, STEP_TIMEOUT):
             generations = await self._driver.fetch(raw, self.sql.generations)
@@ -124,14 +124,14 @@ class RollupBuilder:
         sql += f"WHERE {self._sql_dialect.between(params, *bounds)}"
         return sorted(int(row[0]) for row in await self._driver.fetch(raw, sql, params.values))
 
-    async def closed_hours(self, raw: Any) -> list[int]:
-        """The hours that have rows or roll-ups, as far as they are sealed and not pruned."""
+    async def sealed_hours(self, raw: Any) -> list[int]:
+        """The sealed hours that are not pruned and have rows or roll-ups."""
         bounds = await self.state(raw, "pruned"), await self.state(raw, "sealed")
         existing_periods = await self._driver.fetch(raw, self.sql.existing_periods, ("hour", *bounds))
         return sorted({*await self.hours_with_rows(raw, *bounds), *(int(row[0]) for row in existing_periods)})
 
     async def mark_pruned(self, raw: Any, end: int) -> bool:
-        """From now on the hours before `end` have roll-ups alone; False where one of them is dirty."""
+        """Declare the hours before `end` pruned (roll-ups only); False where one of them is dirty."""
         async with self._driver.begin(raw):
             previous = await self.state(raw, "pruned")
             clean = not await self._driver.fetch(raw, self.sql.dirty, (previous, end))
@@ -141,9 +141,9 @@ class RollupBuilder:
         return clean
 
     async def forget(self, raw: Any, end_user: str) -> int:
-        """Delete the roll-ups of a person; returns how many."""
+        """Delete the roll-ups of an end user; returns the number of rows."""
         async with self._driver.begin(raw):
-            for period in ("hour", *COARSE):  # in the order in which others take them: hour first
+            for period in ("hour", *COARSE):  # same lock order as elsewhere: hour first
                 await self._new_generation(raw, period)
             return await self._driver.execute(raw, self.sql.forget, (key_of(end_user),))
 
@@ -175,7 +175,7 @@ class RollupBuilder:
         return sorted(("hour", dimensions, hour, *rest) for dimensions, *rest in result)
 
     async def _new_generation(self, raw: Any, period: str) -> None:
-        """Say that roll-ups of such a period have changed."""
+        """Change the generation of these periods, which invalidates caches."""
         await self._driver.execute(raw, self.sql.new_generation, (_generation(), period))
 
     async def _replace_rollups(self, raw: Any, period: str, start: int, rows: list[Row]) -> None:
@@ -185,5 +185,5 @@ class RollupBuilder:
 
 
 def _generation() -> int:
-    """Not counted: a database that was restored must not come to a number that somebody remembers."""
+    """A random number, no counter: after a restore of the database a counter could repeat a cached number."""
     return secrets.randbits(63)

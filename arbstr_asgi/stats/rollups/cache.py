@@ -1,46 +1,46 @@
-"""What roll-ups came to when they were last asked, for as long as none of them changes."""
+"""A cache of totals read from roll-ups, invalidated when any roll-up of the period changes (its generation)."""
 
 from collections import OrderedDict
 from collections.abc import Hashable
 
 from arbstr_asgi.stats.totals import Totals
 
-MAX_BYTES = 25_000_000  # bytes in memory
-_ENTRY_BYTES = 2000  # bytes
-_KEY_BYTES = 150  # bytes: the names of a group and their place
-_TOTALS_BYTES = 800  # bytes, without its histograms
+MAX_BYTES = 25_000_000
+_ENTRY_BYTES = 2000
+_KEY_BYTES = 150  # per group
+_TOTALS_BYTES = 800  # without histograms
 
 Keys = tuple[str, ...]
 GroupKey = tuple[Keys, int]
-"""The values that are grouped by, and what stands for a time."""
+"""The keys of a group, and its time key (see `ResolvedQuery.time_key`)."""
 
 
 class CacheEntry:
-    """The answer to one question, as far as somebody wanted it, from one generation of roll-ups."""
+    """Cached results of one query, for one generation of roll-ups; filled step by step."""
 
     def __init__(self, generation: Hashable = None) -> None:
         self.generation = generation
         self.row_counts: dict[Keys, int] | None = None
         self.totals: dict[GroupKey, Totals] = {}
-        self.loaded: set[Keys] = set()  # the groups of which there are all tallies
-        self.complete = False  # whether the tallies are all that there are
+        self.loaded: set[Keys] = set()  # groups whose totals are complete
+        self.complete = False  # whether `totals` has all groups
         self.size = 0
 
     def measure(self) -> int:
-        """How many bytes it has by now."""
+        """Its size in bytes, about."""
         histograms = sum(each.size for each_totals in self.totals.values() for each in each_totals.histograms)
         keys = len(self.row_counts or ()) + len(self.loaded) + len(self.totals)
         return _ENTRY_BYTES + _KEY_BYTES * keys + _TOTALS_BYTES * len(self.totals) + histograms
 
 
 class RollupCache:
-    """Of one database's roll-ups."""
+    """An LRU cache for the roll-ups of one database, limited to MAX_BYTES."""
 
     def __init__(self) -> None:
         self._entries: OrderedDict[Hashable, CacheEntry] = OrderedDict()
 
     def get(self, generation: Hashable, query: Hashable) -> CacheEntry:
-        """What is known of these roll-ups, to be added to; `fit` it afterwards. Another generation's is forgotten."""
+        """The entry of a query, to be filled, then passed to `evict`; a new one if the generation has changed."""
         entry = self._entries.get(query)
         if entry is None or entry.generation != generation:
             entry = self._entries[query] = CacheEntry(generation)
@@ -48,7 +48,7 @@ class RollupCache:
         return entry
 
     def evict(self, grown: CacheEntry) -> None:
-        """Forget the questions that have not been asked for longest, as far as there is too much of all."""
+        """Update the size of this entry, and evict least recently used entries beyond MAX_BYTES."""
         grown.size = grown.measure()
         size = sum(entry.size for entry in self._entries.values())
         while size > MAX_BYTES:

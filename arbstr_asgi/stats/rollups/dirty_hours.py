@@ -1,4 +1,4 @@
-"""What a writer leaves beside its rows: which hours have changed, so that their roll-ups are made again."""
+"""Marks of dirty hours: a writer stores them with its rows, so that the roll-ups of those hours are rebuilt."""
 
 import secrets
 from collections.abc import Iterable
@@ -16,14 +16,14 @@ HourMark = tuple[int, int, int]
 
 
 class DirtyHours:
-    """One writer's marks, each different from all before; a name of its own, so that writers don't wait in a row."""
+    """Makes the marks of one writer, each unique; its random id keeps writers from locking the same row."""
 
     def __init__(self) -> None:
         self._writer = secrets.randbits(63)
         self._last_mark = 0
 
     def marks(self, timestamps: Iterable[datetime]) -> list[HourMark]:
-        """New marks for the hours of these normalised moments."""
+        """New marks for the hours of these normalised timestamps."""
         self._last_mark += 1
         return [
             (hour, self._writer, self._last_mark)

@@ -1,4 +1,4 @@
-"""Keeps the ledger in order: rolls up, rebuilds and prunes, in steps so small that nobody waits for one."""
+"""Maintenance of the ledger in short steps: rolling up, rebuilding, pruning, deletion of an end user."""
 
 import asyncio
 import time
@@ -18,13 +18,13 @@ from arbstr_asgi.stats.rollups.dirty_hours import DirtyHours
 from arbstr_asgi.stats.sql import SqlDialect, SqlParameters
 from arbstr_asgi.stats.timezones import period_number, period_start, truncate_bound
 
-DELETE_BATCH = 200  # rows: SQLite's write lock is then held for some ten milliseconds
-_MAX_ATTEMPTS = 50  # for one hour that somebody keeps writing to
+DELETE_BATCH = 200  # rows; holds SQLite's write lock for about 10 ms
+_MAX_ATTEMPTS = 50  # for an hour that keeps changing
 _RETRY_PAUSE = 0.01  # seconds
 
 
 class Retention:
-    """Works on a raw connection that is in no transaction."""
+    """Deletes rows in small batches, on a raw connection without an open transaction."""
 
     def __init__(self, driver: Driver, sql_dialect: SqlDialect) -> None:
         self._driver = driver
@@ -33,14 +33,14 @@ class Retention:
         self._mark = mark_hour(sql_dialect.dialect, sql_dialect.tables.dirty_hours)
 
     async def count(self, raw: Any, until: datetime) -> int:
-        """How many rows arrived before."""
+        """The number of rows that arrived before `until`."""
         params = SqlParameters(self._sql_dialect.dialect)
         sql = f"SELECT count(*) FROM {self._sql_dialect.requests} WHERE {self._before_condition(params, until)}"  # noqa: S608
         ((count,),) = await self._driver.fetch(raw, sql, params.values)
         return int(count)
 
     async def before(self, raw: Any, until: datetime) -> int:
-        """Delete some rows that arrived earlier, the oldest first; returns how many."""
+        """Delete one batch of rows that arrived before `until`, the oldest first; returns their number."""
         params = SqlParameters(self._sql_dialect.dialect)
         condition = self._before_condition(params, until)
         rows = await self._select(raw, params, f"{condition} ORDER BY {self._sql_dialect.name('timestamp')}")
@@ -49,7 +49,7 @@ class Retention:
         return len(rows)
 
     async def delete_end_user_rows(self, raw: Any, end_user: str) -> tuple[int, int]:
-        """Delete some rows of an end user, and have their hours rolled up again; rows and attempts."""
+        """Delete one batch of rows of an end user, and mark their hours dirty; returns (rows, attempts)."""
         params = SqlParameters(self._sql_dialect.dialect)
         rows = await self._select(raw, params, self._sql_dialect.equals(params, "end_user", end_user))
         marks = self._dirty_hours.marks(values.read_timestamp(row[2]) for row in rows)
@@ -69,7 +69,7 @@ class Retention:
         return await self._driver.fetch(raw, sql, params.values)
 
     async def _delete(self, raw: Any, rows: list[Sequence[Any]]) -> int:
-        """Returns the number of attempts."""
+        """Delete the rows and their attempts; returns the number of attempts."""
         if not rows:
             return 0
         calls, ids = SqlParameters(self._sql_dialect.dialect), SqlParameters(self._sql_dialect.dialect)
@@ -85,11 +85,11 @@ class Retention:
 
 T = TypeVar("T")
 Progress = Callable[[int, int], None]
-"""Hears how much is done, and how much there is."""
+"""Called with the number of items done, and of all."""
 
 
 class Maintenance:
-    """Each step on a connection of its own, with a pause behind it that is as long as the step was times `rest`."""
+    """Runs each step on a connection of its own, and pauses after it for `pause_factor` times its duration."""
 
     def __init__(self, connections: ConnectionTasks, sql_dialect: SqlDialect, *, pause_factor: float = 0.0) -> None:
         self._connections = connections
@@ -99,7 +99,7 @@ class Maintenance:
         self._retention = Retention(connections.driver, sql_dialect)
 
     async def roll_up(self, should_continue: Callable[[], Awaitable[bool]] | None = None) -> None:
-        """Make all roll-ups that can be made, the newest first, as long as `proceed` agrees. Raises LedgerError."""
+        """Build all missing roll-ups, newest first, while `should_continue` returns True. Raises LedgerError."""
         hours = await self._step(lambda raw: self._builder.seal(raw, datetime.now(UTC)))
         failed: LedgerError | None = None
         for hour in hours:
@@ -107,7 +107,7 @@ class Maintenance:
                 return
             try:
                 await self._roll_up_hour(hour, attempts=1)
-            except LedgerError as error:  # too large for a step, perhaps: the others must not wait for it
+            except LedgerError as error:  # perhaps too large for a step; go on with the others
                 failed = error
         if hours or not self._checked_coarse:
             await self._roll_up_coarse()
@@ -116,9 +116,9 @@ class Maintenance:
             raise failed
 
     async def rebuild(self, progress: Progress | None) -> Rebuilt:
-        """Compute every closed hour again, and the longer periods. Raises LedgerError."""
-        await self.roll_up()  # what has only been waiting for that is not wrong
-        hours = await self._step(self._builder.closed_hours)
+        """Recompute all closed hours, then the longer periods. Raises LedgerError."""
+        await self.roll_up()  # a missing roll-up is not a difference
+        hours = await self._step(self._builder.sealed_hours)
         differed = 0
         for done, hour in enumerate(hours):
             differed += await self._roll_up_hour(hour, attempts=_MAX_ATTEMPTS, rebuild=True)
@@ -128,7 +128,7 @@ class Maintenance:
         return Rebuilt(len(hours), differed)
 
     async def prune(self, before: datetime, progress: Progress | None) -> int:
-        """Delete the rows of the whole, closed hours before; their roll-ups stay. Raises LedgerError."""
+        """Delete the rows of the closed hours before `before`; roll-ups are kept. Raises LedgerError."""
         await self._step(lambda raw: self._builder.seal(raw, datetime.now(UTC)))
         end = min(
             period_number(truncate_bound(before), HOUR),
@@ -151,7 +151,7 @@ class Maintenance:
         return deleted
 
     async def forget(self, end_user: str) -> dict[str, int]:
-        """Delete what is about a person from the database: rows, attempts and roll-ups. Raises LedgerError."""
+        """Delete the rows, attempts and roll-ups of an end user; returns their numbers. Raises LedgerError."""
         deleted = {"requests": 0, "attempts": 0, "rollups": 0}
         while sum(result := await self._step(lambda raw: self._retention.delete_end_user_rows(raw, end_user))):
             deleted["requests"] += result[0]
@@ -160,7 +160,7 @@ class Maintenance:
         return deleted
 
     async def _roll_up_hour(self, hour: int, *, attempts: int, rebuild: bool = False) -> bool:
-        """Whether the roll-ups of an hour had been wrong; where it keeps changing, it stays dirty."""
+        """Roll up an hour; returns whether it differed. An hour that keeps changing stays dirty."""
         for _ in range(attempts):
             try:
                 if rebuild:

@@ -1,4 +1,4 @@
-"""What roll-ups say to a question: how many rows each group has, and the sums of those that are wanted."""
+"""Reads roll-ups for a query, by way of the cache."""
 
 from collections.abc import Collection, Sequence
 from typing import Any
@@ -14,10 +14,10 @@ from arbstr_asgi.stats.totals import TOTALS_PER_BATCH, Totals
 
 
 class RollupReader:
-    """Asks on one connection, inside of a transaction, for the periods that are to be taken from roll-ups.
+    """Reads the periods of one query from roll-ups, on one connection, within a transaction.
 
-    What they came to is remembered, and so is what the longer periods in them came to: of those most are the same when
-    an hour later another hour has been rolled up.
+    Results are cached for the whole query and for each run of longer periods: those mostly stay valid when another hour
+    is rolled up.
     """
 
     def __init__(
@@ -38,7 +38,7 @@ class RollupReader:
         self._generations: dict[str, int] = {}
 
     async def row_counts(self) -> dict[Keys, int]:
-        """How many rows each group has, in all of the time."""
+        """The number of rows of each group, over the whole time range."""
         if not self._spans:
             return {}
         entry = await self._cache_entry(self._spans)
@@ -52,7 +52,7 @@ class RollupReader:
         return {**entry.row_counts}
 
     async def last_hour(self, limit: int) -> int | None:
-        """The hour at whose end there have been so many groups, where groups are by hour."""
+        """For groups by hour: the hour in which the limit of groups is reached, None if it is not."""
         for span in self._spans:
             params = SqlParameters(self._driver.dialect)
             sql = self._rollups.groups_per_period(params, self._resolved.dimensions, span, self._resolved.keys)
@@ -63,7 +63,7 @@ class RollupReader:
         return None
 
     async def totals(self, selected: set[Keys] | None) -> dict[GroupKey, Totals]:
-        """What they come to: of the chosen groups, or of all."""
+        """The totals of the selected groups, or of all (None)."""
         if not self._spans:
             return {}
         entry = await self._cache_entry(self._spans)
@@ -79,7 +79,7 @@ class RollupReader:
         return _select(entry, selected)
 
     async def _with_runners_up(self, selected: set[Keys]) -> set[Keys]:
-        """What is to be read: with the chosen a few of the next, of which one is among the chosen soon."""
+        """The selected groups and a few of the next largest, which are likely to be selected soon."""
         row_counts = await self.row_counts()
         most = sorted(row_counts, key=lambda keys: (-row_counts[keys], keys))[: len(selected) * 9 // 8 + 8]
         return {*selected, *most}
@@ -124,7 +124,7 @@ class RollupReader:
         }
 
     async def _span_entry(self, span: Span) -> CacheEntry:
-        """Hours alone are not remembered: they change with each that is rolled up."""
+        """The cache entry of a run of periods; hours are not cached, since each new one changes their generation."""
         return await self._cache_entry([span]) if span[0] in COARSE else CacheEntry()
 
     async def _cache_entry(self, spans: Sequence[Span]) -> CacheEntry:

@@ -1,4 +1,4 @@
-"""A task beside the writer that rolls up what is over, and prunes; one process at a time does."""
+"""The background task that rolls up and prunes; a lease in the database lets one process at a time work."""
 
 import asyncio
 import contextvars
@@ -17,15 +17,15 @@ from arbstr_asgi.stats.sql import SqlDialect
 
 logger = logging.getLogger("arbstr_asgi.ledger")
 
-START_DELAY = 3.0  # seconds from the opening: who lives shorter doesn't pay
-INTERVAL = 15.0  # seconds between two looks
-PAUSE_FACTOR = 1.0  # times as long as it worked
-LEASE = 60.0  # seconds for which the others leave it to us
+START_DELAY = 3.0  # seconds; spares short-lived processes
+INTERVAL = 15.0  # seconds between runs
+PAUSE_FACTOR = 1.0  # pause after each step, as a multiple of its duration
+LEASE = 60.0  # seconds
 _LOG_INTERVAL = 300.0
 
 
 class RollupScheduler:
-    """Works while the ledger is open; what it does not get done is done later, or by somebody else."""
+    """Runs every INTERVAL seconds while the ledger is open; unfinished work is left to the next run or process."""
 
     def __init__(
         self, connections: Callable[[], ConnectionTasks | None], sql_dialect: SqlDialect, retention: timedelta | None
@@ -35,13 +35,13 @@ class RollupScheduler:
         self._sql = RollupStatements(sql_dialect)
         self._retention = retention
         self._owner = secrets.token_hex(8)
-        self._lease_expires = float("-inf")  # until when, on the monotonic clock
+        self._lease_expires = float("-inf")  # monotonic seconds
         self._log_throttle = Throttle(_LOG_INTERVAL)
         self._maintenance: Maintenance | None = None
         self._task = asyncio.create_task(self._run(), name="arbstr-caretaker", context=contextvars.Context())
 
     async def stop(self) -> None:
-        """End between two steps, or leave one to its connection. Never raises."""
+        """Cancel the task; a running step ends on its connection. Never raises."""
         self._task.cancel()
         await asyncio.wait({self._task})
 
@@ -68,13 +68,13 @@ class RollupScheduler:
                 await self._maintenance.prune(datetime.now(UTC) - self._retention, None)
 
     async def _acquire_lease(self, connections: ConnectionTasks) -> bool:
-        """Whether it is ours to do; asks again when half of the lease is over."""
+        """Take or renew the lease, when less than half of it is left; False if another process holds it."""
         if time.monotonic() < self._lease_expires - LEASE / 2:
             return True
         now = time.time()
 
         async def acquire(raw: Any) -> int:
-            # A lease that ends later than any can was taken by a clock that ran ahead.
+            # A lease beyond the maximum was taken by a clock that is ahead, and is ignored.
             parameters = (int(now + LEASE), self._owner, int(now), self._owner, int(now + 3 * LEASE))
             async with connections.driver.begin(raw):
                 return await connections.driver.execute(raw, self._sql.take_lease, parameters)

@@ -1,4 +1,4 @@
-"""The SQL of the tables `rollups` and `dirty_hours`; values are always parameters."""
+"""SQL statements on the tables `rollups` and `dirty_hours`; values are always parameters."""
 
 from collections.abc import Collection, Sequence
 
@@ -11,11 +11,11 @@ from arbstr_asgi.stats.sql import SqlDialect, SqlParameters
 from arbstr_asgi.stats.totals import Totals
 
 _TEXTS = ", ".join(ROLLUP_COLUMNS[-4:])
-MOST_KEYS = 500  # that are asked for by name
+MOST_KEYS = 500  # in an IN list
 
 
 class RollupStatements:
-    """Statements for one dialect and one prefix. Periods are those of `plan.PERIODS`, by number."""
+    """Statements for one dialect and one prefix. Periods are those of `planner.PERIODS`, by number."""
 
     def __init__(self, sql_dialect: SqlDialect) -> None:
         self._sql_dialect = sql_dialect
@@ -32,10 +32,10 @@ class RollupStatements:
         )
         generation = "WHERE period = 'state' AND dimensions = 'generation'"
         self.generations = f"SELECT key1, total FROM {table} {generation}"  # noqa: S608
-        # a number that has not been there before, the period; the one that was there
+        # new generation, period; old generation
         new = f"UPDATE {table} SET total = {param(0)} {generation} AND key1 = {param(1)}"  # noqa: S608
         self.new_generation, self.next_generation = new, f"{new} AND total = {param(2)}"
-        # until, holder, now, holder, too late to be true
+        # until, owner, now, owner, maximum expiry
         self.take_lease = (
             f"UPDATE {table} SET total = {param(0)}, sums = {param(1)} WHERE period = 'state' AND dimensions = 'lease' "  # noqa: S608
             f"AND (total < {param(2)} OR sums = {param(3)} OR total > {param(4)})"
@@ -61,14 +61,14 @@ class RollupStatements:
         self.forget = f"DELETE FROM {table} WHERE dimensions = 'end_user' AND key1 = {param(0)}"  # noqa: S608
 
     def row_counts(self, params: SqlParameters, grouping: Sequence[str], span: Span, keys: dict[str, str]) -> str:
-        """How many rows each pair of keys has; `keys` are the ones that are given, by their dimension."""
+        """The number of rows of each pair of keys; `keys` are the filters, by dimension."""
         where = self._where(params, grouping, span, keys)
         return f"SELECT key1, key2, sum(total) FROM {self._table} WHERE {where} GROUP BY key1, key2"  # noqa: S608
 
     def groups_per_period(
         self, params: SqlParameters, grouping: Sequence[str], span: Span, keys: dict[str, str]
     ) -> str:
-        """How many pairs of keys each period has, in the order of time."""
+        """The number of pairs of keys in each period, in order of time."""
         where = self._where(params, grouping, span, keys)
         return f"SELECT start, count(*) FROM {self._table} WHERE {where} GROUP BY start ORDER BY start"  # noqa: S608
 
@@ -80,11 +80,11 @@ class RollupStatements:
         keys: dict[str, str],
         first: Collection[str] = (),
     ) -> str:
-        """The roll-ups, with `first` keys of the first dimension only where they are few enough."""
+        """The roll-ups; restricted to the `first` keys of the first dimension unless there are more than MOST_KEYS."""
         where = self._where(params, grouping, span, keys)
         if 0 < len(first) <= MOST_KEYS:
             where += f" AND key1 IN ({params.add_all(sorted(first))})"
-            if span[2] - span[1] <= MOST_KEYS:  # each is then looked up, instead of all that lies between
+            if span[2] - span[1] <= MOST_KEYS:  # index look-ups instead of a range scan
                 where += f" AND start IN ({params.add_all(range(span[1], span[2]))})"
         return f"SELECT start, key1, key2, {_TEXTS} FROM {self._table} WHERE {where}"  # noqa: S608
 
@@ -101,6 +101,6 @@ class RollupStatements:
 
 
 def row_of(period: str, start: int, cell: Cell, totals: Totals) -> Row:
-    """A roll-up as it is stored."""
+    """A roll-up as a row of the table."""
     key1, key2 = (*cell.keys, "", "")[:2]
     return period, ",".join(GROUPINGS[cell.grouping]), start, key1, key2, totals.total, *totals.encode()
