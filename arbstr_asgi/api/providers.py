@@ -4,8 +4,6 @@ from collections.abc import Mapping, Sequence
 from decimal import Decimal
 from typing import Any
 
-import msgspec
-
 from arbstr_asgi.config.api_keys import masked
 from arbstr_asgi.config.config import Config
 from arbstr_asgi.config.provider import Provider, Rates
@@ -13,8 +11,6 @@ from arbstr_asgi.config.provider import Provider, Rates
 COLUMNS = ("name", "url", "models", "input", "output", "base", "key")
 UNIT = "sats_per_1m_tokens"
 _IN_USD = {"input_rate": "input_rate_usd_per_1m", "output_rate": "output_rate_usd_per_1m", "base_fee": "base_fee_usd"}
-
-_json = msgspec.json.Encoder(decimal_format="number")
 
 
 def provider_listing(config: Config, keys: Mapping[str, str] | None = None) -> dict[str, Any]:
@@ -28,11 +24,6 @@ def provider_listing(config: Config, keys: Mapping[str, str] | None = None) -> d
         "rate_unit": UNIT,
         **({} if config.sats_per_usd is None else {"sats_per_usd": config.sats_per_usd}),
     }
-
-
-def to_json(listing: Mapping[str, Any]) -> bytes:
-    """As JSON, with exact amounts as numbers."""
-    return _json.encode(listing)
 
 
 def _listing(provider: Provider, key: str | None) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from arbstr_asgi.api import stats as stats_api
 from arbstr_asgi.api.cost import estimate_cost
 from arbstr_asgi.api.models import model, model_list
-from arbstr_asgi.api.providers import provider_listing, to_json
+from arbstr_asgi.api.providers import provider_listing
 from arbstr_asgi.errors import ArbstrError, ServerError
 from arbstr_asgi.gateway.auth import Caller
 from arbstr_asgi.gateway.call import POLICY
@@ -21,6 +21,7 @@ from arbstr_asgi.gateway.request_body import ClientDisconnected
 from arbstr_asgi.gateway.responses import send_error
 from arbstr_asgi.providers import headers as h
 from arbstr_asgi.providers.api_keys import keys_in_files
+from arbstr_asgi.stats.serialize import to_json
 
 Answer = Callable[[Gateway, Request, Caller], Awaitable[bytes | ASGIApp]]
 

@@ -11,14 +11,13 @@ import msgspec
 from starlette.requests import Request
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from arbstr_asgi.api.providers import to_json
 from arbstr_asgi.database.columns import COLUMNS
 from arbstr_asgi.errors import LedgerError, ServerError
 from arbstr_asgi.gateway.auth import Caller
 from arbstr_asgi.gateway.disconnects import DisconnectListener
 from arbstr_asgi.gateway.gateway import Gateway
 from arbstr_asgi.stats.params import QueryParams, list_query
-from arbstr_asgi.stats.serialize import RowFormat, row_format
+from arbstr_asgi.stats.serialize import RowFormat, row_format, to_json
 from arbstr_asgi.stats.service import StatsService
 
 logger = logging.getLogger("arbstr_asgi")

@@ -176,11 +176,12 @@ def providers(path: Path, *, as_json: bool) -> None:
     from arbstr_asgi.api import providers as listing
     from arbstr_asgi.cli.output import table
     from arbstr_asgi.providers.api_keys import describe_keys, keys_in_files
+    from arbstr_asgi.stats.serialize import to_json
 
     config = Config.load(path)
     keys, unreadable = keys_in_files(config)
     if as_json:
-        click.echo(listing.to_json(listing.provider_listing(config, keys)))
+        click.echo(to_json(listing.provider_listing(config, keys)))
     else:
         key_texts = describe_keys(config, key_sources(read_toml(path), os.environ), keys)
         click.echo(table(listing.provider_rows(config, key_texts), listing.COLUMNS))

@@ -12,12 +12,12 @@ from urllib.parse import quote, urlsplit
 import httpx
 import msgspec
 
-from arbstr_asgi.api.providers import to_json
 from arbstr_asgi.cli.output import escape_terminal
 from arbstr_asgi.config.config import Config
 from arbstr_asgi.errors import ConfigError, LedgerError
 from arbstr_asgi.ledger.queries import open_reader
 from arbstr_asgi.stats.params import list_query
+from arbstr_asgi.stats.serialize import to_json
 from arbstr_asgi.stats.service import StatsService
 
 _MAX_ANSWER_BYTES = 64 * 1024 * 1024
@@ -87,17 +87,14 @@ async def _read_limited(reply: httpx.Response) -> bytes:
 
 def _decode(body: bytes) -> Any:
     try:
-        return _reply_decoder.decode(body)
+        return _decoder.decode(body)
     except (msgspec.DecodeError, RecursionError, ValueError, ArithmeticError):
         return None
 
 
-_reply_decoder = msgspec.json.Decoder(float_hook=Decimal)
-
-
 STATS, REQUESTS = "/v1/stats", "/v1/requests"
 
-_decoder = msgspec.json.Decoder(dict[str, Any], float_hook=Decimal)
+_decoder = msgspec.json.Decoder(float_hook=Decimal)
 
 
 class Source(Protocol):
@@ -133,7 +130,8 @@ class LocalSource:
             answer = await self._service.stats(pairs, now)
         else:
             answer = await self._service.requests(list_query(pairs, now))
-        return _decoder.decode(to_json(answer))
+        decoded: dict[str, Any] = _decoder.decode(to_json(answer))
+        return decoded
 
 
 def _token(file: Path | None) -> str | None:

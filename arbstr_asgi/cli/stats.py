@@ -9,13 +9,13 @@ from typing import Any
 
 import click
 
-from arbstr_asgi.api.providers import to_json
 from arbstr_asgi.cli.options import Pairs, filter_options, query_pairs, server_options, stats_options
 from arbstr_asgi.cli.output import Json, TimeBuckets, escape_terminal_json, groups_of, request_line, stats_text
 from arbstr_asgi.cli.sources import STATS, Source, open_source
 from arbstr_asgi.cli.tail import TailPoller
 from arbstr_asgi.errors import ArbstrError, LedgerError
 from arbstr_asgi.stats.params import MAX_GROUPS
+from arbstr_asgi.stats.serialize import to_json
 
 _POLL_INTERVAL = 1.0  # seconds
 _INITIAL_REQUESTS = 10  # finished before the command started

@@ -5,7 +5,7 @@ import io
 import threading
 from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from alembic import command
 from alembic.config import Config
@@ -16,13 +16,11 @@ from sqlalchemy.pool import StaticPool
 from arbstr_asgi.database.drivers.base import Driver
 from arbstr_asgi.database.statements import table_names
 
-T = TypeVar("T")
-
 _ENGINES = {"sqlite": "sqlite+aiosqlite", "postgresql": "postgresql+asyncpg", "mysql": "mysql+aiomysql"}
 _ALEMBIC = threading.Lock()  # Alembic keeps its context in module globals: one migration at a time in a process
 
 
-async def upgrade(driver: Driver, raw: Any, prefix: str, outdated: Callable[[], Awaitable[T | None]]) -> T | None:
+async def upgrade(driver: Driver, raw: Any, prefix: str, outdated: Callable[[], Awaitable[str | None]]) -> str | None:
     """Take the migration lock, await `outdated` and upgrade unless it returns None; returns its result.
 
     The lock excludes all other processes. `raw` comes from the pool of `databases`, so its TLS, credentials and sockets

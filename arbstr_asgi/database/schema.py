@@ -1,6 +1,6 @@
 """Checks the revision of the tables, and migrates them."""
 
-from typing import Any, NamedTuple
+from typing import Any
 
 from arbstr_asgi.database.columns import ATTEMPT_COLUMNS, FIRST_COLUMNS, ROLLUP_COLUMNS
 from arbstr_asgi.database.connections import ConnectionTasks
@@ -13,12 +13,6 @@ HEAD = "0003"  # the newest revision in migrations/versions, known without impor
 _MIGRATION_TIMEOUT = 120.0  # seconds
 
 
-class SchemaState(NamedTuple):
-    """The tables as they are; `version` None: never migrated to the end."""
-
-    version: str | None
-
-
 async def ensure(connections: ConnectionTasks, prefix: str, *, migrate: bool) -> str:
     """Bring the tables up to date. Raises LedgerError where they are not and `migrate` is off.
 
@@ -26,43 +20,43 @@ async def ensure(connections: ConnectionTasks, prefix: str, *, migrate: bool) ->
     it only has more columns.
     """
     sql = statements(connections.driver.dialect, prefix)
-    result = await connections.run(lambda raw: inspect_schema(connections.driver, raw, sql))
-    if result.version is not None and result.version >= HEAD:
-        return f"{result.version} (up to date)"
+    revision = await connections.run(lambda raw: current_revision(connections.driver, raw, sql))
+    if revision is not None and revision >= HEAD:
+        return f"{revision} (up to date)"
     if not migrate:
-        what = "is missing" if result.version is None else f"is at revision {result.version}, {HEAD} is needed"
-        raise LedgerError(f"the ledger's table {sql.table} {what}: run `arbstr migrate`, or set migrate=True")
+        what = "is missing" if revision is None else f"is at revision {revision}, {HEAD} is needed"
+        raise LedgerError(f"the ledger's table {sql.names.requests} {what}: run `arbstr migrate`, or set migrate=True")
 
-    async def upgrade(raw: Any) -> SchemaState | None:
-        async def outdated() -> SchemaState | None:  # asked under the lock: another process may have been quicker
-            current = await inspect_schema(connections.driver, raw, sql)
-            return current if current.version is None or current.version < HEAD else None
+    async def upgrade(raw: Any) -> str | None:
+        async def outdated() -> str | None:  # under the lock: another process may have migrated
+            revision = await current_revision(connections.driver, raw, sql)
+            return revision or "nothing" if revision is None or revision < HEAD else None
 
         from arbstr_asgi.database import migrations
 
         return await migrations.upgrade(connections.driver, raw, prefix, outdated)
 
     before = await connections.run(upgrade, timeout=_MIGRATION_TIMEOUT)
-    return f"{HEAD} (up to date)" if before is None else f"{before.version or 'nothing'} -> {HEAD}"
+    return f"{HEAD} (up to date)" if before is None else f"{before} -> {HEAD}"
 
 
-async def inspect_schema(driver: Driver, raw: Any, sql: Statements) -> SchemaState:
-    """The current revision. Raises LedgerError for a foreign table with one of our names, or a missing table."""
+async def current_revision(driver: Driver, raw: Any, sql: Statements) -> str | None:
+    """None: not migrated. Raises LedgerError for a foreign table with one of our names, or a missing table."""
     # Tables first, then the version: another process may be migrating, and the version never appears later.
     present = [await driver.has_table(raw, name) for name, _, _ in _tables(sql)]
-    versioned = await driver.has_table(raw, sql.version_table)
+    versioned = await driver.has_table(raw, sql.names.version)
     versions = await driver.fetch(raw, sql.version) if versioned else []
     version = str(versions[0][0]) if versions else None
     for (name, since, columns), result in zip(_tables(sql), present, strict=True):
         expected = version is not None and version >= since
         if result and not expected and not (versioned and await _is_unfinished_migration(driver, raw, name, columns)):
             raise LedgerError(
-                f"there is a table {name} that is not the ledger's (no version in {sql.version_table} that has it); "
+                f"there is a table {name} that is not the ledger's (no version in {sql.names.version} that has it); "
                 "it was not touched. Set table_prefix, or rename it"
             )
         if expected and not result and not await driver.has_table(raw, name):
-            raise LedgerError(f"{sql.version_table} says {version}, but the table {name} is missing")
-    return SchemaState(version)
+            raise LedgerError(f"{sql.names.version} says {version}, but the table {name} is missing")
+    return version
 
 
 def _tables(sql: Statements) -> list[tuple[str, str, set[str]]]:

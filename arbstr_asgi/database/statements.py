@@ -28,15 +28,10 @@ class TableNames(NamedTuple):
 class Statements:
     """Ready statements for one dialect and one table prefix; the comment behind each lists its parameters."""
 
-    table: str
-    attempts_table: str
-    version_table: str
     names: TableNames
     upsert: str  # a row
     upsert_attempt: str  # a row
     update_usage: str  # input_tokens, output_tokens, cost_sats, correlation_id
-    newest: str  # limit
-    of_call: str  # correlation_id, limit
     oldest: str  # limit; with the id in front
     count_after: str  # this id; how many rows there are, the greatest id of all and the earliest arrival
     count_up_to: str  # the same up to this id
@@ -71,28 +66,20 @@ def quoted(dialect: str, name: str) -> str:
 def statements(dialect: str, prefix: str) -> Statements:
     """The statements for `sqlite`, `postgresql` or `mysql`."""
     names = table_names(prefix)
-    table, attempts_table, version_table = names[:3]
-    name, attempts = quoted(dialect, table), quoted(dialect, attempts_table)
+    name, attempts = quoted(dialect, names.requests), quoted(dialect, names.attempts)
     q = {column.name: quoted(dialect, column.name) for column in (*COLUMNS, *ATTEMPT_COLUMNS)}
     param = placeholders(dialect)
     columns = ", ".join(q[column.name] for column in COLUMNS)
-    select = f"SELECT {columns} FROM {name}"  # noqa: S608 - validated identifiers, no values
-    order = f"ORDER BY {q['timestamp']} DESC, id DESC LIMIT"
     # Each by itself is a look into an index, both at once would be a walk through the table.
     bounds = f"(SELECT max(id) FROM {name}), (SELECT min({q['timestamp']}) FROM {name})"  # noqa: S608
     return Statements(
-        table=table,
-        attempts_table=attempts_table,
-        version_table=version_table,
         names=names,
-        upsert=_upsert(dialect, table, COLUMNS, ["correlation_id"], "end_reason"),
-        upsert_attempt=_upsert(dialect, attempts_table, ATTEMPT_COLUMNS, ["correlation_id", "number"]),
+        upsert=_upsert(dialect, names.requests, COLUMNS, ["correlation_id"], "end_reason"),
+        upsert_attempt=_upsert(dialect, names.attempts, ATTEMPT_COLUMNS, ["correlation_id", "number"]),
         # MySQL counts only rows that change; raising the revision makes each matched row change.
         update_usage=f"UPDATE {name} SET {q['input_tokens']} = {param(0)}, {q['output_tokens']} = {param(1)}, "  # noqa: S608
         f"{q['cost_sats']} = {param(2)}, {q['revision']} = {q['revision']} + 1 "
         f"WHERE {q['correlation_id']} = {param(3)}",
-        newest=f"{select} {order} {param(0)}",
-        of_call=f"{select} WHERE {q['correlation_id']} = {param(0)} {order} {param(1)}",
         oldest=f"SELECT id, {columns} FROM {name} ORDER BY id LIMIT {param(0)}",  # noqa: S608
         count_after=f"SELECT (SELECT count(*) FROM {name} WHERE id > {param(0)}), {bounds}",  # noqa: S608
         count_up_to=f"SELECT (SELECT count(*) FROM {name} WHERE id <= {param(0)}), {bounds}",  # noqa: S608
@@ -111,7 +98,7 @@ def statements(dialect: str, prefix: str) -> Statements:
         f"WHERE {q['correlation_id']} = {param(1)} AND {q['revision']} = 0",
         mark_hour=mark_hour(dialect, names.dirty_hours),
         select_timestamp=f"SELECT {q['timestamp']} FROM {name} WHERE {q['correlation_id']} = {param(0)}",  # noqa: S608
-        version=f"SELECT version_num FROM {quoted(dialect, version_table)}",  # noqa: S608
+        version=f"SELECT version_num FROM {quoted(dialect, names.version)}",  # noqa: S608
         _select_attempts=f"SELECT {', '.join(q[column.name] for column in ATTEMPT_COLUMNS)} FROM {attempts} "  # noqa: S608
         f"WHERE {q['correlation_id']} IN ({{}}) ORDER BY {q['correlation_id']}, {q['number']}",
         _param=param,

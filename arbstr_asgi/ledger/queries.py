@@ -16,13 +16,13 @@ import msgspec
 
 from arbstr_asgi.database import values
 from arbstr_asgi.database.columns import ATTEMPT_COLUMNS
-from arbstr_asgi.database.connections import ConnectionTasks
+from arbstr_asgi.database.connections import ConnectionTasks, Work
 from arbstr_asgi.database.database import LedgerDatabase
 from arbstr_asgi.database.drivers.base import READ_TIMEOUT, Driver, describe_error
 from arbstr_asgi.database.statements import Statements, statements
 from arbstr_asgi.errors import LedgerError, LedgerUnavailable
 from arbstr_asgi.stats.pagination import Pagination
-from arbstr_asgi.stats.query import Group, Page, Rebuilt, RequestsQuery, StatsQuery, Summary
+from arbstr_asgi.stats.query import ALL_TIME, Filters, Group, Page, Rebuilt, RequestsQuery, StatsQuery, Summary
 from arbstr_asgi.stats.reader import StatsReader
 from arbstr_asgi.stats.rollups.cache import RollupCache
 from arbstr_asgi.stats.rollups.maintenance import Maintenance, Progress
@@ -30,6 +30,7 @@ from arbstr_asgi.stats.sql import SqlDialect
 
 _CALLS_OF_END_USER = "SELECT correlation_id FROM requests WHERE end_user = ?"
 _CHECK_TIMEOUT = 2.0  # seconds
+_MAX_LIMIT = 2**63 - 2  # one more still fits 64 bits
 _ATTEMPTS = 6  # one more than the pool has connections: each may have been lost while idle
 MAX_CONCURRENT_QUERIES = 2  # leaves connections of the pool to the writer
 _TIMEOUT_GRACE = 1.0  # seconds beyond the database's own timeout
@@ -71,7 +72,6 @@ async def _delete(driver: Driver, raw: Any, end_user: str) -> int:
 
 
 T = TypeVar("T")
-Q = TypeVar("Q")
 
 
 class QueryRunner:
@@ -85,32 +85,27 @@ class QueryRunner:
         self._statements = statements
         self._sql_dialect = sql_dialect
 
-    async def groups(self, query: StatsQuery) -> list[Group]:
-        """Figures. Raises LedgerError."""
-        return await self._run(self._stats_reader().groups, query)
-
     async def summary(self, query: StatsQuery) -> Summary:
         """Statistics of each group, and of all rows."""
-        return await self._run(self._stats_reader().summary, query)
+        return await self._run(lambda raw: self._stats_reader().summary(raw, query))
 
     async def names(self, column: str) -> list[str]:
-        """The values of a column, sorted. Raises LedgerError."""
-        return await self._run(self._stats_reader().names, column)
+        """The distinct values of a column, sorted."""
+        return await self._run(lambda raw: self._stats_reader().names(raw, column))
 
     async def page(self, query: RequestsQuery, *, counted: bool = True) -> Page:
         """One page of rows; `total` only if `counted`."""
         pages = Pagination(self.connections.driver, self._sql_dialect, self._cache)
-        return await self._run(pages.page if counted else pages.uncounted, query)
+        return await self._run(lambda raw: pages.page(raw, query, with_total=counted))
 
     async def rows(self, limit: int, correlation_id: str | None) -> list[dict[str, Any]]:
         """The newest rows, or those of one call."""
-        limit = min(max(limit, 0), 2**63 - 1)
-        if correlation_id is None:
-            result = await self._fetch(self._statements.newest, (limit,), READ_TIMEOUT)
-        else:
-            parameters = (values.identifier(correlation_id), limit)
-            result = await self._fetch(self._statements.of_call, parameters, READ_TIMEOUT)
-        return [values.read(row) for row in result]
+        since, until = ALL_TIME
+        limit = min(max(limit, 0), _MAX_LIMIT)
+        filters = Filters(correlation_id=correlation_id)
+        query = RequestsQuery(since=since, until=until, filters=filters, limit=limit)
+        page = await self.wait(self.page(query, counted=False), READ_TIMEOUT)
+        return [{name: value for name, value in row.items() if name != "id"} for row in page.rows]
 
     async def attempts(self, correlation_id: str) -> list[dict[str, Any]]:
         """The attempts of one call, in order."""
@@ -127,8 +122,7 @@ class QueryRunner:
 
     async def _fetch(self, sql: str, parameters: Sequence[Any], timeout: float) -> list[Sequence[Any]]:
         fetch = self.connections.driver.fetch
-        query = self._run(lambda raw, result: fetch(raw, sql, result), parameters, timeout)
-        return await self.wait(query, timeout)
+        return await self.wait(self._run(lambda raw: fetch(raw, sql, parameters), timeout), timeout)
 
     async def wait(self, query: Awaitable[T], timeout: float) -> T:
         """Await a query for at most `timeout` seconds; a running call of SQLite can not be cancelled."""
@@ -138,17 +132,13 @@ class QueryRunner:
         except TimeoutError as error:
             raise self._failed(error) from error
 
-    async def _run(self, work: Callable[[Any, Q], Awaitable[T]], query: Q, timeout: float = READ_TIMEOUT) -> T:
+    async def _run(self, work: Work[T], timeout: float = READ_TIMEOUT) -> T:
         connections = self.connections
-
-        async def run(raw: Any) -> T:
-            return await work(raw, query)
-
         deadline = asyncio.get_running_loop().time() + timeout
         for attempt in range(_ATTEMPTS):
             remaining = deadline - asyncio.get_running_loop().time()
             try:
-                return await connections.run(run, timeout=max(remaining, 0.0))
+                return await connections.run(work, timeout=max(remaining, 0.0))
             except Exception as error:
                 if attempt + 1 == _ATTEMPTS or not connections.driver.is_connection_lost(error):
                     raise self._failed(error) from error
@@ -191,8 +181,7 @@ class LedgerQueries(ABC):
 
     async def stats(self, query: StatsQuery) -> list[Group]:
         """The groups of `summary`; one Group with keys () for a query without `group_by`. Raises LedgerError."""
-        reader = self._open_reader()
-        return await self._run_limited(reader, lambda: reader.groups(query))
+        return (await self.summary(query)).groups
 
     async def summary(self, query: StatsQuery) -> Summary:
         """Statistics of each group, and of all rows, from one snapshot of the database. Raises LedgerError.

@@ -21,27 +21,16 @@ def cost(usage: Usage | None, rates: Rates | Provider) -> Decimal | None:
     if rates.input_rate is None or rates.output_rate is None:
         return None
     with localcontext(_EXACT):  # independent of the host's context
-        return _cost(usage, usage.input_tokens, usage.output_tokens, rates, rates.input_rate, rates.output_rate)
+        reasoning = usage.reasoning_tokens or 0
+        output = usage.output_tokens + (reasoning if usage.reasoning_is_additive else 0)
+        total = _share(usage.input_tokens, rates.input_rate, usage.cached_tokens or 0, rates.cached_input_rate)
+        total += _share(output, rates.output_rate, reasoning, rates.reasoning_rate)
+        return total / TOKENS_PER_RATE + (rates.base_fee or 0)
 
 
 def cost_estimate(estimate: Estimate, rates: Rates | Provider) -> Decimal | None:
     """The estimated cost in sats, None where a rate is unknown."""
     return cost(Usage(input_tokens=estimate.input_tokens, output_tokens=estimate.output_tokens), rates)
-
-
-def _cost(
-    usage: Usage,
-    given: int,
-    answered: int,
-    rates: Rates | Provider,
-    input_rate: Decimal | int,
-    output_rate: Decimal | int,
-) -> Decimal:
-    reasoning = usage.reasoning_tokens or 0
-    output = answered + (reasoning if usage.reasoning_is_additive else 0)
-    total = _share(given, input_rate, usage.cached_tokens or 0, rates.cached_input_rate)
-    total += _share(output, output_rate, reasoning, rates.reasoning_rate)
-    return total / TOKENS_PER_RATE + (rates.base_fee or 0)
 
 
 def _share(tokens: int, rate: Decimal | int, special: int, special_rate: Decimal | int | None) -> Decimal | int:

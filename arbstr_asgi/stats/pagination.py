@@ -140,10 +140,6 @@ class Pagination:
         has_more = len(ids) > query.limit and rows
         return Page(rows, total, Cursor(rows[-1][query.sort], rows[-1]["id"]) if has_more else None)
 
-    async def uncounted(self, raw: Any, query: RequestsQuery) -> Page:
-        """The same without `total`."""
-        return await self.page(raw, query, with_total=False)
-
     async def _select_ids(self, raw: Any, query: RequestsQuery, use_sort_index: bool) -> list[int]:
         """The ids of the page, and one more where there is a next page."""
         result: list[int] = []

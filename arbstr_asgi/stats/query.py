@@ -17,6 +17,7 @@ GROUPS = ("model", "provider", "end_user", "tenant", "policy", "hour", "day")
 SORTS = ("timestamp", "cost_sats", "latency_ms")
 TIMES = ("hour", "day")
 SOURCES = ("provider", "provider_partial", "estimated")
+ALL_TIME = (datetime.min.replace(tzinfo=UTC), datetime.max.replace(tzinfo=UTC))
 
 
 _MONEY_LIMIT = Decimal(10) ** 15

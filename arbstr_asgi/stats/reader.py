@@ -1,6 +1,6 @@
 """Reads statistics: from roll-ups what they cover, the rest from rows, in one snapshot of the database."""
 
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from typing import Any
 
 import msgspec
@@ -9,7 +9,7 @@ from arbstr_asgi._utils import in_batches
 from arbstr_asgi.database.drivers.base import Driver
 from arbstr_asgi.stats.live import LiveRows
 from arbstr_asgi.stats.planner import COARSE, DAY, HOUR, RollupState, TimeSplit, clip, only_rows, split_time
-from arbstr_asgi.stats.query import Group, Key, StatsQuery, Summary
+from arbstr_asgi.stats.query import ALL_TIME, Group, Key, StatsQuery, Summary
 from arbstr_asgi.stats.resolved_query import ResolvedQuery
 from arbstr_asgi.stats.rollups.cache import GroupKey, Keys, RollupCache
 from arbstr_asgi.stats.rollups.reader import RollupReader
@@ -31,22 +31,9 @@ class StatsReader:
         self._sql_dialect = sql_dialect
         self._rollups = RollupStatements(sql_dialect)
 
-    async def groups(self, raw: Any, query: StatsQuery) -> list[Group]:
-        """What the query asks for."""
-        resolved = ResolvedQuery.resolve(query)
-        result: dict[GroupKey, Totals] = {}
-        if resolved.since < resolved.until:
-            async with self._driver.reading(raw):
-                state = await self.rollup_state(raw, resolved.since, resolved.until)
-                await self._gather(raw, resolved, state, query.limit, result)
-        return await _groups(query, resolved, result)
-
     async def summary(self, raw: Any, query: StatsQuery) -> Summary:
         """Statistics of each group, and of all rows."""
-        resolved, ungrouped = (
-            ResolvedQuery.resolve(query),
-            ResolvedQuery.resolve(msgspec.structs.replace(query, group_by=())),
-        )
+        resolved = ResolvedQuery.resolve(query)
         result: dict[GroupKey, Totals] = {}
         whole = Totals.empty()
         if resolved.since < resolved.until:
@@ -54,6 +41,7 @@ class StatsReader:
                 state = await self.rollup_state(raw, resolved.since, resolved.until)
                 live = await self._gather(raw, resolved, state, query.limit, result)
                 if query.group_by:
+                    ungrouped = ResolvedQuery.resolve(msgspec.structs.replace(query, group_by=()))
                     whole = await self._whole(raw, ungrouped, state, live)
                 else:
                     whole = result.get(((), 0), whole)
@@ -75,8 +63,8 @@ class StatsReader:
 
     async def names(self, raw: Any, column: str) -> list[str]:
         """The distinct values of a column that is a dimension of roll-ups, sorted."""
-        all_time = datetime.min.replace(tzinfo=UTC), datetime.max.replace(tzinfo=UTC)
-        resolved = ResolvedQuery.resolve(StatsQuery(since=all_time[0], until=all_time[1], group_by=(column,)))
+        since, until = ALL_TIME
+        resolved = ResolvedQuery.resolve(StatsQuery(since=since, until=until, group_by=(column,)))
         async with self._driver.reading(raw):
             split = await self.split(raw, resolved)
             result = set(await self.row_counts(raw, resolved, split))

@@ -1,5 +1,6 @@
 """Serialises statistics and requests as JSON, CSV and JSON Lines; money is in sats and exact."""
 
+import csv
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, date, datetime
 from decimal import Context, Decimal
@@ -8,13 +9,20 @@ from typing import Any, NamedTuple
 import msgspec
 
 from arbstr_asgi.stats.params import ListQuery, format_timestamp
-from arbstr_asgi.stats.query import SOURCES, Group, Key, Page, Percentiles, Stats, StatsQuery
+from arbstr_asgi.stats.query import Group, Key, Page, Percentiles, Stats, StatsQuery
+from arbstr_asgi.stats.totals import Totals
 
 EMPTY_MESSAGE = "No requests found in the specified time range"
 _FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n")  # a cell that begins with one is a formula for spreadsheets
 
 
 _EXACT = Context(prec=200)
+_json = msgspec.json.Encoder(decimal_format="number")
+
+
+def to_json(value: Mapping[str, Any]) -> bytes:
+    """As JSON, with exact amounts as numbers."""
+    return _json.encode(value)
 
 
 def record(row: Mapping[str, Any]) -> dict[str, Any]:
@@ -38,21 +46,7 @@ def plain(amount: Decimal) -> Decimal:
 
 Json = dict[str, Any]
 
-NO_FIGURES = Stats(
-    total=0,
-    success=0,
-    error=0,
-    streaming=0,
-    input_tokens=0,
-    output_tokens=0,
-    tokens=dict.fromkeys(SOURCES, (0, 0)),
-    cost_sats=Decimal(0),
-    priced=0,
-    savings_sats=Decimal(0),
-    latency_ms=Percentiles(),
-    ttft_ms=Percentiles(),
-    stream_duration_ms=Percentiles(),
-)
+NO_FIGURES = Totals.empty().figures()
 
 
 def stats(query: StatsQuery, whole: Stats, groups: Sequence[Group] = (), models: Iterable[str] = ()) -> Json:
@@ -166,11 +160,6 @@ def _key(key: Key) -> str | None:
     return key.isoformat() if isinstance(key, date) else key
 
 
-_SPECIAL = frozenset(',"\r\n')
-
-_json = msgspec.json.Encoder(decimal_format="number")
-
-
 class RowFormat(NamedTuple):
     """A file format for rows: media type, file suffix, header, and the encoder of a row."""
 
@@ -187,25 +176,30 @@ def row_format(format_: str, columns: Iterable[str]) -> RowFormat:
         return RowFormat(
             "text/csv; charset=utf-8", "csv", csv_line(names), lambda row: csv_line([row[n] for n in names])
         )
-    return RowFormat("application/x-ndjson", "jsonl", b"", lambda row: _json.encode(record(row)) + b"\n")
+    return RowFormat("application/x-ndjson", "jsonl", b"", lambda row: to_json(record(row)) + b"\n")
 
 
 def csv_line(values: Iterable[Any]) -> bytes:
     """One CSV record (RFC 4180); NULL is empty, text that a spreadsheet would run as a formula gets a leading `'`."""
-    return (",".join(map(_cell, values)) + "\r\n").encode("utf-8", "replace")
+    line: str = csv.writer(_Echo()).writerow(map(_cell, values))
+    return line.encode("utf-8", "replace")
 
 
-def _cell(value: Any) -> str:
+class _Echo:
+    """Makes `writerow` return the line."""
+
+    def write(self, line: str) -> str:
+        return line
+
+
+def _cell(value: Any) -> Any:
     match value:
-        case None:
-            return ""
         case bool():
             return "true" if value else "false"
         case Decimal():
             return f"{value:f}"
         case datetime():
             return value.isoformat(timespec="milliseconds").replace("+00:00", "Z")
-        case str():
-            safe = f"'{value}" if value.startswith(_FORMULA) else value
-            return '"' + safe.replace('"', '""') + '"' if not _SPECIAL.isdisjoint(safe) else safe
-    return str(value)
+        case str() if value.startswith(_FORMULA):
+            return f"'{value}"
+    return value

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Sequence
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Any, Literal, Protocol
 
 import msgspec
@@ -11,10 +11,8 @@ from arbstr_asgi.config.provider import Provider
 from arbstr_asgi.errors import RequestError
 from arbstr_asgi.stats import serialize
 from arbstr_asgi.stats.params import ListQuery, Pairs, is_id, stats_query
-from arbstr_asgi.stats.query import Filters, Page, RequestsQuery, StatsQuery, Summary
+from arbstr_asgi.stats.query import ALL_TIME, Filters, Page, RequestsQuery, StatsQuery, Summary
 from arbstr_asgi.stats.serialize import Json
-
-_ALL_TIME = (datetime.min.replace(tzinfo=UTC), datetime.max.replace(tzinfo=UTC))
 
 
 class StatsStore(Protocol):
@@ -78,7 +76,7 @@ class StatsService:
 
     async def detail(self, correlation_id: str) -> Json:
         """One request and its attempts."""
-        since, until = _ALL_TIME
+        since, until = ALL_TIME
         rows: list[dict[str, Any]] = []
         if is_id(correlation_id):
             filters = Filters(correlation_id=correlation_id, end_user=self._end_user)

@@ -10,7 +10,8 @@ import pytest
 from arbstr_asgi.errors import LedgerError
 from arbstr_asgi.ledger import queries
 from arbstr_asgi.ledger.queries import QueryRunner
-from arbstr_asgi.stats.query import Group, StatsQuery
+from arbstr_asgi.stats.query import StatsQuery, Summary
+from arbstr_asgi.stats.totals import Totals
 from tests.integration.stats.test_rollups_maintenance import ALL
 from tests.support.databases import dialect_of
 from tests.support.ledger_bench import Bench, bench
@@ -58,13 +59,13 @@ def test_a_turn_ends_with_the_work(bench: Bench, monkeypatch: pytest.MonkeyPatch
         done = asyncio.Event()
         running = 0
 
-        async def groups(self: QueryRunner, query: StatsQuery) -> list[Group]:
+        async def summary(self: QueryRunner, query: StatsQuery) -> Summary:
             nonlocal running
             running += 1
             await done.wait()
-            return []
+            return Summary(Totals.empty().figures(), [])
 
-        monkeypatch.setattr(QueryRunner, "groups", groups)
+        monkeypatch.setattr(QueryRunner, "summary", summary)
         for _ in range(queries.MAX_CONCURRENT_QUERIES):
             asking = asyncio.create_task(bench.ledger.stats(ALL))
             await asyncio.sleep(0.01)
@@ -99,13 +100,13 @@ def asked(bench: Bench, error: Exception) -> int:
     async def scenario() -> int:
         count = 0
 
-        async def work(raw: Any, query: None) -> None:
+        async def work(raw: Any) -> None:
             nonlocal count
             count += 1
             raise error
 
         with pytest.raises(LedgerError):
-            await bench.ledger._open_reader()._run(work, None)
+            await bench.ledger._open_reader()._run(work)
         return count
 
     found: int = bench.run(scenario())

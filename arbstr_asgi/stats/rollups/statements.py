@@ -3,7 +3,7 @@
 from collections.abc import Collection, Sequence
 
 from arbstr_asgi.database.columns import ROLLUP_COLUMNS
-from arbstr_asgi.database.statements import placeholders, quoted
+from arbstr_asgi.database.statements import placeholders
 from arbstr_asgi.database.values import Row
 from arbstr_asgi.stats.aggregates import Cell
 from arbstr_asgi.stats.planner import GROUPINGS, Span
@@ -20,9 +20,8 @@ class RollupStatements:
     def __init__(self, sql_dialect: SqlDialect) -> None:
         self._sql_dialect = sql_dialect
         self._table = sql_dialect.rollups
-        self._dirty = quoted(sql_dialect.dialect, sql_dialect.tables.dirty_hours)
         param = placeholders(sql_dialect.dialect)
-        table, dirty = self._table, self._dirty
+        table, dirty = self._table, sql_dialect.dirty_hours
         state = f"WHERE period = 'state' AND dimensions = {param(0)}"
         self.state = f"SELECT total FROM {table} {state}"  # noqa: S608
         # total, name, total

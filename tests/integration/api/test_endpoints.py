@@ -25,9 +25,10 @@ from arbstr_asgi import (
     Server,
     Token,
 )
-from arbstr_asgi.api.providers import provider_listing, to_json
+from arbstr_asgi.api.providers import provider_listing
 from arbstr_asgi.cli.server import serving
 from arbstr_asgi.config.settings import Limits
+from arbstr_asgi.stats.serialize import to_json
 from tests.support.asgi_client import JSON_TYPE, PLAIN_REQUEST, Call, Provided, call, good, host, rows, running
 from tests.support.raw_http_client import Wire, ask
 

@@ -23,10 +23,11 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from arbstr_asgi import Config, Provider, __version__
-from arbstr_asgi.api.providers import provider_listing, to_json
+from arbstr_asgi.api.providers import provider_listing
 from arbstr_asgi.cli.main import STANDALONE, main
 from arbstr_asgi.cli.mock.directives import CHEAP, EXPENSIVE, MEANINGS
 from arbstr_asgi.cli.mock.provider import MockProvider
+from arbstr_asgi.stats.serialize import to_json
 
 SECONDS = 30.0
 COMMANDS = ["check", "demo", "forget", "migrate", "providers", "prune", "rollups", "serve", "stats", "tail"]

@@ -293,7 +293,7 @@ def test_values_arrive_as_they_are(database_url: str, mode: str) -> None:
             if driver.dialect == "mysql":
                 await driver.execute(raw, "SET SESSION sql_mode = %s", (f"STRICT_ALL_TABLES,{mode}".strip(","),))
             await driver.write(raw, upsert_operations(driver, sql, [record]))
-            ((row),) = await driver.fetch(raw, sql.of_call, ("call", 1))
+            ((_, *row),) = await driver.fetch(raw, sql.oldest, (1,))
             assert values.read_row(row) == record.row
             ((tried),) = await driver.fetch(raw, sql.select_attempts(1), ("call",))
             assert values.read_row(tried, ATTEMPT_COLUMNS) == record.attempts[0]

@@ -203,7 +203,7 @@ def test_statements_hold_no_values(dialect: str) -> None:
     sql = statements(dialect, "my_")
     mark = {"sqlite": "?", "postgresql": "$", "mysql": "%s"}[dialect]
     assert sql.upsert.count(mark) == len(COLUMNS)
-    assert (sql.table, sql.version_table) == ("my_requests", "my_arbstr_version")
+    assert (sql.names.requests, sql.names.version) == ("my_requests", "my_arbstr_version")
     if dialect == "mysql":
         assert sql.upsert.rindex("end_reason") < sql.upsert.rindex("GREATEST")
 

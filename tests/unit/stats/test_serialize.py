@@ -12,7 +12,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from arbstr_asgi.api.providers import to_json
 from arbstr_asgi.cli.output import (
     MAX_BUCKETS,
     TimeBuckets,
@@ -28,7 +27,7 @@ from arbstr_asgi.cli.tail import SeenRequests
 from arbstr_asgi.stats import serialize
 from arbstr_asgi.stats.params import list_query, stats_query
 from arbstr_asgi.stats.query import Cursor, Group, Page, Percentiles, Stats
-from arbstr_asgi.stats.serialize import NO_FIGURES, csv_line, plain, row_format
+from arbstr_asgi.stats.serialize import NO_FIGURES, csv_line, plain, row_format, to_json
 
 NOW = datetime(2026, 11, 22, 10, 0, 0, 500_000, tzinfo=UTC)
 SOME = Stats(
