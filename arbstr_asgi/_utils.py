@@ -7,6 +7,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from typing import TypeVar
 
+T = TypeVar("T")
 ROWS_PER_BATCH = 200  # rows
 
 
@@ -37,9 +38,6 @@ class Throttle:
             return False
         self._until = self._now() + self._seconds
         return True
-
-
-T = TypeVar("T")
 
 
 async def in_batches(rows: Sequence[T], size: int = ROWS_PER_BATCH) -> AsyncIterator[Sequence[T]]:

@@ -22,6 +22,51 @@ from arbstr_asgi.stats.service import StatsService
 
 logger = logging.getLogger("arbstr_asgi")
 _CHUNK_BYTES = 16 * 1024  # bytes
+_NAMES = ("id", *(column.name for column in COLUMNS))
+
+
+async def stats(gateway: Gateway, request: Request, caller: Caller) -> bytes:
+    """GET /v1/stats."""
+    with _ledger_errors():
+        service = await _service(gateway, caller)
+        result = await service.stats(request.query_params.multi_items(), datetime.now(UTC))
+        return await asyncio.to_thread(to_json, result)
+
+
+async def requests(gateway: Gateway, request: Request, caller: Caller) -> bytes | ASGIApp:
+    """GET /v1/requests; with `format`, a file."""
+    listing = list_query(request.query_params.multi_items(), datetime.now(UTC))
+    with _ledger_errors():
+        service = await _service(gateway, caller)
+        if listing.format == "json":
+            return to_json(await service.requests(listing))
+        query = msgspec.structs.replace(listing.query, filters=await service.allowed(listing.query.filters))
+        return await Export(row_format(listing.format, _NAMES), gateway.ledger.export(query)).begin()
+
+
+async def detail(gateway: Gateway, request: Request, caller: Caller) -> bytes:
+    """GET /v1/requests/{correlation_id}."""
+    QueryParams(request.query_params.multi_items(), ())
+    with _ledger_errors():
+        service = await _service(gateway, caller)
+        return to_json(await service.detail(request.path_params["correlation_id"]))
+
+
+async def _service(gateway: Gateway, caller: Caller) -> StatsService:
+    await gateway.ready()
+    return StatsService(gateway.ledger, gateway.config.providers, None if caller.operator else caller.end_user)
+
+
+@contextmanager
+def _ledger_errors() -> Iterator[None]:
+    """Log a LedgerError, and raise a ServerError without its details instead."""
+    try:
+        yield
+    except LedgerError as error:
+        logger.warning("a question to the ledger was not answered: %s", error)
+        raise ServerError(
+            "The usage ledger can't answer at this moment. Please retry.", code="ledger_unavailable", retry_after=5
+        ) from None
 
 
 class Export:
@@ -85,50 +130,3 @@ async def _chunks(row_format_: RowFormat, rows: AsyncIterator[Mapping[str, Any]]
             await rows.aclose()
     if chunk:
         yield bytes(chunk)
-
-
-_NAMES = ("id", *(column.name for column in COLUMNS))
-
-
-async def stats(gateway: Gateway, request: Request, caller: Caller) -> bytes:
-    """GET /v1/stats."""
-    with _ledger_errors():
-        service = await _service(gateway, caller)
-        result = await service.stats(request.query_params.multi_items(), datetime.now(UTC))
-        return await asyncio.to_thread(to_json, result)
-
-
-async def requests(gateway: Gateway, request: Request, caller: Caller) -> bytes | ASGIApp:
-    """GET /v1/requests; with `format`, a file."""
-    listing = list_query(request.query_params.multi_items(), datetime.now(UTC))
-    with _ledger_errors():
-        service = await _service(gateway, caller)
-        if listing.format == "json":
-            return to_json(await service.requests(listing))
-        query = msgspec.structs.replace(listing.query, filters=await service.allowed(listing.query.filters))
-        return await Export(row_format(listing.format, _NAMES), gateway.ledger.export(query)).begin()
-
-
-async def detail(gateway: Gateway, request: Request, caller: Caller) -> bytes:
-    """GET /v1/requests/{correlation_id}."""
-    QueryParams(request.query_params.multi_items(), ())
-    with _ledger_errors():
-        service = await _service(gateway, caller)
-        return to_json(await service.detail(request.path_params["correlation_id"]))
-
-
-async def _service(gateway: Gateway, caller: Caller) -> StatsService:
-    await gateway.ready()
-    return StatsService(gateway.ledger, gateway.config.providers, None if caller.operator else caller.end_user)
-
-
-@contextmanager
-def _ledger_errors() -> Iterator[None]:
-    """Log a LedgerError, and raise a ServerError without its details instead."""
-    try:
-        yield
-    except LedgerError as error:
-        logger.warning("a question to the ledger was not answered: %s", error)
-        raise ServerError(
-            "The usage ledger can't answer at this moment. Please retry.", code="ledger_unavailable", retry_after=5
-        ) from None

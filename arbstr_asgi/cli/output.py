@@ -8,50 +8,24 @@ from typing import Any, NamedTuple
 
 from arbstr_asgi.stats.timezones import zone_of
 
+Keys = tuple[Any, ...]
+Json = Mapping[str, Any]
 MAX_BUCKETS = 60
+_MAX_HOURLY = timedelta(days=3)  # longer ranges are shown by day
 _BLOCKS = "▁▂▃▄▅▆▇█"
 _USAGE_COLUMNS = ("input tokens", "output tokens", "cost (sats)", "saved (sats)", "unpriced")
 _PERCENTILE_COLUMNS = ("p50 (ms)", "p95 (ms)", "p99 (ms)")
 _SPARKLINE_COLUMNS = ("requests over time", "sats over time")
-
-
-def escape_terminal(value: object) -> str:
-    """One line of text with all control, formatting and bidi characters escaped."""
-    text = value if isinstance(value, str) else str(value)
-    if text.isprintable():
-        return text
-    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
-
-
-def escape_terminal_json(text: str) -> str:
-    """Equivalent JSON with those characters escaped."""
-    return "".join(c if c.isprintable() or c == "\n" else json.dumps(c)[1:-1] for c in text)
-
-
-def table(rows: Sequence[Mapping[str, Any]], columns: Sequence[str], right: Collection[str] = ()) -> str:
-    """Rows as an aligned text table; the columns in `right` are right-aligned."""
-    cells = [list(columns), *([_cell_text(row[name]) for name in columns] for row in rows)]
-    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    lines = ["  ".join(_aligned(row, widths, [name in right for name in columns])).rstrip() for row in cells]
-    return "\n".join([lines[0], "  ".join("-" * width for width in widths), *lines[1:]])
-
-
-def _aligned(row: Sequence[str], widths: Sequence[int], right: Sequence[bool]) -> list[str]:
-    return [
-        cell.rjust(width) if at_right else cell.ljust(width)
-        for cell, width, at_right in zip(row, widths, right, strict=True)
-    ]
-
-
-def _cell_text(value: object) -> str:
-    if isinstance(value, Decimal):
-        return f"{value.normalize():f}"
-    return "-" if value is None else escape_terminal(value)
-
-
-_MAX_HOURLY = timedelta(days=3)  # longer ranges are shown by day
-
-Keys = tuple[Any, ...]
+_COLUMNS = ("requests", "errors", *_USAGE_COLUMNS, *_PERCENTILE_COLUMNS)
+_TOTAL_COLUMNS = (
+    "requests",
+    "errors",
+    "in flight",
+    *_USAGE_COLUMNS,
+    "average (ms)",
+    *_PERCENTILE_COLUMNS,
+    "first token p50 (ms)",
+)
 
 
 class TimeBuckets(NamedTuple):
@@ -105,28 +79,6 @@ def _days(since: datetime, until: datetime, zone: str) -> Iterable[str]:
     return (date.fromordinal(number).isoformat() for number in range(first, last + 1))
 
 
-def sparkline(values: Sequence[float]) -> str:
-    """A block character for each value, scaled to the maximum; a space for 0."""
-    highest = max(values, default=0.0)
-    if not highest > 0:
-        return " " * len(values)
-    return "".join(" " if value <= 0 else _BLOCKS[int(value / highest * 7.999)] for value in values)
-
-
-Json = Mapping[str, Any]
-
-_COLUMNS = ("requests", "errors", *_USAGE_COLUMNS, *_PERCENTILE_COLUMNS)
-_TOTAL_COLUMNS = (
-    "requests",
-    "errors",
-    "in flight",
-    *_USAGE_COLUMNS,
-    "average (ms)",
-    *_PERCENTILE_COLUMNS,
-    "first token p50 (ms)",
-)
-
-
 def stats_text(answer: Json, buckets: TimeBuckets | None = None, over_time: Sequence[Json] = ()) -> str:
     """The statistics as tables; `over_time` are the same groups by time, for sparklines."""
     names = tuple(answer.get("group_by", ()))
@@ -166,27 +118,6 @@ def groups_of(answer: Json) -> list[Json]:
     return list(answer.get("groups", ()))
 
 
-def request_line(request: Json) -> str:
-    """One request on one line."""
-    tokens, timing = request["tokens"], request["timing"]
-    error = request.get("error") or {}
-    status = error.get("status") or ("200" if request["success"] else "-")
-    cells = [
-        (request["timestamp"], 24),
-        (status, 3),
-        (request["end_reason"], 19),
-        (request.get("provider"), 12),
-        (request["model"], 24),
-        (request.get("end_user"), 12),
-        (f"{_display(tokens['input'])} in", 9),
-        (f"{_display(tokens['output'])} out", 9),
-        (f"{_display(request['cost']['sats'])} sats", 16),
-        (f"{_display(timing['latency_ms'])} ms", 9),
-    ]
-    line = "  ".join(_display(value).ljust(width) for value, width in cells)
-    return f"{line}  {escape_terminal(error['message'])}" if error.get("message") else line.rstrip()
-
-
 def _figures(found: Json) -> dict[str, Any]:
     counts, costs, latency = found["counts"], found["costs"], found["latency_ms"]
     return {
@@ -202,6 +133,10 @@ def _figures(found: Json) -> dict[str, Any]:
         **{f"{name} (ms)": _rounded(latency[name]) for name in ("p50", "p95", "p99")},
         "first token p50 (ms)": _rounded(found["ttft_ms"]["p50"]),
     }
+
+
+def _rounded(milliseconds: Any) -> Any:
+    return None if milliseconds is None else round(milliseconds)
 
 
 def _sources(found: Json) -> str:
@@ -221,11 +156,64 @@ def _sparklines(line: Iterable[Iterable[Json]]) -> tuple[str, str]:
     return sparkline(counts), sparkline(sats)
 
 
-def _rounded(milliseconds: Any) -> Any:
-    return None if milliseconds is None else round(milliseconds)
+def sparkline(values: Sequence[float]) -> str:
+    """A block character for each value, scaled to the maximum; a space for 0."""
+    highest = max(values, default=0.0)
+    if not highest > 0:
+        return " " * len(values)
+    return "".join(" " if value <= 0 else _BLOCKS[int(value / highest * 7.999)] for value in values)
 
 
-def _display(value: object) -> str:
+def request_line(request: Json) -> str:
+    """One request on one line."""
+    tokens, timing = request["tokens"], request["timing"]
+    error = request.get("error") or {}
+    status = error.get("status") or ("200" if request["success"] else "-")
+    cells = [
+        (request["timestamp"], 24),
+        (status, 3),
+        (request["end_reason"], 19),
+        (request.get("provider"), 12),
+        (request["model"], 24),
+        (request.get("end_user"), 12),
+        (f"{_cell_text(tokens['input'])} in", 9),
+        (f"{_cell_text(tokens['output'])} out", 9),
+        (f"{_cell_text(request['cost']['sats'])} sats", 16),
+        (f"{_cell_text(timing['latency_ms'])} ms", 9),
+    ]
+    line = "  ".join(_cell_text(value).ljust(width) for value, width in cells)
+    return f"{line}  {escape_terminal(error['message'])}" if error.get("message") else line.rstrip()
+
+
+def table(rows: Sequence[Mapping[str, Any]], columns: Sequence[str], right: Collection[str] = ()) -> str:
+    """Rows as an aligned text table; the columns in `right` are right-aligned."""
+    cells = [list(columns), *([_cell_text(row[name]) for name in columns] for row in rows)]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    lines = ["  ".join(_aligned(row, widths, [name in right for name in columns])).rstrip() for row in cells]
+    return "\n".join([lines[0], "  ".join("-" * width for width in widths), *lines[1:]])
+
+
+def _aligned(row: Sequence[str], widths: Sequence[int], right: Sequence[bool]) -> list[str]:
+    return [
+        cell.rjust(width) if at_right else cell.ljust(width)
+        for cell, width, at_right in zip(row, widths, right, strict=True)
+    ]
+
+
+def _cell_text(value: object) -> str:
     if isinstance(value, Decimal):
-        return f"{value:f}"
+        return f"{value.normalize():f}"
     return "-" if value is None else escape_terminal(value)
+
+
+def escape_terminal(value: object) -> str:
+    """One line of text with all control, formatting and bidi characters escaped."""
+    text = value if isinstance(value, str) else str(value)
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+
+
+def escape_terminal_json(text: str) -> str:
+    """Equivalent JSON with those characters escaped."""
+    return "".join(c if c.isprintable() or c == "\n" else json.dumps(c)[1:-1] for c in text)

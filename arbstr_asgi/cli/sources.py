@@ -20,12 +20,58 @@ from arbstr_asgi.stats.params import list_query
 from arbstr_asgi.stats.serialize import to_json
 from arbstr_asgi.stats.service import StatsService
 
-_MAX_ANSWER_BYTES = 64 * 1024 * 1024
-
-
 Pairs = Sequence[tuple[str, str]]
-
+STATS, REQUESTS = "/v1/stats", "/v1/requests"
+_MAX_ANSWER_BYTES = 64 * 1024 * 1024
 _TIMEOUT = httpx.Timeout(60.0, connect=10.0)
+_decoder = msgspec.json.Decoder(float_hook=Decimal)
+
+
+class Source(Protocol):
+    """Returns the JSON of the endpoints of the ledger."""
+
+    async def get(self, path: str, pairs: Pairs) -> dict[str, Any]:
+        """The response to a GET. Raises LedgerError or RequestError."""
+        ...
+
+
+@asynccontextmanager
+async def open_source(path: Path, url: str | None, token_file: Path | None) -> AsyncIterator[Source]:
+    """The server at `url`, else the database of the config at `path`. Raises ConfigError or LedgerError."""
+    if url is not None:
+        async with RemoteSource(url, _token(token_file)) as remote:
+            yield remote
+        return
+    config = Config.load(path)
+    async with open_reader(config.database.resolved_url, table_prefix=config.database.table_prefix) as ledger:
+        yield LocalSource(StatsService(ledger, config.providers))
+
+
+def _token(file: Path | None) -> str | None:
+    if file is None:
+        return os.environ.get("ARBSTR_TOKEN") or None
+    try:
+        return file.read_text("utf-8").strip()
+    except (OSError, UnicodeError) as error:
+        text = error.strerror if isinstance(error, OSError) else "not text"
+        raise ConfigError(f"--token-file: {file}: {text}") from None
+
+
+class LocalSource:
+    """The responses of the endpoints, computed from a ledger in this process."""
+
+    def __init__(self, service: StatsService) -> None:
+        self._service = service
+
+    async def get(self, path: str, pairs: Pairs) -> dict[str, Any]:
+        """The response, in JSON types. Raises LedgerError or RequestError."""
+        now = datetime.now(UTC)
+        if path == STATS:
+            answer = await self._service.stats(pairs, now)
+        else:
+            answer = await self._service.requests(list_query(pairs, now))
+        decoded: dict[str, Any] = _decoder.decode(to_json(answer))
+        return decoded
 
 
 class RemoteSource:
@@ -90,55 +136,3 @@ def _decode(body: bytes) -> Any:
         return _decoder.decode(body)
     except (msgspec.DecodeError, RecursionError, ValueError, ArithmeticError):
         return None
-
-
-STATS, REQUESTS = "/v1/stats", "/v1/requests"
-
-_decoder = msgspec.json.Decoder(float_hook=Decimal)
-
-
-class Source(Protocol):
-    """Returns the JSON of the endpoints of the ledger."""
-
-    async def get(self, path: str, pairs: Pairs) -> dict[str, Any]:
-        """The response to a GET. Raises LedgerError or RequestError."""
-        ...
-
-
-@asynccontextmanager
-async def open_source(path: Path, url: str | None, token_file: Path | None) -> AsyncIterator[Source]:
-    """The server at `url`, else the database of the config at `path`. Raises ConfigError or LedgerError."""
-    if url is not None:
-        async with RemoteSource(url, _token(token_file)) as remote:
-            yield remote
-        return
-    config = Config.load(path)
-    async with open_reader(config.database.resolved_url, table_prefix=config.database.table_prefix) as ledger:
-        yield LocalSource(StatsService(ledger, config.providers))
-
-
-class LocalSource:
-    """The responses of the endpoints, computed from a ledger in this process."""
-
-    def __init__(self, service: StatsService) -> None:
-        self._service = service
-
-    async def get(self, path: str, pairs: Pairs) -> dict[str, Any]:
-        """The response, in JSON types. Raises LedgerError or RequestError."""
-        now = datetime.now(UTC)
-        if path == STATS:
-            answer = await self._service.stats(pairs, now)
-        else:
-            answer = await self._service.requests(list_query(pairs, now))
-        decoded: dict[str, Any] = _decoder.decode(to_json(answer))
-        return decoded
-
-
-def _token(file: Path | None) -> str | None:
-    if file is None:
-        return os.environ.get("ARBSTR_TOKEN") or None
-    try:
-        return file.read_text("utf-8").strip()
-    except (OSError, UnicodeError) as error:
-        text = error.strerror if isinstance(error, OSError) else "not text"
-        raise ConfigError(f"--token-file: {file}: {text}") from None

@@ -8,28 +8,9 @@ from arbstr_asgi.cli.sources import REQUESTS, Pairs, Source
 from arbstr_asgi.stats.params import format_timestamp
 
 IN_FLIGHT = "in_flight"
+WINDOW = timedelta(minutes=10)  # after a request's arrival
 _FULL_SCAN_EVERY = 5  # polls
 _MAX_PAGES = 10
-
-
-class SeenRequests:
-    """The ids of finished requests that were shown already."""
-
-    def __init__(self) -> None:
-        self._seen: dict[str, str] = {}  # arrival by id
-
-    def new(self, page: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
-        """The finished requests of a page that were not seen before."""
-        new = [row for row in page if row["end_reason"] != IN_FLIGHT and row["correlation_id"] not in self._seen]
-        self._seen |= {row["correlation_id"]: str(row["timestamp"]) for row in new}
-        return new
-
-    def forget(self, before: str) -> None:
-        """Drop requests that arrived before this timestamp (as responses format it, without its zone)."""
-        self._seen = {name: timestamp for name, timestamp in self._seen.items() if timestamp >= before}
-
-
-WINDOW = timedelta(minutes=10)  # after a request's arrival
 
 
 class TailPoller:
@@ -59,3 +40,20 @@ class TailPoller:
         self._seen_requests.forget(format_timestamp(since - WINDOW))
         self._polls += 1
         return sorted(finished, key=lambda row: str(row["timestamp"]))
+
+
+class SeenRequests:
+    """The ids of finished requests that were shown already."""
+
+    def __init__(self) -> None:
+        self._seen: dict[str, str] = {}  # arrival by id
+
+    def new(self, page: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+        """The finished requests of a page that were not seen before."""
+        new = [row for row in page if row["end_reason"] != IN_FLIGHT and row["correlation_id"] not in self._seen]
+        self._seen |= {row["correlation_id"]: str(row["timestamp"]) for row in new}
+        return new
+
+    def forget(self, before: str) -> None:
+        """Drop requests that arrived before this timestamp (as responses format it, without its zone)."""
+        self._seen = {name: timestamp for name, timestamp in self._seen.items() if timestamp >= before}

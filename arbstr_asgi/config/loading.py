@@ -12,7 +12,11 @@ import msgspec
 
 from arbstr_asgi.errors import ConfigError
 
+_VARIABLE = re.compile(r"\$\{([^}]*)\}")
 _ANY_KEY = "[...]"
+_STEP = re.compile(r"\.([^.\[]+)|\[(\d+)\]")
+# What our own checks begin with: the rest of the path, as in "headers.X-Team: …".
+_INNER = re.compile(r"[a-z0-9_]+(\[\d+\])?(\.[^:\s]+)*")
 
 
 def read_toml(path: str | os.PathLike[str]) -> dict[str, Any]:
@@ -23,14 +27,6 @@ def read_toml(path: str | os.PathLike[str]) -> dict[str, Any]:
         raise ConfigError(f"{path}: {error.strerror or 'cannot be read'}") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: not valid TOML: {error}") from None
-
-
-_VARIABLE = re.compile(r"\$\{([^}]*)\}")
-
-
-def variable_names(text: str) -> list[str]:
-    """The variables in `text`, in order."""
-    return _VARIABLE.findall(text)
 
 
 def expanded(value: Any, environ: Mapping[str, str], path: str = "") -> Any:
@@ -53,9 +49,9 @@ def expanded(value: Any, environ: Mapping[str, str], path: str = "") -> Any:
     return _VARIABLE.sub(look_up, value)
 
 
-_STEP = re.compile(r"\.([^.\[]+)|\[(\d+)\]")
-# What our own checks begin with: the rest of the path, as in "headers.X-Team: …".
-_INNER = re.compile(r"[a-z0-9_]+(\[\d+\])?(\.[^:\s]+)*")
+def variable_names(text: str) -> list[str]:
+    """The variables in `text`, in order."""
+    return _VARIABLE.findall(text)
 
 
 def error_with_path(

@@ -15,9 +15,8 @@ from arbstr_asgi.config.validation import rate
 from arbstr_asgi.errors import ConfigError
 
 RATES = ("input_rate", "output_rate", "base_fee", "cached_input_rate", "reasoning_rate")
-
-
 _EXACT = Context(prec=MAX_PREC, Emax=MAX_EMAX, Emin=MIN_EMIN)
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9 _.-]{0,63}")
 
 
 def in_usd(name: str) -> str:
@@ -72,9 +71,6 @@ class Rates(Charges, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
     Sats per 1,000,000 tokens; `base_fee` is sats per request. With the suffix `_usd` in USD, at `Config.sats_per_usd`.
     """
-
-
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9 _.-]{0,63}")
 
 
 class Drain(ConfigSection, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -15,9 +15,12 @@ from arbstr_asgi.database.columns import ATTEMPT_COLUMNS, COLUMNS, Column, Colum
 from arbstr_asgi.database.records import AttemptEntry, LedgerEntry
 
 Row = tuple[Any, ...]
-
 _MIN_INTEGER, _MAX_INTEGER = -(2**63), 2**63 - 1
 _WITHIN_A_MILLISECOND = [timedelta(microseconds=number) for number in range(1000)]
+_NANO = Decimal("1e-9")
+_ZERO = Decimal("0.000000000")
+# A context of our own, since the host may change the thread's. More digits than NUMERIC(24, 9) has are refused.
+_MONEY = Context(prec=24, rounding=ROUND_HALF_EVEN, traps=[InvalidOperation])
 
 
 class Record(NamedTuple):
@@ -30,12 +33,6 @@ class Record(NamedTuple):
     def correlation_id(self) -> str:
         """The call's id."""
         return str(self.row[0])
-
-
-_NANO = Decimal("1e-9")
-_ZERO = Decimal("0.000000000")
-# A context of our own, since the host may change the thread's. More digits than NUMERIC(24, 9) has are refused.
-_MONEY = Context(prec=24, rounding=ROUND_HALF_EVEN, traps=[InvalidOperation])
 
 
 def identifier(value: Any, length: int = 36) -> str:
@@ -146,6 +143,12 @@ _facts = attrgetter(*(column.name for column in COLUMNS))
 _facts_of_attempt = attrgetter(*(column.name for column in ATTEMPT_COLUMNS[1:]))
 
 
+def record(entry: LedgerEntry) -> Record:
+    """The row of an entry and those of its attempts."""
+    row = normalise(entry)
+    return Record(row, tuple([normalise_attempt(row[0], attempt) for attempt in entry.tries]))
+
+
 def normalise(entry: LedgerEntry) -> Row:
     """The normalised row of an entry, in the order of `COLUMNS`."""
     return tuple([convert(value) for convert, value in zip(_CONVERTERS, _facts(entry), strict=True)])
@@ -155,12 +158,6 @@ def normalise_attempt(correlation_id: str, attempt: AttemptEntry) -> Row:
     """The row of an attempt, in the order of `ATTEMPT_COLUMNS`."""
     converted = [convert(value) for convert, value in zip(_OF_ATTEMPTS, _facts_of_attempt(attempt), strict=True)]
     return (correlation_id, *converted)
-
-
-def record(entry: LedgerEntry) -> Record:
-    """The row of an entry and those of its attempts."""
-    row = normalise(entry)
-    return Record(row, tuple([normalise_attempt(row[0], attempt) for attempt in entry.tries]))
 
 
 def salvage(entry: LedgerEntry, now: datetime) -> Row:

@@ -19,44 +19,18 @@ from arbstr_asgi.ledger.status import LossCounters
 from arbstr_asgi.stats.rollups.dirty_hours import DirtyHours, HourMark
 
 logger = logging.getLogger("arbstr_asgi.ledger")
+Operation = Record | UsageUpdate | FlushMarker
+MAX_SPILLED_IN_MEMORY = 5000  # operations whose rows are on disk too
 MAX_DEGRADE_LEVEL = 2
 _REFUSED = "(refused)"
-MAX_SPILLED_IN_MEMORY = 5000  # operations whose rows are on disk too
-
-
 _COLUMN_NAMES = tuple(column.name for column in COLUMNS)
 _MINIMAL_COLUMNS = {
-    "correlation_id",
-    "timestamp",
-    "streaming",
-    "success",
-    "end_reason",
-    "attempts",
-    "worker_id",
-    "revision",
+    *("correlation_id", "timestamp", "streaming", "success", "end_reason", "attempts", "worker_id", "revision"),
 }
 _DEGRADED_COLUMNS = _MINIMAL_COLUMNS | {
     *("model", "provider", "policy", "end_user", "tenant"),
     *("latency_ms", "ttft_ms", "stream_duration_ms", "error_status", "disconnect"),
 }
-
-
-def degraded_record(record: Record, level: int, reason: str) -> Record:
-    """A copy of a refused record with fewer columns, and `degraded: reason` as its error message.
-
-    Level 1 keeps identity, model, timing and the attempts; level 2 keeps no text that a client or a provider has sent.
-    """
-    kept_columns = _DEGRADED_COLUMNS if level == 1 else _MINIMAL_COLUMNS
-    values_by_column = {
-        name: value if name in kept_columns else None for name, value in zip(_COLUMN_NAMES, record.row, strict=True)
-    }
-    values_by_column["usage_source"] = "none"
-    values_by_column["model"] = _REFUSED if values_by_column["model"] is None else values_by_column["model"]
-    values_by_column["error_message"] = values.text(f"degraded: {reason}", 500)
-    return Record(tuple(values_by_column.values()), record.attempts if level == 1 else ())
-
-
-Operation = Record | UsageUpdate | FlushMarker
 
 
 @dataclass(slots=True, eq=False)
@@ -244,6 +218,20 @@ class PendingBatches:
         return [replace(batch, operations=[degraded_record(item, level, reason)], level=level, reason=reason)]
 
 
+def _is_resolved(item: UsageUpdate | FlushMarker) -> bool:
+    """Whether this marker waits only for the spill."""
+    return isinstance(item, FlushMarker) and item.spilled
+
+
+def _resolve(operations: list[Operation], counts: list[int]) -> None:
+    waiting = iter(counts)
+    for item in operations:
+        if isinstance(item, UsageUpdate):
+            item.resolve(next(waiting))
+        elif isinstance(item, FlushMarker):
+            item.resolve(0)
+
+
 def upsert_operations(driver: Driver, sql: Statements, records: Sequence[Record]) -> list[BulkStatement]:
     """The statements that upsert these records and their attempts, for one transaction."""
     rows = [driver.encode(record.row) for record in records]
@@ -277,15 +265,16 @@ def normalized_records(entries: Sequence[LedgerEntry], losses: LossCounters) -> 
     return records
 
 
-def _is_resolved(item: UsageUpdate | FlushMarker) -> bool:
-    """Whether this marker waits only for the spill."""
-    return isinstance(item, FlushMarker) and item.spilled
+def degraded_record(record: Record, level: int, reason: str) -> Record:
+    """A copy of a refused record with fewer columns, and `degraded: reason` as its error message.
 
-
-def _resolve(operations: list[Operation], counts: list[int]) -> None:
-    waiting = iter(counts)
-    for item in operations:
-        if isinstance(item, UsageUpdate):
-            item.resolve(next(waiting))
-        elif isinstance(item, FlushMarker):
-            item.resolve(0)
+    Level 1 keeps identity, model, timing and the attempts; level 2 keeps no text that a client or a provider has sent.
+    """
+    kept_columns = _DEGRADED_COLUMNS if level == 1 else _MINIMAL_COLUMNS
+    values_by_column = {
+        name: value if name in kept_columns else None for name, value in zip(_COLUMN_NAMES, record.row, strict=True)
+    }
+    values_by_column["usage_source"] = "none"
+    values_by_column["model"] = _REFUSED if values_by_column["model"] is None else values_by_column["model"]
+    values_by_column["error_message"] = values.text(f"degraded: {reason}", 500)
+    return Record(tuple(values_by_column.values()), record.attempts if level == 1 else ())

@@ -134,11 +134,11 @@ class Ledger(LedgerQueries):
         self._target.check()
         self._opening = True
         try:
-            result = await open_spill(self.spill_folder, durable=self._durable)
-            self._worker_id = new_worker_id(result.locks.id if result else "")
-            if result is not None:
-                result.spill.slot.write_owner(self._worker_id)
-            self._writer = Writer(self._target, self._statements, self._losses, result, migrate=self._migrate)
+            spill = await open_spill(self.spill_folder, durable=self._durable)
+            self._worker_id = new_worker_id(spill.locks.id if spill else "")
+            if spill is not None:
+                spill.store.slot.write_owner(self._worker_id)
+            self._writer = Writer(self._target, self._statements, self._losses, spill, migrate=self._migrate)
             try:
                 await self._writer.opened(patience)
             except asyncio.CancelledError:

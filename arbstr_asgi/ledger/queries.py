@@ -28,50 +28,14 @@ from arbstr_asgi.stats.rollups.cache import RollupCache
 from arbstr_asgi.stats.rollups.maintenance import Maintenance, Progress
 from arbstr_asgi.stats.sql import SqlDialect
 
+T = TypeVar("T")
+MAX_CONCURRENT_QUERIES = 2  # leaves connections of the pool to the writer
+EXPORT_BATCH = 500  # rows
 _CALLS_OF_END_USER = "SELECT correlation_id FROM requests WHERE end_user = ?"
 _CHECK_TIMEOUT = 2.0  # seconds
 _MAX_LIMIT = 2**63 - 2  # one more still fits 64 bits
 _ATTEMPTS = 6  # one more than the pool has connections: each may have been lost while idle
-MAX_CONCURRENT_QUERIES = 2  # leaves connections of the pool to the writer
 _TIMEOUT_GRACE = 1.0  # seconds beyond the database's own timeout
-EXPORT_BATCH = 500  # rows
-
-
-async def erase_from_spill(folder: Path, end_user: str) -> int:
-    """Delete the rows of an end user from every spill file of a folder, and VACUUM; returns the number of rows.
-
-    Raises what SQLite raises.
-    """
-    erased = 0
-    for file in _files(folder):
-        erased += await _erase(file, values.text(end_user, 255))
-    return erased
-
-
-def _files(folder: Path) -> list[str]:
-    """The spill files that have ever held a row."""
-    return [str(file.absolute()) for file in sorted(folder.glob("*.db")) if file.stat().st_size]
-
-
-async def _erase(file: str, end_user: str) -> int:
-    target = LedgerDatabase.create(f"sqlite:///{quote(file)}", "")
-    try:
-        connections = await target.open(migrate=True)
-        return await connections.run(lambda raw: _delete(target.driver, raw, end_user))
-    finally:
-        await target.close()
-
-
-async def _delete(driver: Driver, raw: Any, end_user: str) -> int:
-    async with driver.begin(raw):
-        await driver.execute(raw, f"DELETE FROM attempts WHERE correlation_id IN ({_CALLS_OF_END_USER})", (end_user,))  # noqa: S608
-        erased = await driver.execute(raw, "DELETE FROM requests WHERE end_user = ?", (end_user,))
-    await driver.fetch(raw, "VACUUM")  # a deleted row stays in the file until then
-    await driver.fetch(raw, "PRAGMA wal_checkpoint(TRUNCATE)")
-    return erased
-
-
-T = TypeVar("T")
 
 
 class QueryRunner:
@@ -310,3 +274,37 @@ async def open_reader(
     finally:
         await connections.end(1.0)
         await target.close()
+
+
+async def erase_from_spill(folder: Path, end_user: str) -> int:
+    """Delete the rows of an end user from every spill file of a folder, and VACUUM; returns the number of rows.
+
+    Raises what SQLite raises.
+    """
+    erased = 0
+    for file in _files(folder):
+        erased += await _erase(file, values.text(end_user, 255))
+    return erased
+
+
+def _files(folder: Path) -> list[str]:
+    """The spill files that have ever held a row."""
+    return [str(file.absolute()) for file in sorted(folder.glob("*.db")) if file.stat().st_size]
+
+
+async def _erase(file: str, end_user: str) -> int:
+    target = LedgerDatabase.create(f"sqlite:///{quote(file)}", "")
+    try:
+        connections = await target.open(migrate=True)
+        return await connections.run(lambda raw: _delete(target.driver, raw, end_user))
+    finally:
+        await target.close()
+
+
+async def _delete(driver: Driver, raw: Any, end_user: str) -> int:
+    async with driver.begin(raw):
+        await driver.execute(raw, f"DELETE FROM attempts WHERE correlation_id IN ({_CALLS_OF_END_USER})", (end_user,))  # noqa: S608
+        erased = await driver.execute(raw, "DELETE FROM requests WHERE end_user = ?", (end_user,))
+    await driver.fetch(raw, "VACUUM")  # a deleted row stays in the file until then
+    await driver.fetch(raw, "PRAGMA wal_checkpoint(TRUNCATE)")
+    return erased

@@ -50,7 +50,6 @@ class FlushMarker:
 
 
 Item = LedgerEntry | PendingEntry | UsageUpdate | FlushMarker
-
 # Item, time queued (monotonic seconds), size in bytes; a plain tuple, since each state of each call makes one.
 Waiting = tuple[Item, float, int]
 
@@ -114,13 +113,6 @@ class WriteQueue:
         return items
 
 
-def size_in_bytes(item: Item) -> int:
-    """About how many bytes an item takes in memory."""
-    if not isinstance(item, LedgerEntry):
-        return 1500  # an upper bound for a pending entry
-    return 1000 + 500 * len(item.tries) + len(item.model) + len(item.tags or "") + len(item.usage_json or "")
-
-
 def _sort(waiting: Sequence[Waiting], limit: int) -> tuple[QueuedBatch, int]:
     entries: dict[str, LedgerEntry | PendingEntry] = {}
     updates: list[UsageUpdate] = []
@@ -159,6 +151,13 @@ def newer_state(pending: LedgerEntry, other: LedgerEntry) -> LedgerEntry:
     if pending.end_reason in IN_FLIGHT and other.end_reason not in IN_FLIGHT:
         return msgspec.structs.replace(other, revision=pending.revision)
     return pending
+
+
+def size_in_bytes(item: Item) -> int:
+    """About how many bytes an item takes in memory."""
+    if not isinstance(item, LedgerEntry):
+        return 1500  # an upper bound for a pending entry
+    return 1000 + 500 * len(item.tries) + len(item.model) + len(item.tags or "") + len(item.usage_json or "")
 
 
 def make_future() -> tuple[Resolve, "asyncio.Future[int]"]:

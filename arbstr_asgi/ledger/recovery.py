@@ -44,7 +44,7 @@ class Recovery:
         self._dirty_hours = dirty_hours
         self._stale = stale  # committed rows in our own spill, not to be replayed
         self._locks = None if spill is None else spill.locks
-        self._spill = None if spill is None else spill.spill
+        self._spill = None if spill is None else spill.store
         self._now = now
         self._retry_at = float("-inf")
         self._batch_size = BATCH

@@ -49,7 +49,7 @@ class Writer:
         self._queue = WriteQueue()
         dirty_hours = DirtyHours()
         self._batches = PendingBatches(target.driver, statements, losses, dirty_hours)
-        self.spill = None if spill is None else spill.spill
+        self.spill = None if spill is None else spill.store
         self._recovery = Recovery(target.driver, statements, losses, spill, dirty_hours, self._batches.stale, monotonic)
         self._wake_up = asyncio.Event()
         self._urgent = asyncio.Event()

@@ -10,6 +10,7 @@ from arbstr_asgi.protocols.reply import ReplySummary
 from arbstr_asgi.protocols.stream_meter import MAX_EVENT_BYTES, EventMeter
 
 GZIP = 0x1F
+GZIP_OR_ZLIB = 32 + zlib.MAX_WBITS
 PIECE_BYTES = 64 * 1024  # compressed, per step
 SLICE_BYTES = 256 * 1024  # decoded, per step
 # A piece that decodes to more than this is a decompression bomb, which would block other streams: JSON rarely
@@ -17,6 +18,31 @@ SLICE_BYTES = 256 * 1024  # decoded, per step
 MIN_BUDGET = 1024 * 1024
 MAX_RATIO = 64
 MAX_DECODED = 1024 * 1024 * 1024  # about a minute of CPU, per reply
+
+
+def open_meter(
+    *,
+    content_type: str | None,
+    content_encoding: str | None,
+    streaming: bool,
+    strip: bool,
+    before_done: BeforeDone | None = None,
+) -> Meter:
+    """The meter for a response, by its content type.
+
+    `streaming`: the request asked for a stream. `strip`: remove what our `include_usage` adds to the stream.
+    `before_done` returns bytes to insert before `[DONE]`. A body with a content-encoding passes unchanged.
+    """
+    is_sse = (content_type or "").partition(";")[0].strip().lower() == "text/event-stream"
+    encoding = (content_encoding or "identity").strip().lower()
+    if encoding != "identity":
+        inner: Meter = EventMeter(ReplySummary()) if is_sse else PlainMeter(ReplySummary())
+        return DecodingMeter(inner, supported=encoding in ("gzip", "x-gzip", "deflate"))
+    if is_sse:
+        return EventMeter(ReplySummary(), strip=strip, before_done=before_done)
+    if streaming:
+        return SniffingMeter(strip=strip, before_done=before_done)
+    return PlainMeter(ReplySummary())
 
 
 class SniffingMeter:
@@ -65,9 +91,6 @@ class SniffingMeter:
             return EventMeter(self.summary, strip=self._strip, before_done=self._before_done)
         undecided = any(field.startswith(text) for field in fields) or BOM.startswith(text)
         return None if undecided else PlainMeter(self.summary)
-
-
-GZIP_OR_ZLIB = 32 + zlib.MAX_WBITS
 
 
 class DecodingMeter:
@@ -127,28 +150,3 @@ def _decoder(chunk: bytes) -> Any:
     """Detect gzip, zlib, or the raw deflate that many servers send as `deflate`, by the first byte."""
     has_header = chunk[0] == GZIP or chunk[0] & 0x0F == zlib.DEFLATED
     return zlib.decompressobj(wbits=GZIP_OR_ZLIB if has_header else -zlib.MAX_WBITS)
-
-
-def open_meter(
-    *,
-    content_type: str | None,
-    content_encoding: str | None,
-    streaming: bool,
-    strip: bool,
-    before_done: BeforeDone | None = None,
-) -> Meter:
-    """The meter for a response, by its content type.
-
-    `streaming`: the request asked for a stream. `strip`: remove what our `include_usage` adds to the stream.
-    `before_done` returns bytes to insert before `[DONE]`. A body with a content-encoding passes unchanged.
-    """
-    is_sse = (content_type or "").partition(";")[0].strip().lower() == "text/event-stream"
-    encoding = (content_encoding or "identity").strip().lower()
-    if encoding != "identity":
-        inner: Meter = EventMeter(ReplySummary()) if is_sse else PlainMeter(ReplySummary())
-        return DecodingMeter(inner, supported=encoding in ("gzip", "x-gzip", "deflate"))
-    if is_sse:
-        return EventMeter(ReplySummary(), strip=strip, before_done=before_done)
-    if streaming:
-        return SniffingMeter(strip=strip, before_done=before_done)
-    return PlainMeter(ReplySummary())

@@ -28,8 +28,13 @@ class Prompt(msgspec.Struct, gc=False):
     max_completion_tokens: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
 
 
+class _Part(msgspec.Struct, gc=False):
+    text: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
+
+
 _prompt = msgspec.json.Decoder(Prompt)
 _messages = msgspec.json.Decoder(list[Message])
+_parts = msgspec.json.Decoder(list[_Part])
 _text = msgspec.json.Decoder(str)
 
 
@@ -53,6 +58,18 @@ def messages(prompt: Prompt) -> list[Message] | None:
         return []
     raw = bytes(prompt.messages)
     return None if raw.count(b"{") > MAX_OBJECTS else decoded(_messages, raw)
+
+
+def content_texts(content: msgspec.Raw | msgspec.UnsetType) -> list[str | None] | None:
+    """The texts of a message content, None for each part without text; None where it can not be decoded."""
+    if content is msgspec.UNSET or bytes(content) == b"null":
+        return []
+    whole = text(content)
+    if whole is not None:
+        return [whole]
+    raw = bytes(content)
+    parts = decoded(_parts, raw) if raw.count(b"{") <= MAX_OBJECTS else None
+    return None if parts is None else [text(part.text) for part in parts]
 
 
 def text(raw: msgspec.Raw | msgspec.UnsetType) -> str | None:

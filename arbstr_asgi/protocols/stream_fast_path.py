@@ -8,13 +8,11 @@ from arbstr_asgi.protocols.incremental_json import INSIDE
 from arbstr_asgi.protocols.json_edit import without_null_usage
 from arbstr_asgi.protocols.reply import ReplySummary
 
-_SEPARATOR = b"\\u0000"  # does not occur in normal text
 MAX_TEMPLATES = 4  # per stream, whose events may differ in more than their text
-END = b"\n\n"
-
-
-_PREFIX, _SUFFIX = b"data: ", b"\n\n"
-
+_PREFIX = b"data: "
+_SUFFIX = b"\n\n"
+_SEPARATOR = b"\\u0000"  # does not occur in normal text
+_match_string = INSIDE.match
 _RawText = msgspec.Raw | msgspec.UnsetType
 
 
@@ -33,8 +31,76 @@ class _Texts(msgspec.Struct, gc=False):
     obfuscation: _RawText = msgspec.UNSET
 
 
+class _Choice(msgspec.Struct, gc=False):
+    finish_reason: None = None
+    usage: None = None
+
+
+class _Event(msgspec.Struct, gc=False):
+    """An event that carries only text; decoding any other fails."""
+
+    choices: list[_Choice]
+    usage: msgspec.UnsetType | None = msgspec.UNSET
+    error: None = None
+    x_groq: None = None
+    object: str | None = None
+    service_tier: str | None = None
+
+
 _texts = msgspec.json.Decoder(_Texts)
-_match_string = INSIDE.match
+_decoder = msgspec.json.Decoder(_Event)
+
+
+class FastPath:
+    """Handles text-only events: counts them in `summary`, and removes their null usage if `strip`."""
+
+    def __init__(self, summary: ReplySummary, *, strip: bool) -> None:
+        self._reading = summary
+        self._strip = strip
+        self._templates_left = MAX_TEMPLATES
+        self.template: EventTemplate | None = None
+        """The template of the last events."""
+
+    def event(self, block: bytes) -> bytes | None:
+        """The bytes for the client of a block that is one text-only event; None for any other."""
+        output = None if self.template is None else self.template.match(block)
+        if output is not None:
+            self._reading.events += 1
+            return output
+        event = _read(block)
+        if event is None or not event.choices or event.object == "error":
+            return None
+        if event.service_tier is not None and event.service_tier != self._reading.service_tier:
+            return None
+        self._reading.events += 1
+        strip = event.usage is None and self._strip
+        if self._templates_left:
+            self._templates_left -= 1
+            self.template = EventTemplate.create(block, strip=strip) or self.template
+        return _PREFIX + without_null_usage(block[len(_PREFIX) : -len(_SUFFIX)]) + _SUFFIX if strip else block
+
+    def events(self, chunk: bytes) -> bytes | None:
+        """The bytes for the client of a chunk of several events that match the template; None for any other."""
+        blocks = chunk.split(_SUFFIX)
+        if self.template is None or len(blocks) < 3 or blocks.pop():
+            return None
+        outputs: list[bytes] = []
+        for block in blocks:
+            output = self.template.match(block + _SUFFIX)
+            if output is None:
+                return None
+            outputs.append(output)
+        self._reading.events += len(outputs)
+        return b"".join(outputs)
+
+
+def _read(block: bytes) -> _Event | None:
+    if not block.startswith(b"data: {") or not block.endswith(b"}\n\n") or block.count(b"\n") != 2 or b"\r" in block:
+        return None
+    try:
+        return _decoder.decode(block[len(_PREFIX) :])
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        return None
 
 
 class EventTemplate:
@@ -108,74 +174,3 @@ def _split_around(block: bytes, texts: list[bytes]) -> list[bytes]:
         literals.append(block[at:start])
         at = end
     return [*literals, block[at:]]
-
-
-class _Choice(msgspec.Struct, gc=False):
-    finish_reason: None = None
-    usage: None = None
-
-
-class _Event(msgspec.Struct, gc=False):
-    """An event that carries only text; decoding any other fails."""
-
-    choices: list[_Choice]
-    usage: msgspec.UnsetType | None = msgspec.UNSET
-    error: None = None
-    x_groq: None = None
-    object: str | None = None
-    service_tier: str | None = None
-
-
-_decoder = msgspec.json.Decoder(_Event)
-
-
-class FastPath:
-    """Handles text-only events: counts them in `summary`, and removes their null usage if `strip`."""
-
-    def __init__(self, summary: ReplySummary, *, strip: bool) -> None:
-        self._reading = summary
-        self._strip = strip
-        self._templates_left = MAX_TEMPLATES
-        self.template: EventTemplate | None = None
-        """The template of the last events."""
-
-    def event(self, block: bytes) -> bytes | None:
-        """The bytes for the client of a block that is one text-only event; None for any other."""
-        output = None if self.template is None else self.template.match(block)
-        if output is not None:
-            self._reading.events += 1
-            return output
-        event = _read(block)
-        if event is None or not event.choices or event.object == "error":
-            return None
-        if event.service_tier is not None and event.service_tier != self._reading.service_tier:
-            return None
-        self._reading.events += 1
-        strip = event.usage is None and self._strip
-        if self._templates_left:
-            self._templates_left -= 1
-            self.template = EventTemplate.create(block, strip=strip) or self.template
-        return b"data: " + without_null_usage(block[6:-2]) + END if strip else block
-
-    def events(self, chunk: bytes) -> bytes | None:
-        """The bytes for the client of a chunk of several events that match the template; None for any other."""
-        blocks = chunk.split(END)
-        if self.template is None or len(blocks) < 3 or blocks.pop():
-            return None
-        outputs: list[bytes] = []
-        for block in blocks:
-            output = self.template.match(block + END)
-            if output is None:
-                return None
-            outputs.append(output)
-        self._reading.events += len(outputs)
-        return b"".join(outputs)
-
-
-def _read(block: bytes) -> _Event | None:
-    if not block.startswith(b"data: {") or not block.endswith(b"}\n\n") or block.count(b"\n") != 2 or b"\r" in block:
-        return None
-    try:
-        return _decoder.decode(block[6:])
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
-        return None

@@ -20,9 +20,8 @@ TOKENS_PER_MESSAGE = 3
 TOKENS_PER_NAME = 1
 TOKENS_BEFORE_REPLY = 3
 _TEXT_KEYS = ("content", "reasoning_content", "reasoning", "refusal")
-
-
 _COUNT = re.compile(rb"[1-9][0-9]{0,18}")
+_UNSET = msgspec.UNSET
 
 
 class Estimate(NamedTuple):
@@ -30,6 +29,38 @@ class Estimate(NamedTuple):
 
     input_tokens: int
     output_tokens: int
+
+
+class PromptTexts(NamedTuple):
+    """The texts of a request, and the tokens of the message format."""
+
+    texts: list[str]
+    overhead: int
+
+
+class ReplyTexts(NamedTuple):
+    """The text of each choice of a response, or of its beginning, and the number of events."""
+
+    texts: list[str]
+    events: int
+
+
+class _Message(msgspec.Struct, gc=False):
+    role: msgspec.Raw | msgspec.UnsetType = _UNSET
+    name: msgspec.Raw | msgspec.UnsetType = _UNSET
+    content: msgspec.Raw | msgspec.UnsetType = _UNSET
+    tool_calls: msgspec.Raw | msgspec.UnsetType = _UNSET
+    function_call: msgspec.Raw | msgspec.UnsetType = _UNSET
+
+
+class _Request(msgspec.Struct, gc=False):
+    messages: msgspec.Raw | msgspec.UnsetType = _UNSET
+    tools: msgspec.Raw | msgspec.UnsetType = _UNSET
+    functions: msgspec.Raw | msgspec.UnsetType = _UNSET
+
+
+_request = msgspec.json.Decoder(_Request)
+_messages = msgspec.json.Decoder(list[_Message])
 
 
 def estimate_tokens(request: ChatRequest) -> Estimate:
@@ -72,46 +103,6 @@ def _limit(raw: msgspec.Raw | msgspec.UnsetType) -> int | None:
     return count if count <= MAX_COUNT else None
 
 
-_UNSET = msgspec.UNSET
-
-
-class PromptTexts(NamedTuple):
-    """The texts of a request, and the tokens of the message format."""
-
-    texts: list[str]
-    overhead: int
-
-
-class ReplyTexts(NamedTuple):
-    """The text of each choice of a response, or of its beginning, and the number of events."""
-
-    texts: list[str]
-    events: int
-
-
-class _Message(msgspec.Struct, gc=False):
-    role: msgspec.Raw | msgspec.UnsetType = _UNSET
-    name: msgspec.Raw | msgspec.UnsetType = _UNSET
-    content: msgspec.Raw | msgspec.UnsetType = _UNSET
-    tool_calls: msgspec.Raw | msgspec.UnsetType = _UNSET
-    function_call: msgspec.Raw | msgspec.UnsetType = _UNSET
-
-
-class _Request(msgspec.Struct, gc=False):
-    messages: msgspec.Raw | msgspec.UnsetType = _UNSET
-    tools: msgspec.Raw | msgspec.UnsetType = _UNSET
-    functions: msgspec.Raw | msgspec.UnsetType = _UNSET
-
-
-class _Part(msgspec.Struct, gc=False):
-    text: msgspec.Raw
-
-
-_request = msgspec.json.Decoder(_Request)
-_messages = msgspec.json.Decoder(list[_Message])
-_parts = msgspec.json.Decoder(list[_Part])
-
-
 def prompt_texts(body: bytes) -> PromptTexts | None:
     """The texts of the messages and tools; None where they can not be decoded, or have other content than text."""
     request = prompt.read_as(_request, body)
@@ -135,14 +126,8 @@ def prompt_texts(body: bytes) -> PromptTexts | None:
 
 def _content(raw: msgspec.Raw | msgspec.UnsetType) -> list[str] | None:
     """The texts of a message content; None where it has a part other than text, such as an image."""
-    if raw is _UNSET or bytes(raw) == b"null":
-        return []
-    whole = prompt.text(raw)
-    if whole is not None:
-        return [whole]
-    parts = prompt.decoded(_parts, bytes(raw))
-    texts = [prompt.text(part.text) for part in parts or ()]
-    return None if parts is None or None in texts else [text for text in texts if text is not None]
+    texts = prompt.content_texts(raw)
+    return None if texts is None or None in texts else [text for text in texts if text is not None]
 
 
 def reply_texts(sample: bytes, *, whole: bool) -> ReplyTexts | None:

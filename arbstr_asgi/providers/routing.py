@@ -5,8 +5,6 @@ from collections.abc import Sequence
 from decimal import Decimal
 from typing import NamedTuple
 
-import msgspec
-
 from arbstr_asgi.config.policies import Policies, Rule
 from arbstr_asgi.config.provider import Provider
 from arbstr_asgi.errors import RequestError, quotable
@@ -16,9 +14,69 @@ from arbstr_asgi.protocols.token_estimate import Estimate, estimate_tokens
 from arbstr_asgi.providers.pricing import cost_estimate
 
 MAX_SCANNED = 1024 * 1024  # characters
-
-
 _ZERO = Decimal(0)
+
+
+class PolicyMatcher:
+    """Finds the rule of a request, by the name in a header or by keywords in its last user message.
+
+    Keywords match as whole words, case-insensitive; letters, digits and `_` of Unicode are word characters. A rule
+    without keywords applies by name only.
+    """
+
+    def __init__(self, policies: Policies) -> None:
+        self._by_name = {rule.name: rule for rule in policies.rules}
+        keywords_by_rule = (
+            (rule, [keyword.casefold().strip() for keyword in rule.keywords]) for rule in policies.rules
+        )
+        compiled = (
+            (rule, [_Keyword(keyword) for keyword in keywords if keyword]) for rule, keywords in keywords_by_rule
+        )
+        self._by_keyword = [(rule, keywords) for rule, keywords in compiled if keywords]
+
+    def match(self, request: ChatRequest, name: str | None) -> Rule | None:
+        """The rule called `name`; without a name the first with a keyword in the last user message, or None.
+
+        Raises RequestError (400) for an unknown name.
+        """
+        if name is not None:
+            named = self._by_name.get(name)
+            if named is None:
+                raise RequestError(400, f"Policy '{quotable(name)}' is unknown.", code="unknown_policy")
+            return named
+        if not self._by_keyword:
+            return None
+        text = _last_user_message(request.body)[:MAX_SCANNED].casefold()
+        for rule, keywords in self._by_keyword:
+            if any(keyword.matches(text) for keyword in keywords):
+                return rule
+        return None
+
+
+class _Keyword:
+    """A phrase to find as whole words, case-insensitive."""
+
+    __slots__ = ("_keyword", "_pattern")
+
+    def __init__(self, keyword: str) -> None:
+        self._keyword = keyword
+        escaped = re.escape(keyword)
+        # The literal comes first, so that the search is linear.
+        self._pattern = re.compile(rf"{escaped}(?<!\w{escaped})(?!\w)")
+
+    def matches(self, text: str) -> bool:
+        return self._keyword in text and self._pattern.search(text) is not None
+
+
+def _last_user_message(body: bytes) -> str:
+    """The text of the last user message, "" where there is none or it can not be decoded."""
+    keywords_by_rule = prompt.read(body)
+    messages = None if keywords_by_rule is None else prompt.messages(keywords_by_rule)
+    for message in reversed(messages or []):
+        if prompt.text(message.role) == "user":
+            texts = prompt.content_texts(message.content) or []
+            return "\n".join(text for text in texts if text is not None)
+    return ""
 
 
 class Candidate(NamedTuple):
@@ -84,80 +142,3 @@ def _allows(rule: Rule, provider: Provider, model: str) -> bool:
 
 def _within_cap(rate: Decimal | int | None, cap: Decimal | int | None) -> bool:
     return cap is None or (rate is not None and rate <= cap)
-
-
-class _Part(msgspec.Struct, gc=False):
-    text: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
-
-
-_parts = msgspec.json.Decoder(list[_Part])
-
-
-class _Keyword:
-    """A phrase to find as whole words, case-insensitive."""
-
-    __slots__ = ("_keyword", "_pattern")
-
-    def __init__(self, keyword: str) -> None:
-        self._keyword = keyword
-        escaped = re.escape(keyword)
-        # The literal comes first, so that the search is linear.
-        self._pattern = re.compile(rf"{escaped}(?<!\w{escaped})(?!\w)")
-
-    def matches(self, text: str) -> bool:
-        return self._keyword in text and self._pattern.search(text) is not None
-
-
-class PolicyMatcher:
-    """Finds the rule of a request, by the name in a header or by keywords in its last user message.
-
-    Keywords match as whole words, case-insensitive; letters, digits and `_` of Unicode are word characters. A rule
-    without keywords applies by name only.
-    """
-
-    def __init__(self, policies: Policies) -> None:
-        self._by_name = {rule.name: rule for rule in policies.rules}
-        keywords_by_rule = (
-            (rule, [keyword.casefold().strip() for keyword in rule.keywords]) for rule in policies.rules
-        )
-        compiled = (
-            (rule, [_Keyword(keyword) for keyword in keywords if keyword]) for rule, keywords in keywords_by_rule
-        )
-        self._by_keyword = [(rule, keywords) for rule, keywords in compiled if keywords]
-
-    def match(self, request: ChatRequest, name: str | None) -> Rule | None:
-        """The rule called `name`; without a name the first with a keyword in the last user message, or None.
-
-        Raises RequestError (400) for an unknown name.
-        """
-        if name is not None:
-            named = self._by_name.get(name)
-            if named is None:
-                raise RequestError(400, f"Policy '{quotable(name)}' is unknown.", code="unknown_policy")
-            return named
-        if not self._by_keyword:
-            return None
-        text = _last_user_message(request.body)[:MAX_SCANNED].casefold()
-        for rule, keywords in self._by_keyword:
-            if any(keyword.matches(text) for keyword in keywords):
-                return rule
-        return None
-
-
-def _last_user_message(body: bytes) -> str:
-    """The text of the last user message, "" where there is none or it can not be decoded."""
-    keywords_by_rule = prompt.read(body)
-    messages = None if keywords_by_rule is None else prompt.messages(keywords_by_rule)
-    for message in reversed(messages or []):
-        if prompt.text(message.role) == "user":
-            return _text(message.content)
-    return ""
-
-
-def _text(content: msgspec.Raw | msgspec.UnsetType) -> str:
-    whole = prompt.text(content)
-    if whole is not None or content is msgspec.UNSET:
-        return whole or ""
-    keywords_by_rule = bytes(content)
-    parts = prompt.decoded(_parts, keywords_by_rule) if keywords_by_rule.count(b"{") <= prompt.MAX_OBJECTS else None
-    return "\n".join(text for part in parts or [] if (text := prompt.text(part.text)) is not None)

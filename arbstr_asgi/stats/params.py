@@ -10,18 +10,28 @@ from arbstr_asgi.errors import RequestError, quotable
 from arbstr_asgi.stats.query import GROUPS, SORTS, Cursor, Filters, RequestsQuery, StatsQuery
 from arbstr_asgi.stats.timezones import zone_of
 
-_MAX_DIGITS = 18  # fits 64 bits
+Pairs = Iterable[tuple[str, str]]
+RANGES = {
+    "last_1h": timedelta(hours=1),
+    "last_24h": timedelta(days=1),
+    "last_7d": timedelta(days=7),
+    "last_30d": timedelta(days=30),
+}
 DEFAULT_RANGE = "last_7d"
 TIME_PARAMS = ("range", "since", "until")
+FILTERS = (*Filters.__struct_fields__,)
+FOR_STATS = (*TIME_PARAMS, *FILTERS, "group_by", "tz", "limit")
+FOR_REQUESTS = (*TIME_PARAMS, *FILTERS, "sort", "order", "page", "per_page", "cursor", "format")
 FORMATS = ("json", "csv", "jsonl")
+END_REASONS: tuple[str, ...] = get_args(EndReason)
 MAX_GROUPS = 10_000
 MAX_PAGE_DEPTH = 10_000  # rows
 MAX_PER_PAGE = 100
 _TEXT_FILTERS = ("model", "provider", "end_user", "tenant", "policy")
 _ID_LENGTH = 36
-
-
-Pairs = Iterable[tuple[str, str]]
+_MAX_DIGITS = 18  # fits 64 bits
+# An unescaped "+" is decoded as a space.
+_RFC3339 = re.compile(r"(\d{4}-\d\d-\d\d)[Tt](\d\d:\d\d:\d\d)(?:\.(\d{1,9}))?(?:[Zz]|([+ -])(\d\d:\d\d))", re.ASCII)
 
 
 class QueryParams:
@@ -81,76 +91,6 @@ def invalid(name: str, message: str) -> NoReturn:
     raise RequestError(400, message, param=name, code="invalid_parameter")
 
 
-RANGES = {
-    "last_1h": timedelta(hours=1),
-    "last_24h": timedelta(days=1),
-    "last_7d": timedelta(days=7),
-    "last_30d": timedelta(days=30),
-}
-
-# An unescaped "+" is decoded as a space.
-_RFC3339 = re.compile(r"(\d{4}-\d\d-\d\d)[Tt](\d\d:\d\d:\d\d)(?:\.(\d{1,9}))?(?:[Zz]|([+ -])(\d\d:\d\d))", re.ASCII)
-
-
-def parse_timestamp(text: str) -> datetime:
-    """Parse RFC 3339 with `Z` or an offset, to UTC and microseconds. Raises ValueError."""
-    match = _RFC3339.fullmatch(text)
-    if match is None:
-        raise ValueError("not a moment in RFC 3339")
-    day, time, fraction, sign, offset = match.groups()
-    zone = f"{'-' if sign == '-' else '+'}{offset or '00:00'}"
-    try:
-        return datetime.fromisoformat(f"{day}T{time}.{(fraction or '0')[:6]:0<6}{zone}").astimezone(UTC)
-    except OverflowError:
-        raise ValueError("out of range") from None
-
-
-def end_of_second(now: datetime) -> datetime:
-    """The start of the next second, as an upper bound that includes all rows of the current one."""
-    return now.replace(microsecond=0) + timedelta(seconds=1)
-
-
-def format_timestamp(timestamp: datetime) -> str:
-    """RFC 3339 in its own zone, in milliseconds, or in microseconds where it has those."""
-    return timestamp.isoformat(timespec="microseconds" if timestamp.microsecond % 1000 else "milliseconds")
-
-
-def time_range(params: QueryParams, now: datetime) -> tuple[datetime, datetime]:
-    """The time range `since <= t < until` of `since`, `until` and `range`. Raises RequestError (400).
-
-    `since` overrides `range`, which is the length of the range before `until`. `until` defaults to the end of the
-    current second, so that rows that have just arrived are included.
-    """
-    now = now.replace(microsecond=now.microsecond // 1000 * 1000)
-    length = RANGES[params.choice("range", RANGES) or DEFAULT_RANGE]
-    until, since = _timestamp(params, "until"), _timestamp(params, "since")
-    end = end_of_second(now) if until is None else until
-    if since is None:
-        try:
-            since = (now if until is None else until) - length
-        except OverflowError:
-            invalid("until", "until is too early for the range.")
-    if since > end:
-        invalid("since", "since must not be after until (which is now, if not given).")
-    return since, end
-
-
-def _timestamp(params: QueryParams, name: str) -> datetime | None:
-    value = params.raw(name)
-    if value is None:
-        return None
-    try:
-        return parse_timestamp(value)
-    except ValueError:
-        invalid(name, f"{name} must be a moment as in 2026-11-22T10:00:00Z or 2026-11-22T10:00:00.5+01:00 (RFC 3339).")
-
-
-FILTERS = (*Filters.__struct_fields__,)
-FOR_STATS = (*TIME_PARAMS, *FILTERS, "group_by", "tz", "limit")
-FOR_REQUESTS = (*TIME_PARAMS, *FILTERS, "sort", "order", "page", "per_page", "cursor", "format")
-END_REASONS: tuple[str, ...] = get_args(EndReason)
-
-
 class ListQuery(NamedTuple):
     """A parsed GET /v1/requests: the query, its format, and the page number (None with a cursor or for an export)."""
 
@@ -178,9 +118,9 @@ def list_query(pairs: Pairs, now: datetime) -> ListQuery:
     params = QueryParams(pairs, FOR_REQUESTS)
     since, until = time_range(params, now)
     sort = params.choice("sort", SORTS) or "timestamp"
-    format_ = params.choice("format", FORMATS) or "json"
+    file_format = params.choice("format", FORMATS) or "json"
     cursor = _cursor(params, sort)
-    page, per_page = _page(params, format_)
+    page, per_page = _page(params, file_format)
     query = RequestsQuery(
         since=since,
         until=until,
@@ -191,7 +131,7 @@ def list_query(pairs: Pairs, now: datetime) -> ListQuery:
         offset=(page - 1) * per_page,
         after=cursor,
     )
-    return ListQuery(query, format_, None if cursor is not None or format_ != "json" else page)
+    return ListQuery(query, file_format, None if cursor is not None or file_format != "json" else page)
 
 
 def is_id(text: str) -> bool:
@@ -256,9 +196,9 @@ def _cursor(params: QueryParams, sort: str) -> Cursor | None:
     return match
 
 
-def _page(params: QueryParams, format_: str) -> tuple[int, int]:
+def _page(params: QueryParams, file_format: str) -> tuple[int, int]:
     for name in ("page", "per_page"):
-        if format_ != "json" and name in params:
+        if file_format != "json" and name in params:
             invalid(name, f"{name} means nothing for an export, which has no pages.")
     per_page = params.number("per_page", 1, MAX_PER_PAGE) or 20
     page = params.number("page", 1) or 1
@@ -267,3 +207,56 @@ def _page(params: QueryParams, format_: str) -> tuple[int, int]:
             "page", f"Pages reach {MAX_PAGE_DEPTH:,} rows deep. For more, give next_cursor as cursor, or use a format."
         )
     return page, per_page
+
+
+def time_range(params: QueryParams, now: datetime) -> tuple[datetime, datetime]:
+    """The time range `since <= t < until` of `since`, `until` and `range`. Raises RequestError (400).
+
+    `since` overrides `range`, which is the length of the range before `until`. `until` defaults to the end of the
+    current second, so that rows that have just arrived are included.
+    """
+    now = now.replace(microsecond=now.microsecond // 1000 * 1000)
+    length = RANGES[params.choice("range", RANGES) or DEFAULT_RANGE]
+    until, since = _timestamp(params, "until"), _timestamp(params, "since")
+    end = end_of_second(now) if until is None else until
+    if since is None:
+        try:
+            since = (now if until is None else until) - length
+        except OverflowError:
+            invalid("until", "until is too early for the range.")
+    if since > end:
+        invalid("since", "since must not be after until (which is now, if not given).")
+    return since, end
+
+
+def _timestamp(params: QueryParams, name: str) -> datetime | None:
+    value = params.raw(name)
+    if value is None:
+        return None
+    try:
+        return parse_timestamp(value)
+    except ValueError:
+        invalid(name, f"{name} must be a moment as in 2026-11-22T10:00:00Z or 2026-11-22T10:00:00.5+01:00 (RFC 3339).")
+
+
+def parse_timestamp(text: str) -> datetime:
+    """Parse RFC 3339 with `Z` or an offset, to UTC and microseconds. Raises ValueError."""
+    match = _RFC3339.fullmatch(text)
+    if match is None:
+        raise ValueError("not a moment in RFC 3339")
+    day, time, fraction, sign, offset = match.groups()
+    zone = f"{'-' if sign == '-' else '+'}{offset or '00:00'}"
+    try:
+        return datetime.fromisoformat(f"{day}T{time}.{(fraction or '0')[:6]:0<6}{zone}").astimezone(UTC)
+    except OverflowError:
+        raise ValueError("out of range") from None
+
+
+def end_of_second(now: datetime) -> datetime:
+    """The start of the next second, as an upper bound that includes all rows of the current one."""
+    return now.replace(microsecond=0) + timedelta(seconds=1)
+
+
+def format_timestamp(timestamp: datetime) -> str:
+    """RFC 3339 in its own zone, in milliseconds, or in microseconds where it has those."""
+    return timestamp.isoformat(timespec="microseconds" if timestamp.microsecond % 1000 else "milliseconds")

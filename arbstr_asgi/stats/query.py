@@ -10,86 +10,16 @@ import msgspec
 
 from arbstr_asgi.stats.timezones import zone_of
 
-_MAX_CURSOR_LENGTH = 200
-_MONEY_EXPONENT = -9  # decimals of money
-_INTEGER_LIMIT = 2**63
 GROUPS = ("model", "provider", "end_user", "tenant", "policy", "hour", "day")
 SORTS = ("timestamp", "cost_sats", "latency_ms")
 TIMES = ("hour", "day")
 SOURCES = ("provider", "provider_partial", "estimated")
 ALL_TIME = (datetime.min.replace(tzinfo=UTC), datetime.max.replace(tzinfo=UTC))
-
-
+Key = str | datetime | date | None
+_MAX_CURSOR_LENGTH = 200
+_MONEY_EXPONENT = -9  # decimals of money
 _MONEY_LIMIT = Decimal(10) ** 15
-
-
-class Cursor(NamedTuple):
-    """A position in sorted rows: the value of the sorted column, and the row id."""
-
-    value: Any
-    id: int
-
-    def encode(self) -> str:
-        """As URL-safe text."""
-        kind, value = _encode_value(self.value)
-        return base64.urlsafe_b64encode(msgspec.json.encode((kind, value, self.id))).decode().rstrip("=")
-
-    @classmethod
-    def decode(cls, text: str) -> "Cursor":
-        """Parse the text of `encode`. Raises ValueError for anything else."""
-        if not text.isascii() or len(text) > _MAX_CURSOR_LENGTH:
-            raise ValueError("not a cursor")
-        try:
-            raw = base64.b64decode(text + "=" * (-len(text) % 4), altchars=b"-_", validate=True)
-            kind, value, number = msgspec.json.decode(raw, type=tuple[str, str, int])
-            cursor = cls(_decode_value(kind, value), number)
-        except (ValueError, binascii.Error, msgspec.DecodeError, InvalidOperation, OverflowError):
-            raise ValueError("not a cursor") from None
-        if not 0 <= number < _INTEGER_LIMIT or cursor.encode() != text:
-            raise ValueError("not a cursor")
-        return cursor
-
-    def matches_sort(self, sort: str) -> bool:
-        """Whether the value can be one of this sort column."""
-        kinds = {"timestamp": datetime, "cost_sats": Decimal, "latency_ms": int}
-        if self.value is None:
-            return sort != "timestamp"
-        return isinstance(self.value, kinds[sort]) and not isinstance(self.value, bool)
-
-
-def _encode_value(value: Any) -> tuple[str, str]:
-    if value is None:
-        return "n", ""
-    if isinstance(value, datetime):
-        return "t", value.astimezone(UTC).isoformat(timespec="milliseconds")
-    return ("m", f"{value:f}") if isinstance(value, Decimal) else ("i", str(value))
-
-
-def _decode_value(kind: str, value: str) -> Any:
-    match kind:
-        case "n":
-            return None
-        case "t":
-            timestamp = datetime.fromisoformat(value)
-            if timestamp.utcoffset() is None:
-                raise ValueError
-            return timestamp.astimezone(UTC)
-        case "m":
-            amount = Decimal(value)
-            if not amount.is_finite() or abs(amount) >= _MONEY_LIMIT:
-                raise ValueError
-            exponent = amount.as_tuple().exponent
-            if (
-                not isinstance(exponent, int) or not _MONEY_EXPONENT <= exponent <= 0
-            ):  # a large exponent would expand to many digits
-                raise ValueError
-            return amount
-        case "i":
-            number = int(value)
-            if not -_INTEGER_LIMIT <= number < _INTEGER_LIMIT:
-                raise ValueError
-            return number
-    raise ValueError
+_INTEGER_LIMIT = 2**63
 
 
 class Filters(msgspec.Struct, frozen=True, kw_only=True):
@@ -175,9 +105,6 @@ class Stats(msgspec.Struct, frozen=True, kw_only=True):
     stream_duration_ms: Percentiles
 
 
-Key = str | datetime | date | None
-
-
 class Group(msgspec.Struct, frozen=True):
     """Statistics of the rows that share `keys`, in the order of `group_by`.
 
@@ -193,6 +120,40 @@ class Summary(msgspec.Struct, frozen=True):
 
     whole: Stats
     groups: list[Group]
+
+
+class Cursor(NamedTuple):
+    """A position in sorted rows: the value of the sorted column, and the row id."""
+
+    value: Any
+    id: int
+
+    def encode(self) -> str:
+        """As URL-safe text."""
+        kind, value = _encode_value(self.value)
+        return base64.urlsafe_b64encode(msgspec.json.encode((kind, value, self.id))).decode().rstrip("=")
+
+    @classmethod
+    def decode(cls, text: str) -> "Cursor":
+        """Parse the text of `encode`. Raises ValueError for anything else."""
+        if not text.isascii() or len(text) > _MAX_CURSOR_LENGTH:
+            raise ValueError("not a cursor")
+        try:
+            raw = base64.b64decode(text + "=" * (-len(text) % 4), altchars=b"-_", validate=True)
+            kind, value, number = msgspec.json.decode(raw, type=tuple[str, str, int])
+            cursor = cls(_decode_value(kind, value), number)
+        except (ValueError, binascii.Error, msgspec.DecodeError, InvalidOperation, OverflowError):
+            raise ValueError("not a cursor") from None
+        if not 0 <= number < _INTEGER_LIMIT or cursor.encode() != text:
+            raise ValueError("not a cursor")
+        return cursor
+
+    def matches_sort(self, sort: str) -> bool:
+        """Whether the value can be one of this sort column."""
+        kinds = {"timestamp": datetime, "cost_sats": Decimal, "latency_ms": int}
+        if self.value is None:
+            return sort != "timestamp"
+        return isinstance(self.value, kinds[sort]) and not isinstance(self.value, bool)
 
 
 class RequestsQuery(msgspec.Struct, frozen=True, kw_only=True):
@@ -242,3 +203,38 @@ class Rebuilt(NamedTuple):
 def _check_range(since: datetime, until: datetime) -> None:
     if since.utcoffset() is None or until.utcoffset() is None:
         raise ValueError("since and until: must have a time zone")
+
+
+def _encode_value(value: Any) -> tuple[str, str]:
+    if value is None:
+        return "n", ""
+    if isinstance(value, datetime):
+        return "t", value.astimezone(UTC).isoformat(timespec="milliseconds")
+    return ("m", f"{value:f}") if isinstance(value, Decimal) else ("i", str(value))
+
+
+def _decode_value(kind: str, value: str) -> Any:
+    match kind:
+        case "n":
+            return None
+        case "t":
+            timestamp = datetime.fromisoformat(value)
+            if timestamp.utcoffset() is None:
+                raise ValueError
+            return timestamp.astimezone(UTC)
+        case "m":
+            amount = Decimal(value)
+            if not amount.is_finite() or abs(amount) >= _MONEY_LIMIT:
+                raise ValueError
+            exponent = amount.as_tuple().exponent
+            if (
+                not isinstance(exponent, int) or not _MONEY_EXPONENT <= exponent <= 0
+            ):  # a large exponent would expand to many digits
+                raise ValueError
+            return amount
+        case "i":
+            number = int(value)
+            if not -_INTEGER_LIMIT <= number < _INTEGER_LIMIT:
+                raise ValueError
+            return number
+    raise ValueError

@@ -12,41 +12,12 @@ from arbstr_asgi.stats.params import ListQuery, format_timestamp
 from arbstr_asgi.stats.query import Group, Key, Page, Percentiles, Stats, StatsQuery
 from arbstr_asgi.stats.totals import Totals
 
+Json = dict[str, Any]
 EMPTY_MESSAGE = "No requests found in the specified time range"
+NO_FIGURES = Totals.empty().figures()
 _FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n")  # a cell that begins with one is a formula for spreadsheets
-
-
 _EXACT = Context(prec=200)
 _json = msgspec.json.Encoder(decimal_format="number")
-
-
-def to_json(value: Mapping[str, Any]) -> bytes:
-    """As JSON, with exact amounts as numbers."""
-    return _json.encode(value)
-
-
-def record(row: Mapping[str, Any]) -> dict[str, Any]:
-    """A row with all columns, in JSON types."""
-    return {name: to_json_value(value) for name, value in row.items()}
-
-
-def to_json_value(value: Any) -> Any:
-    """One value in a JSON type; a Decimal becomes an exact number."""
-    if isinstance(value, datetime):
-        return value.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
-    return plain(value) if isinstance(value, Decimal) else value
-
-
-def plain(amount: Decimal) -> Decimal:
-    """The same amount without trailing zeros."""
-    shortest = amount.normalize(_EXACT)
-    _, _, exponent = shortest.as_tuple()
-    return shortest.quantize(Decimal(1), context=_EXACT) if isinstance(exponent, int) and exponent > 0 else shortest
-
-
-Json = dict[str, Any]
-
-NO_FIGURES = Totals.empty().figures()
 
 
 def stats(query: StatsQuery, whole: Stats, groups: Sequence[Group] = (), models: Iterable[str] = ()) -> Json:
@@ -66,7 +37,7 @@ def stats(query: StatsQuery, whole: Stats, groups: Sequence[Group] = (), models:
     if query.group_by == ("model",):
         unused = dict.fromkeys(models, NO_FIGURES)
         used = {str(group.keys[0]): group.figures for group in listed}
-        result["models"] = {name: figures(stats_) for name, stats_ in {**used, **unused, **used}.items()}
+        result["models"] = {name: figures(each) for name, each in {**used, **unused, **used}.items()}
     else:
         result["groups"] = [
             {**dict(zip(query.group_by, map(_key, group.keys), strict=True)), **figures(group.figures)}
@@ -101,6 +72,16 @@ def figures(result: Stats) -> Json:
         "ttft_ms": _percentiles(result.ttft_ms),
         "stream_duration_ms": _percentiles(result.stream_duration_ms),
     }
+
+
+def _percentiles(percentiles: Percentiles) -> Json:
+    return {"p50": percentiles.p50, "p95": percentiles.p95, "p99": percentiles.p99}
+
+
+def _key(key: Key) -> str | None:
+    if isinstance(key, datetime):
+        return key.isoformat(timespec="seconds")
+    return key.isoformat() if isinstance(key, date) else key
 
 
 def requests(listing: ListQuery, page: Page) -> Json:
@@ -150,14 +131,28 @@ def detail(row: Mapping[str, Any], attempts: Iterable[Mapping[str, Any]]) -> Jso
     return {**record(row), "tries": [record(attempt) for attempt in attempts]}
 
 
-def _percentiles(percentiles: Percentiles) -> Json:
-    return {"p50": percentiles.p50, "p95": percentiles.p95, "p99": percentiles.p99}
+def record(row: Mapping[str, Any]) -> dict[str, Any]:
+    """A row with all columns, in JSON types."""
+    return {name: to_json_value(value) for name, value in row.items()}
 
 
-def _key(key: Key) -> str | None:
-    if isinstance(key, datetime):
-        return key.isoformat(timespec="seconds")
-    return key.isoformat() if isinstance(key, date) else key
+def to_json_value(value: Any) -> Any:
+    """One value in a JSON type; a Decimal becomes an exact number."""
+    if isinstance(value, datetime):
+        return value.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+    return plain(value) if isinstance(value, Decimal) else value
+
+
+def plain(amount: Decimal) -> Decimal:
+    """The same amount without trailing zeros."""
+    shortest = amount.normalize(_EXACT)
+    _, _, exponent = shortest.as_tuple()
+    return shortest.quantize(Decimal(1), context=_EXACT) if isinstance(exponent, int) and exponent > 0 else shortest
+
+
+def to_json(value: Mapping[str, Any]) -> bytes:
+    """As JSON, with exact amounts as numbers."""
+    return _json.encode(value)
 
 
 class RowFormat(NamedTuple):
@@ -169,10 +164,10 @@ class RowFormat(NamedTuple):
     encode_row: Callable[[Mapping[str, Any]], bytes]
 
 
-def row_format(format_: str, columns: Iterable[str]) -> RowFormat:
+def row_format(file_format: str, columns: Iterable[str]) -> RowFormat:
     """`csv` or `jsonl`, with these columns in order."""
     names = tuple(columns)
-    if format_ == "csv":
+    if file_format == "csv":
         return RowFormat(
             "text/csv; charset=utf-8", "csv", csv_line(names), lambda row: csv_line([row[n] for n in names])
         )

@@ -19,12 +19,11 @@ from arbstr_asgi.providers.circuit_breaker import State
 logger = logging.getLogger("arbstr_asgi")
 OTHER = "other"
 NONE = "none"
+STATES: tuple[str, ...] = get_args(State)
 READ_ATTEMPTS = 3  # for files that other processes are writing
-_PREFIX = "arbstr_"
-BUCKETS = (0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 20.0, 40.0, 80.0, 160.0, 320.0, 640.0)  # seconds
 LOG_INTERVAL = 60.0
-
-
+BUCKETS = (0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 20.0, 40.0, 80.0, 160.0, 320.0, 640.0)  # seconds
+_PREFIX = "arbstr_"
 _REASONS = {
     400: "malformed",
     401: "unauthorised",
@@ -34,45 +33,6 @@ _REASONS = {
     415: "unsupported",
     503: "unavailable",
 }
-
-
-class Labels:
-    """Limits label values to names of the configuration, since clients can invent any number of models."""
-
-    def __init__(self, config: Config) -> None:
-        self._models = frozenset(
-            name
-            for provider in config.providers
-            for name in (*provider.models, *provider.aliases, *provider.model_rates)
-        )
-
-    def model(self, model: str) -> str:
-        """The requested model if it is configured, else `other`."""
-        return model if model in self._models else OTHER
-
-
-def status_of(entry: LedgerEntry) -> str:
-    """The class of the status sent to the client, `none` where it left before."""
-    if entry.error_status is not None:
-        return f"{entry.error_status // 100}xx"
-    return NONE if entry.latency_ms is None else "2xx"
-
-
-def outcome_of(attempt: AttemptEntry) -> str:
-    """Result of an attempt: `ok`, `broken` (2xx with an error in the body), a class of status, `no_answer`."""
-    if attempt.status is None:
-        return "no_answer"
-    if not 200 <= attempt.status < 300:
-        return f"{attempt.status // 100}xx" if 100 <= attempt.status < 600 else OTHER
-    return "ok" if attempt.error_message is None else "broken"
-
-
-def refusal_of(status: int) -> str:
-    """The reason label of a request that was refused without a row, by status."""
-    return _REASONS.get(status, OTHER)
-
-
-STATES: tuple[str, ...] = get_args(State)
 _LEDGER = {
     "queue_entries": "Entries that are recorded and wait in memory.",
     "spilled_rows": "Rows that wait on disk.",
@@ -84,86 +44,6 @@ _LOSSES = {
     "late": "Answers that went out before their rows were durable.",
 }
 _Mode = Literal["livesum", "livemax"]
-
-
-class Gauges:
-    """Gauges of one process; those of several live processes are summed, ages are their maximum."""
-
-    def __init__(self, registry: CollectorRegistry, providers: tuple[str, ...]) -> None:
-        def gauge(name: str, text: str, *labels: str, mode: _Mode = "livesum") -> Gauge:
-            return Gauge(f"arbstr_{name}", text, labels, registry=registry, multiprocess_mode=mode)
-
-        self._streams = gauge("streams_open", "Streams that a provider has begun to answer and that have not ended.")
-        drains = gauge("drains", "Replies that are read on for clients that have left.", "provider")
-        self._drains = {name: drains.labels(name) for name in providers}
-        text = "1 for the state that a provider's breaker is in; of several workers, how many see it so."
-        states = gauge("breaker_state", text, "provider", "state")
-        self._states = {(name, state): states.labels(name, state) for name in providers for state in STATES}
-        self._ledger = {name: gauge(f"ledger_{name}", text) for name, text in _LEDGER.items()}
-        text = "For how long the oldest row has waited that is not in the database; 0: none waits."
-        self._oldest = gauge("ledger_oldest_unwritten_seconds", text, mode="livemax")
-        self._losses = {
-            name: Counter(f"arbstr_ledger_{name}_total", text, registry=registry) for name, text in _LOSSES.items()
-        }
-        self._counted = dict.fromkeys(_LOSSES, 0)
-
-    def set(
-        self, snapshot: Snapshot, streams: int, drains: Mapping[str, int], states: Mapping[str, Mapping[str, Any]]
-    ) -> None:
-        """Set all gauges, and raise the counters of losses."""
-        self._streams.set(streams)
-        for name, gauge in self._drains.items():
-            gauge.set(drains.get(name, 0))
-        for (name, state), gauge in self._states.items():
-            gauge.set(states[name]["state"] == state)
-        values_by_name = {
-            "queue_entries": snapshot.queued,
-            "spilled_rows": snapshot.spilled,
-            "spill_bytes": snapshot.spill_bytes,
-        }
-        for name, value in values_by_name.items():
-            self._ledger[name].set(value)
-        self._oldest.set(snapshot.oldest_unwritten_seconds or 0)
-        for name, counter in self._losses.items():
-            count = getattr(snapshot, name)
-            counter.inc(count - self._counted[name])
-            self._counted[name] = count
-
-
-def shared() -> bool:
-    """Whether prometheus-client is in multiprocess mode."""
-    return bool(getattr(values.ValueClass, "_multiprocess", False))
-
-
-def render(registry: CollectorRegistry) -> tuple[bytes, str]:
-    """The exposition text and its media type. Raises ServerError where the shared files can not be read."""
-    if not shared():
-        return generate_latest(_OwnMetrics(registry)), CONTENT_TYPE_LATEST
-    for _ in range(READ_ATTEMPTS):
-        try:
-            return generate_latest(_OwnMetrics(_multiprocess_collector())), CONTENT_TYPE_LATEST
-        except Exception:  # noqa: BLE001, S112 - a file that has just begun is too short, and may raise anything
-            continue
-    raise ServerError("The metrics can't be read.", code="metrics_unavailable")
-
-
-def _multiprocess_collector() -> MultiProcessCollector:
-    return MultiProcessCollector(None)  # type: ignore[no-untyped-call]
-
-
-class _OwnMetrics(Collector):
-    """Only our metrics, since a host may keep its own in the same folder; without `_created` series."""
-
-    def __init__(self, inner: Any) -> None:
-        self._inner = inner
-
-    def collect(self) -> Iterator[Metric]:
-        for metric in self._inner.collect():
-            if metric.name.startswith(_PREFIX):
-                metric.samples = [sample for sample in metric.samples if not sample.name.endswith("_created")]
-                yield metric
-
-
 _Children = tuple[Callable[[], None], Callable[[float], None], Callable[[float], None]]
 
 
@@ -303,3 +183,117 @@ class Metrics:
 
 def _flag(value: bool) -> str:
     return "true" if value else "false"
+
+
+class Labels:
+    """Limits label values to names of the configuration, since clients can invent any number of models."""
+
+    def __init__(self, config: Config) -> None:
+        self._models = frozenset(
+            name
+            for provider in config.providers
+            for name in (*provider.models, *provider.aliases, *provider.model_rates)
+        )
+
+    def model(self, model: str) -> str:
+        """The requested model if it is configured, else `other`."""
+        return model if model in self._models else OTHER
+
+
+def status_of(entry: LedgerEntry) -> str:
+    """The class of the status sent to the client, `none` where it left before."""
+    if entry.error_status is not None:
+        return f"{entry.error_status // 100}xx"
+    return NONE if entry.latency_ms is None else "2xx"
+
+
+def outcome_of(attempt: AttemptEntry) -> str:
+    """Result of an attempt: `ok`, `broken` (2xx with an error in the body), a class of status, `no_answer`."""
+    if attempt.status is None:
+        return "no_answer"
+    if not 200 <= attempt.status < 300:
+        return f"{attempt.status // 100}xx" if 100 <= attempt.status < 600 else OTHER
+    return "ok" if attempt.error_message is None else "broken"
+
+
+def refusal_of(status: int) -> str:
+    """The reason label of a request that was refused without a row, by status."""
+    return _REASONS.get(status, OTHER)
+
+
+class Gauges:
+    """Gauges of one process; those of several live processes are summed, ages are their maximum."""
+
+    def __init__(self, registry: CollectorRegistry, providers: tuple[str, ...]) -> None:
+        def gauge(name: str, text: str, *labels: str, mode: _Mode = "livesum") -> Gauge:
+            return Gauge(f"arbstr_{name}", text, labels, registry=registry, multiprocess_mode=mode)
+
+        self._streams = gauge("streams_open", "Streams that a provider has begun to answer and that have not ended.")
+        drains = gauge("drains", "Replies that are read on for clients that have left.", "provider")
+        self._drains = {name: drains.labels(name) for name in providers}
+        text = "1 for the state that a provider's breaker is in; of several workers, how many see it so."
+        states = gauge("breaker_state", text, "provider", "state")
+        self._states = {(name, state): states.labels(name, state) for name in providers for state in STATES}
+        self._ledger = {name: gauge(f"ledger_{name}", text) for name, text in _LEDGER.items()}
+        text = "For how long the oldest row has waited that is not in the database; 0: none waits."
+        self._oldest = gauge("ledger_oldest_unwritten_seconds", text, mode="livemax")
+        self._losses = {
+            name: Counter(f"arbstr_ledger_{name}_total", text, registry=registry) for name, text in _LOSSES.items()
+        }
+        self._counted = dict.fromkeys(_LOSSES, 0)
+
+    def set(
+        self, snapshot: Snapshot, streams: int, drains: Mapping[str, int], states: Mapping[str, Mapping[str, Any]]
+    ) -> None:
+        """Set all gauges, and raise the counters of losses."""
+        self._streams.set(streams)
+        for name, gauge in self._drains.items():
+            gauge.set(drains.get(name, 0))
+        for (name, state), gauge in self._states.items():
+            gauge.set(states[name]["state"] == state)
+        values_by_name = {
+            "queue_entries": snapshot.queued,
+            "spilled_rows": snapshot.spilled,
+            "spill_bytes": snapshot.spill_bytes,
+        }
+        for name, value in values_by_name.items():
+            self._ledger[name].set(value)
+        self._oldest.set(snapshot.oldest_unwritten_seconds or 0)
+        for name, counter in self._losses.items():
+            count = getattr(snapshot, name)
+            counter.inc(count - self._counted[name])
+            self._counted[name] = count
+
+
+def shared() -> bool:
+    """Whether prometheus-client is in multiprocess mode."""
+    return bool(getattr(values.ValueClass, "_multiprocess", False))
+
+
+def render(registry: CollectorRegistry) -> tuple[bytes, str]:
+    """The exposition text and its media type. Raises ServerError where the shared files can not be read."""
+    if not shared():
+        return generate_latest(_OwnMetrics(registry)), CONTENT_TYPE_LATEST
+    for _ in range(READ_ATTEMPTS):
+        try:
+            return generate_latest(_OwnMetrics(_multiprocess_collector())), CONTENT_TYPE_LATEST
+        except Exception:  # noqa: BLE001, S112 - a file that has just begun is too short, and may raise anything
+            continue
+    raise ServerError("The metrics can't be read.", code="metrics_unavailable")
+
+
+def _multiprocess_collector() -> MultiProcessCollector:
+    return MultiProcessCollector(None)  # type: ignore[no-untyped-call]
+
+
+class _OwnMetrics(Collector):
+    """Only our metrics, since a host may keep its own in the same folder; without `_created` series."""
+
+    def __init__(self, inner: Any) -> None:
+        self._inner = inner
+
+    def collect(self) -> Iterator[Metric]:
+        for metric in self._inner.collect():
+            if metric.name.startswith(_PREFIX):
+                metric.samples = [sample for sample in metric.samples if not sample.name.endswith("_created")]
+                yield metric

@@ -149,7 +149,7 @@ def test_two_processes_roll_up_at_once(bench: Bench) -> None:
         await bench.record(*filled(120))
 
     async def look() -> None:
-        await bench.upkeep.roll_up()
+        await bench.maintenance.roll_up()
         assert await bench.fetch("SELECT * FROM dirty_hours") == []
         await compare(bench, await bench.rows())
         assert await bench.ledger.rebuild() == Rebuilt(94, 0)

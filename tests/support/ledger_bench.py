@@ -23,7 +23,7 @@ class Bench(NamedTuple):
     url: str
 
     @property
-    def upkeep(self) -> Maintenance:
+    def maintenance(self) -> Maintenance:
         """Rolls up when it is told to."""
         return self.ledger._maintenance()
 

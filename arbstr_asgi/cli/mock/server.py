@@ -20,14 +20,13 @@ from arbstr_asgi.config.settings import DatabaseConfig, Server
 from arbstr_asgi.config.validation import check_listen
 
 PROVIDER_TIMEOUT = 5.0  # short, so that a `stall` fails over within seconds
-
-
 CODE = Rule(
     name="code",
     allowed_models=("gpt-4o", "claude-3.5-sonnet"),
     max_sats_per_1m_output=50_000,
     keywords=("code", "function", "implement"),
 )
+EXAMPLE_REQUEST = {"model": "gpt-4o", "messages": [{"role": "user", "content": f"Hello! [{CHEAP}: 503]"}]}
 
 
 class MockProviders(NamedTuple):
@@ -72,9 +71,6 @@ def _config(cheap_url: str, expensive_url: str, database: Path) -> Config:
         database=DatabaseConfig(path=str(database)),
         policies=Policies(rules=(CODE,)),
     )
-
-
-EXAMPLE_REQUEST = {"model": "gpt-4o", "messages": [{"role": "user", "content": f"Hello! [{CHEAP}: 503]"}]}
 
 
 def serve_mock(listen: str) -> None:

@@ -14,10 +14,10 @@ from arbstr_asgi.database.columns import ATTEMPT_COLUMNS, COLUMNS, Columns, Kind
 from arbstr_asgi.database.values import Row
 
 READ_TIMEOUT = 30.0  # seconds for a question
-
-
 # What a database that is out of reach raises, whatever its driver.
 OUTAGE_ERRORS = (OSError, TimeoutError)
+# What a driver raises while it converts a value, before the database has seen it.
+CONVERSION_ERRORS = (TypeError, ValueError, OverflowError, UnicodeError)
 
 
 class SpecialColumns(NamedTuple):
@@ -41,9 +41,6 @@ class BulkStatement(NamedTuple):
 
 IN_REQUESTS = SpecialColumns.find(COLUMNS)
 IN_ATTEMPTS = SpecialColumns.find(ATTEMPT_COLUMNS)
-
-# What a driver raises while it converts a value, before the database has seen it.
-CONVERSION_ERRORS = (TypeError, ValueError, OverflowError, UnicodeError)
 
 
 class Driver(Protocol):
@@ -168,11 +165,6 @@ def encode_row(row: Row, special: SpecialColumns, convert_timestamp: Any, money:
     return tuple(values)
 
 
-def is_connection_error(error: BaseException) -> bool:
-    """Whether the error is an operating system error of a lost connection, not a timeout."""
-    return isinstance(error, OSError) and not isinstance(error, TimeoutError | ConnectionAbortedError)
-
-
 def decimal_text(value: Decimal | None) -> str | None:
     """A normalised amount as text, never with an exponent."""
     if value is None:
@@ -185,6 +177,11 @@ def format_timestamp(value: datetime) -> str:
     """A normalised timestamp in fixed width, so that text sorts by time: `2026-11-22T10:00:00.123Z`."""
     text: str = msgspec.to_builtins(value)  # ten times as fast as `isoformat`; without a fraction that is 0
     return f"{text[:23]}Z" if value.microsecond else f"{text[:19]}.000Z"
+
+
+def is_connection_error(error: BaseException) -> bool:
+    """Whether the error is an operating system error of a lost connection, not a timeout."""
+    return isinstance(error, OSError) and not isinstance(error, TimeoutError | ConnectionAbortedError)
 
 
 def describe_error(error: BaseException, database: Database | None = None) -> str:

@@ -27,6 +27,14 @@ from arbstr_asgi.database.values import Row
 _ROW_CODES = {1048, 1364, 1264, 1265, 1292, 1366, 1406, 1644, 3819, 4025}
 _NO_SUCH_DATABASE = 1049
 _LOST_CODES = {(1053,), (1927,), (2003,), (2006,), (2013,), (2055,)}  # shutting down, killed, unreachable, gone
+# Lock names are server-wide, so this one includes the database and the prefix.
+_LOCK_NAME = "CONCAT('arbstr.', MD5(CONCAT(DATABASE(), '/', %s)))"
+_LITERALS: dict[type, Callable[[Any], str]] = {
+    int: str,
+    Decimal: str,
+    bool: lambda value: "true" if value else "false",
+    type(None): lambda _: "NULL",
+}
 
 
 class _Cursor(aiomysql.Cursor):  # type: ignore[misc]
@@ -37,14 +45,6 @@ class _Cursor(aiomysql.Cursor):  # type: ignore[misc]
             return super()._escape_args(args, conn)
         literal, escape, string = _LITERALS.get, conn.escape, conn.escape_string
         return tuple([f"'{string(v)}'" if type(v) is str else literal(type(v), escape)(v) for v in args])
-
-
-_LITERALS: dict[type, Callable[[Any], str]] = {
-    int: str,
-    Decimal: str,
-    bool: lambda value: "true" if value else "false",
-    type(None): lambda _: "NULL",
-}
 
 
 class Mysql:
@@ -158,10 +158,6 @@ class Mysql:
     async def _run(self, raw: Any, sql: str) -> None:
         async with raw.cursor() as cursor:
             await cursor.execute(sql)
-
-
-# Lock names are server-wide, so this one includes the database and the prefix.
-_LOCK_NAME = "CONCAT('arbstr.', MD5(CONCAT(DATABASE(), '/', %s)))"
 
 
 def _naive(value: datetime) -> datetime:

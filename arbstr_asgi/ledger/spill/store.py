@@ -35,7 +35,7 @@ class Spill(NamedTuple):
     """The slots of the spill folder, and the open store in our own slot."""
 
     locks: SpillLocks
-    spill: "SpillStore"
+    store: "SpillStore"
 
 
 class SpilledRecord(NamedTuple):

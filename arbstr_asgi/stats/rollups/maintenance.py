@@ -18,74 +18,12 @@ from arbstr_asgi.stats.rollups.dirty_hours import DirtyHours
 from arbstr_asgi.stats.sql import SqlDialect, SqlParameters
 from arbstr_asgi.stats.timezones import period_number, period_start, truncate_bound
 
-DELETE_BATCH = 200  # rows; holds SQLite's write lock for about 10 ms
-_MAX_ATTEMPTS = 50  # for an hour that keeps changing
-_RETRY_PAUSE = 0.01  # seconds
-
-
-class Retention:
-    """Deletes rows in small batches, on a raw connection without an open transaction."""
-
-    def __init__(self, driver: Driver, sql_dialect: SqlDialect) -> None:
-        self._driver = driver
-        self._sql_dialect = sql_dialect
-        self._dirty_hours = DirtyHours()
-        self._mark = mark_hour(sql_dialect.dialect, sql_dialect.tables.dirty_hours)
-
-    async def count(self, raw: Any, until: datetime) -> int:
-        """The number of rows that arrived before `until`."""
-        params = SqlParameters(self._sql_dialect.dialect)
-        sql = f"SELECT count(*) FROM {self._sql_dialect.requests} WHERE {self._before_condition(params, until)}"  # noqa: S608
-        ((count,),) = await self._driver.fetch(raw, sql, params.values)
-        return int(count)
-
-    async def before(self, raw: Any, until: datetime) -> int:
-        """Delete one batch of rows that arrived before `until`, the oldest first; returns their number."""
-        params = SqlParameters(self._sql_dialect.dialect)
-        condition = self._before_condition(params, until)
-        rows = await self._select(raw, params, f"{condition} ORDER BY {self._sql_dialect.name('timestamp')}")
-        async with self._driver.begin(raw):
-            await self._delete(raw, rows)
-        return len(rows)
-
-    async def delete_end_user_rows(self, raw: Any, end_user: str) -> tuple[int, int]:
-        """Delete one batch of rows of an end user, and mark their hours dirty; returns (rows, attempts)."""
-        params = SqlParameters(self._sql_dialect.dialect)
-        rows = await self._select(raw, params, self._sql_dialect.equals(params, "end_user", end_user))
-        marks = self._dirty_hours.marks(values.read_timestamp(row[2]) for row in rows)
-        if not rows:
-            return 0, 0
-        async with self._driver.begin(raw):
-            attempts = await self._delete(raw, rows)
-            await self._driver.execute_many(raw, self._mark, marks)
-        return len(rows), attempts
-
-    def _before_condition(self, params: SqlParameters, until: datetime) -> str:
-        return f"{self._sql_dialect.name('timestamp')} < {params.add(self._driver.read_timestamp(until))}"
-
-    async def _select(self, raw: Any, params: SqlParameters, condition: str) -> list[Sequence[Any]]:
-        columns = f"id, {self._sql_dialect.name('correlation_id')}, {self._sql_dialect.name('timestamp')}"
-        sql = f"SELECT {columns} FROM {self._sql_dialect.requests} WHERE {condition} LIMIT {DELETE_BATCH}"  # noqa: S608
-        return await self._driver.fetch(raw, sql, params.values)
-
-    async def _delete(self, raw: Any, rows: list[Sequence[Any]]) -> int:
-        """Delete the rows and their attempts; returns the number of attempts."""
-        if not rows:
-            return 0
-        calls, ids = SqlParameters(self._sql_dialect.dialect), SqlParameters(self._sql_dialect.dialect)
-        call = self._sql_dialect.name("correlation_id")
-        of_calls = (
-            f"DELETE FROM {self._sql_dialect.attempts} WHERE {call} IN ({calls.add_all([row[1] for row in rows])})"  # noqa: S608
-        )
-        of_ids = f"DELETE FROM {self._sql_dialect.requests} WHERE id IN ({ids.add_all([row[0] for row in rows])})"  # noqa: S608
-        attempts = await self._driver.execute(raw, of_calls, calls.values)
-        await self._driver.execute(raw, of_ids, ids.values)
-        return attempts
-
-
 T = TypeVar("T")
 Progress = Callable[[int, int], None]
 """Called with the number of items done, and of all."""
+DELETE_BATCH = 200  # rows; holds SQLite's write lock for about 10 ms
+_MAX_ATTEMPTS = 50  # for an hour that keeps changing
+_RETRY_PAUSE = 0.01  # seconds
 
 
 class Maintenance:
@@ -189,3 +127,63 @@ class Maintenance:
             ) from error
         await asyncio.sleep((time.monotonic() - started) * self._pause_factor)
         return result
+
+
+class Retention:
+    """Deletes rows in small batches, on a raw connection without an open transaction."""
+
+    def __init__(self, driver: Driver, sql_dialect: SqlDialect) -> None:
+        self._driver = driver
+        self._sql_dialect = sql_dialect
+        self._dirty_hours = DirtyHours()
+        self._mark = mark_hour(sql_dialect.dialect, sql_dialect.tables.dirty_hours)
+
+    async def count(self, raw: Any, until: datetime) -> int:
+        """The number of rows that arrived before `until`."""
+        params = SqlParameters(self._sql_dialect.dialect)
+        sql = f"SELECT count(*) FROM {self._sql_dialect.requests} WHERE {self._before_condition(params, until)}"  # noqa: S608
+        ((count,),) = await self._driver.fetch(raw, sql, params.values)
+        return int(count)
+
+    async def before(self, raw: Any, until: datetime) -> int:
+        """Delete one batch of rows that arrived before `until`, the oldest first; returns their number."""
+        params = SqlParameters(self._sql_dialect.dialect)
+        condition = self._before_condition(params, until)
+        rows = await self._select(raw, params, f"{condition} ORDER BY {self._sql_dialect.name('timestamp')}")
+        async with self._driver.begin(raw):
+            await self._delete(raw, rows)
+        return len(rows)
+
+    async def delete_end_user_rows(self, raw: Any, end_user: str) -> tuple[int, int]:
+        """Delete one batch of rows of an end user, and mark their hours dirty; returns (rows, attempts)."""
+        params = SqlParameters(self._sql_dialect.dialect)
+        rows = await self._select(raw, params, self._sql_dialect.equals(params, "end_user", end_user))
+        marks = self._dirty_hours.marks(values.read_timestamp(row[2]) for row in rows)
+        if not rows:
+            return 0, 0
+        async with self._driver.begin(raw):
+            attempts = await self._delete(raw, rows)
+            await self._driver.execute_many(raw, self._mark, marks)
+        return len(rows), attempts
+
+    def _before_condition(self, params: SqlParameters, until: datetime) -> str:
+        return f"{self._sql_dialect.name('timestamp')} < {params.add(self._driver.read_timestamp(until))}"
+
+    async def _select(self, raw: Any, params: SqlParameters, condition: str) -> list[Sequence[Any]]:
+        columns = f"id, {self._sql_dialect.name('correlation_id')}, {self._sql_dialect.name('timestamp')}"
+        sql = f"SELECT {columns} FROM {self._sql_dialect.requests} WHERE {condition} LIMIT {DELETE_BATCH}"  # noqa: S608
+        return await self._driver.fetch(raw, sql, params.values)
+
+    async def _delete(self, raw: Any, rows: list[Sequence[Any]]) -> int:
+        """Delete the rows and their attempts; returns the number of attempts."""
+        if not rows:
+            return 0
+        calls, ids = SqlParameters(self._sql_dialect.dialect), SqlParameters(self._sql_dialect.dialect)
+        call = self._sql_dialect.name("correlation_id")
+        of_calls = (
+            f"DELETE FROM {self._sql_dialect.attempts} WHERE {call} IN ({calls.add_all([row[1] for row in rows])})"  # noqa: S608
+        )
+        of_ids = f"DELETE FROM {self._sql_dialect.requests} WHERE id IN ({ids.add_all([row[0] for row in rows])})"  # noqa: S608
+        attempts = await self._driver.execute(raw, of_calls, calls.values)
+        await self._driver.execute(raw, of_ids, ids.values)
+        return attempts

@@ -26,14 +26,14 @@ class RollupReader:
         rollups: RollupStatements,
         cache: RollupCache,
         raw: Any,
-        asked: ResolvedQuery,
+        resolved: ResolvedQuery,
         split: TimeSplit,
     ) -> None:
         self._driver = driver
         self._rollups = rollups
         self._cache = cache
         self._raw = raw
-        self._resolved = asked
+        self._resolved = resolved
         self._spans = split.rolled
         self._generations: dict[str, int] = {}
 
@@ -108,15 +108,15 @@ class RollupReader:
 
     async def _read(self, span: Span, selected: Collection[Keys] | None) -> dict[GroupKey, Totals]:
         result: dict[GroupKey, list[Totals]] = {}
-        params, asked = SqlParameters(self._driver.dialect), self._resolved
-        first = {keys[0] for keys in selected} if selected and asked.names == asked.dimensions[:1] else ()
-        sql = self._rollups.rows(params, asked.dimensions, span, asked.keys, first)
+        params, resolved = SqlParameters(self._driver.dialect), self._resolved
+        first = {keys[0] for keys in selected} if selected and resolved.names == resolved.dimensions[:1] else ()
+        sql = self._rollups.rows(params, resolved.dimensions, span, resolved.keys, first)
         seconds = HOUR * PERIODS[span[0]]
         async for batch in in_batches(await self._driver.fetch(self._raw, sql, params.values), TOTALS_PER_BATCH):
             for start, key1, key2, *texts in batch:
-                keys = asked.pick_keys((key1, key2))
+                keys = resolved.pick_keys((key1, key2))
                 if selected is None or keys in selected:
-                    result.setdefault((keys, asked.time_key(start * seconds)), []).append(Totals.decode(*texts))
+                    result.setdefault((keys, resolved.time_key(start * seconds)), []).append(Totals.decode(*texts))
         return {
             place: Totals.sum(of)
             async for batch in in_batches([*result.items()], TOTALS_PER_BATCH)
@@ -131,11 +131,11 @@ class RollupReader:
         if not self._generations:
             result = await self._driver.fetch(self._raw, self._rollups.generations)
             self._generations = {str(period): int(generation) for period, generation in result}
-        asked = self._resolved
-        zone = asked.zone_name if asked.time_units else ""
-        query = (asked.dimensions, asked.names, asked.time_units, zone, asked.seconds)
+        resolved = self._resolved
+        zone = resolved.zone_name if resolved.time_units else ""
+        query = (resolved.dimensions, resolved.names, resolved.time_units, zone, resolved.seconds)
         generation = tuple(self._generations[period] for period, *_ in spans)
-        return self._cache.get(generation, (*query, *sorted(asked.keys.items()), *spans))
+        return self._cache.get(generation, (*query, *sorted(resolved.keys.items()), *spans))
 
     def _store(self, entry: CacheEntry, missing: set[Keys] | None) -> None:
         if missing is None:

@@ -63,7 +63,7 @@ async def running(folder: Path) -> AsyncIterator[tuple[Gateway, MockProviders]]:
         ({"text": "[mock: slow]"}, set(), set()),
     ],
 )
-def test_orders(text: Any, cheap: set[str] | None, dear: set[str] | None) -> None:
+def test_directives(text: Any, cheap: set[str] | None, dear: set[str] | None) -> None:
     """The words in brackets are for the one that is named or for both; what is not understood is refused by both."""
     for name, expected in ((CHEAP, cheap), (DEAR, dear)):
         if expected is None:
@@ -74,7 +74,7 @@ def test_orders(text: Any, cheap: set[str] | None, dear: set[str] | None) -> Non
             assert directives(said(text)["messages"], name) == expected
 
 
-def test_orders_are_in_the_last_user_message() -> None:
+def test_directives_are_in_the_last_user_message() -> None:
     """A conversation goes on: what an earlier message has said is done."""
     messages = [*said("[mock: 503]")["messages"], {"role": "user", "content": "and now?"}, {"role": "assistant"}, 1]
     assert directives(messages, CHEAP) == set()
@@ -132,7 +132,7 @@ ALONE: list[tuple[str, int, bool, dict[str, Any]]] = [
 
 @pytest.mark.parametrize("stream", [True, False], ids=["stream", "plain"])
 @pytest.mark.parametrize(("word", "code", "whole", "facts"), ALONE, ids=[row[0] for row in ALONE])
-def test_told(
+def test_directive_is_followed(
     word: str,
     code: int,
     whole: bool,

@@ -233,11 +233,11 @@ def test_what_was_committed_while_it_was_spilled_is_known(tmp_path: Path) -> Non
 
     async def work(target: LedgerDatabase) -> None:
         connections = await target.open(migrate=True)
-        backlog = WriteQueue()
+        queue = WriteQueue()
         pending = PendingBatches(target.driver, statements("sqlite", ""), LossCounters(), DirtyHours())
         for number in range(2):
-            backlog.add(an_entry(f"call-{number}"), 0.0)
-            pending.take(backlog, 1)
+            queue.add(an_entry(f"call-{number}"), 0.0)
+            pending.take(queue, 1)
         first, second = pending.batches
         pending.mark_spilled(second)
         assert (len(pending), pending.waiting, pending.stale) == (2, 1, [])

@@ -54,7 +54,7 @@ async def unreachable(url: str, ledger_of: list[Ledger], way: str) -> AsyncItera
 def no_spill(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let no ledger have a spill."""
 
-    def claim(slots: SpillLocks) -> SpillLock:
+    def claim(locks: SpillLocks) -> SpillLock:
         raise OSError("no space left on device")
 
     monkeypatch.setattr(SpillLocks, "claim", claim)

@@ -311,23 +311,23 @@ def test_calls_of_strangers_are_given_up_after_a_day(database_url: str) -> None:
     asyncio.run(main())
 
 
-def test_slots_tell_the_living_from_the_dead(tmp_path: Path) -> None:
+def test_locks_show_which_owners_live(tmp_path: Path) -> None:
     """A slot has one owner at a time; whose lock is free is an orphan, and its place is taken again."""
-    slots = SpillLocks(tmp_path / "spill")
-    first, second = slots.claim(), slots.claim()
+    locks = SpillLocks(tmp_path / "spill")
+    first, second = locks.claim(), locks.claim()
     first.write_owner("one")
     second.write_owner("another")
     assert first.file != second.file
-    assert slots.live_owners() == {"one", "another"}
-    assert list(slots.orphans()) == []
+    assert locks.live_owners() == {"one", "another"}
+    assert list(locks.orphans()) == []
     first.release()
     assert SpillLocks(tmp_path / "spill").live_owners() == {"another"}
-    (orphan,) = slots.orphans()
+    (orphan,) = locks.orphans()
     assert orphan.file == first.file
-    assert slots.claim().file not in (first.file, second.file)
+    assert locks.claim().file not in (first.file, second.file)
     orphan.release()
-    assert slots.claim().file == first.file
-    assert SpillLocks(tmp_path / "spill").id == slots.id
+    assert locks.claim().file == first.file
+    assert SpillLocks(tmp_path / "spill").id == locks.id
 
 
 def test_each_database_has_a_spill_of_its_own(tmp_path: Path) -> None:
@@ -368,7 +368,7 @@ def break_spill(folder: Path) -> sqlite3.Connection:
     return connection
 
 
-def test_what_is_lost_is_lost_exactly_and_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_what_is_lost_is_lost_exactly_and_logged(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """Database and spill fail, ten wait: of 25 entries 15 are lost, counted and told; the ten are stored later."""
     url = f"sqlite:///{tmp_path}/arbstr.db"
 
@@ -487,7 +487,7 @@ def test_commit_waits_two_seconds_at_most(tmp_path: Path, caplog: pytest.LogCapt
     assert [record.levelname for record in late] == ["WARNING"]
 
 
-def test_an_orphan_that_is_no_database_is_told_and_left(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_an_orphan_that_is_no_database_is_logged_and_left(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """A spill file that can't be read hinders nobody."""
     folder = tmp_path / "arbstr.db-spill"
     mine = SpillLocks(folder).claim()

@@ -31,7 +31,7 @@ def test_a_new_generation_is_not_answered_from_the_old() -> None:
     assert known.get(1, "question").row_counts is None
 
 
-def test_memory_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_cache_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     """The questions that were not asked for longest are forgotten; one answer that is too large too."""
     alone = CacheEntry()
     alone.totals[("a",), 0] = EACH
@@ -54,11 +54,11 @@ def test_answers_are_the_same_again(bench: Bench) -> None:
     async def scenario() -> None:
         await bench.clear()
         await bench.record(*filled())
-        await bench.upkeep.roll_up()
+        await bench.maintenance.roll_up()
         for _ in range(3):
             await compare(bench, await bench.rows())
         await bench.record(an_entry(timestamp=DAY, model="m-1", latency_ms=10**6, end_user="ann"))
-        await bench.upkeep.roll_up()
+        await bench.maintenance.roll_up()
         for _ in range(2):
             await compare(bench, await bench.rows())
 
@@ -71,12 +71,12 @@ def test_days_are_not_read_again(bench: Bench) -> None:
     async def scenario() -> None:
         await bench.clear()
         await bench.record(*filled())
-        await bench.upkeep.roll_up()
+        await bench.maintenance.roll_up()
         await compare(bench, await bench.rows())
         await bench.sql("UPDATE rollups SET sums = 'unreadable' WHERE period IN ('day', '6h')")
         new = DAY + timedelta(days=2, hours=5)
         await bench.record(an_entry(timestamp=new, model="m-1", latency_ms=5, end_user="ann"))
-        await bench.upkeep._roll_up_hour(period_number(new, HOUR), attempts=1, rebuild=True)
+        await bench.maintenance._roll_up_hour(period_number(new, HOUR), attempts=1, rebuild=True)
         await compare(bench, await bench.rows())
 
     bench.run(scenario())

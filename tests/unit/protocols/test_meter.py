@@ -35,16 +35,16 @@ def run(body: bytes, size: int | None = None, content_type: str = SSE, **more: A
     return b"".join([*out, one.finish()]), one.summary
 
 
-def said(reading: ReplySummary) -> dict[str, Any]:
+def said(summary: ReplySummary) -> dict[str, Any]:
     """A reading without what is not known."""
     facts: dict[str, Any] = {
-        "finish_reason": reading.finish_reason,
-        "error": reading.error,
-        "final": reading.usage_is_final if reading.usage else None,
-        "complete": reading.finished,
+        "finish_reason": summary.finish_reason,
+        "error": summary.error,
+        "final": summary.usage_is_final if summary.usage else None,
+        "complete": summary.finished,
     }
-    if reading.usage is not None:
-        facts |= {name: getattr(reading.usage, name) for name in reading.usage.__struct_fields__ if name != "raw_json"}
+    if summary.usage is not None:
+        facts |= {name: getattr(summary.usage, name) for name in summary.usage.__struct_fields__ if name != "raw_json"}
         facts["additive"] = facts.pop("reasoning_is_additive") or None
     return {name: value for name, value in facts.items() if value is not None}
 
@@ -53,13 +53,13 @@ def said(reading: ReplySummary) -> dict[str, Any]:
 @pytest.mark.parametrize("stream", STREAMS, ids=lambda stream: stream.name)
 def test_stream(stream: Stream, size: int | None) -> None:
     """Each provider's stream is read rightly, and loses exactly what we caused."""
-    out, reading = run(stream.sent, size)
+    out, summary = run(stream.sent, size)
     assert out == stream.got
     expected = {name: value for name, value in stream.said.items() if value is not None and name != "done"}
-    if reading.usage is None:
+    if summary.usage is None:
         expected.pop("final", None)
-    assert said(reading) == expected
-    assert reading.seen_done == (stream.said.get("done", b"[DONE]" in stream.sent))
+    assert said(summary) == expected
+    assert summary.seen_done == (stream.said.get("done", b"[DONE]" in stream.sent))
 
 
 @pytest.mark.parametrize("stream", STREAMS, ids=lambda stream: stream.name)
@@ -68,7 +68,7 @@ def test_untouched(stream: Stream) -> None:
     assert run(stream.sent, 5, strip=False)[0] == stream.sent
 
 
-def test_lean_and_full_path_agree(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_fast_and_full_path_agree(monkeypatch: pytest.MonkeyPatch) -> None:
     """The short way for events with nothing special in them gives what the long way gives."""
     body = (
         HELLO + event(chunk("hi", usage=None)) * 3 + event(chunk("x", usage=None, obfuscation="a")) + BYE + ONLY + DONE
@@ -94,9 +94,9 @@ def test_large_event_passes() -> None:
     """An event beyond the limit flows through untouched, and the next one is metered again."""
     large = event(chunk("x" * 2 * events.MAX_EVENT_BYTES, usage=None))
     for size in (None, 65_536, 300_001):
-        out, reading = run(HELLO + large + event(chunk("y", usage=None)) + BYE + ONLY + DONE, size)
+        out, summary = run(HELLO + large + event(chunk("y", usage=None)) + BYE + ONLY + DONE, size)
         assert out == HELLO + large + event(chunk("y")) + BYE + DONE
-        assert reading.usage is not None
+        assert summary.usage is not None
     one = meter()
     passed = sum(len(one.feed(large[at : at + 65_536])) for at in range(0, len(large) - 65_536, 65_536))
     assert passed >= len(large) - 2 * 65_536
@@ -147,8 +147,8 @@ def test_failure_at_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(events.EventMeter, "_process_event", broken)
     assert run(b"data: [DONE]")[0] == b"data: [DONE]"
     monkeypatch.setattr(plain, "decode", broken)
-    out, reading = run(b"{}", content_type="application/json")
-    assert (out, reading.finished) == (b"{}", False)
+    out, summary = run(b"{}", content_type="application/json")
+    assert (out, summary.finished) == (b"{}", False)
 
 
 def test_plain_body() -> None:
@@ -164,20 +164,20 @@ def test_plain_body() -> None:
             }
         ).encode()
     )
-    out, reading = run(body, 3, "application/json", streaming=False)
+    out, summary = run(body, 3, "application/json", streaming=False)
     assert out == body
-    assert reading.usage is not None
-    assert json.loads(reading.usage.raw_json or "") == USAGE
-    assert (reading.model, reading.id, reading.service_tier, reading.finished) == ("m-1", "chatcmpl-1", "flex", True)
+    assert summary.usage is not None
+    assert json.loads(summary.usage.raw_json or "") == USAGE
+    assert (summary.model, summary.id, summary.service_tier, summary.finished) == ("m-1", "chatcmpl-1", "flex", True)
 
 
 @pytest.mark.parametrize("body", [b"", b"[]", b'{"usage":{"prompt_tokens":11', b"<html>", b'"x"'])
 def test_not_a_completion(body: bytes) -> None:
     """What isn't a JSON object says nothing, and is not complete."""
-    out, reading = run(body, 2, "application/json", streaming=False)
+    out, summary = run(body, 2, "application/json", streaming=False)
     assert out == body
-    assert reading.usage is None
-    assert not reading.finished
+    assert summary.usage is None
+    assert not summary.finished
 
 
 @pytest.mark.parametrize("size", [None, 1, 3])
@@ -185,9 +185,9 @@ def test_not_a_completion(body: bytes) -> None:
 def test_stream_under_another_name(start: bytes, size: int | None) -> None:
     """A stream that is called JSON is metered by its bytes, if a stream was asked for."""
     body = start + HELLO + BYE + ONLY + DONE
-    out, reading = run(body, size, "application/json")
+    out, summary = run(body, size, "application/json")
     assert out == start + HELLO + BYE + DONE
-    assert reading.usage is not None
+    assert summary.usage is not None
     assert run(body, size, "application/json", strip=False)[0] == body
     assert run(body, size, "application/json", streaming=False)[1].usage is None
 
@@ -215,9 +215,9 @@ def test_encoded(encoding: str, content_type: str) -> None:
     """A compressed reply passes untouched and is read all the same."""
     body = HELLO + BYE + ONLY + DONE if content_type == SSE else json.dumps({"usage": USAGE}).encode()
     packed = zlib.compress(body) if encoding == "deflate" else gzip.compress(body)
-    out, reading = run(packed, 7, content_type, content_encoding=encoding)
+    out, summary = run(packed, 7, content_type, content_encoding=encoding)
     assert out == packed
-    assert reading.usage is not None
+    assert summary.usage is not None
     one = meter(content_type, content_encoding=encoding)
     one.feed(packed)
     assert not one.abandon()
@@ -229,9 +229,9 @@ def test_encoded(encoding: str, content_type: str) -> None:
 def test_encoding_that_cannot_be_read(body: bytes, encoding: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """An unknown, wrong or exploding encoding passes untouched, and nothing is known."""
     monkeypatch.setattr(decoding, "MAX_DECODED", 1000)
-    out, reading = run(body, 3, content_encoding=encoding)
+    out, summary = run(body, 3, content_encoding=encoding)
     assert out == body
-    assert reading.usage is None
+    assert summary.usage is None
 
 
 @pytest.mark.parametrize("strip", [True, False])
@@ -242,7 +242,7 @@ def test_before_done(strip: bool, size: int | None) -> None:
         HELLO + BYE + ONLY + DONE + DONE,
         size,
         strip=strip,
-        before_done=lambda reading: f": {reading.usage and reading.usage.output_tokens}\n\n".encode(),
+        before_done=lambda summary: f": {summary.usage and summary.usage.output_tokens}\n\n".encode(),
     )
     assert out == HELLO + BYE + (b"" if strip else ONLY) + b": 7\n\n" + DONE + DONE
 

@@ -17,12 +17,12 @@ from arbstr_asgi.providers.pricing import cost, cost_estimate
 from tests.unit.protocols.test_model_alias import bodies
 
 
-def asked(rest: str) -> ChatRequest:
+def chat_request(rest: str) -> ChatRequest:
     """A request with these members, as they are."""
     return parse(f'{{"model":"m",{rest}}}'.encode())
 
 
-def said(*contents: str) -> str:
+def content_list(*contents: str) -> str:
     """Messages with these contents."""
     return '"messages":[' + ",".join(f'{{"role":"user","content":{content}}}' for content in contents) + "]"
 
@@ -30,33 +30,33 @@ def said(*contents: str) -> str:
 @pytest.mark.parametrize(
     ("rest", "tokens"),
     [
-        (said('"12345678"'), 2),
-        (said('"1234567"'), 1),
-        (said('"123"'), 1),
-        (said('""'), 1),
-        (said('"12345678"', '"12345678"', '"1234"'), 5),
-        (said('"' + "é" * 8 + '"'), 4),
-        (said('"' + "\\u00e9" * 8 + '"'), 4),
-        (said('"' + "\\n" * 8 + '"'), 2),
-        (said('"' + "\\ud83d\\ude00" * 8 + '"'), 8),
-        (said('"' + "\\ud83d" * 8 + '"'), 6),
-        (said('"' + "\\\\ud83d" * 8 + '"', '"\\ud83d"'), 12),
-        (said("null"), 1),
-        (said('"12345678"', "null"), 2),
+        (content_list('"12345678"'), 2),
+        (content_list('"1234567"'), 1),
+        (content_list('"123"'), 1),
+        (content_list('""'), 1),
+        (content_list('"12345678"', '"12345678"', '"1234"'), 5),
+        (content_list('"' + "é" * 8 + '"'), 4),
+        (content_list('"' + "\\u00e9" * 8 + '"'), 4),
+        (content_list('"' + "\\n" * 8 + '"'), 2),
+        (content_list('"' + "\\ud83d\\ude00" * 8 + '"'), 8),
+        (content_list('"' + "\\ud83d" * 8 + '"'), 6),
+        (content_list('"' + "\\\\ud83d" * 8 + '"', '"\\ud83d"'), 12),
+        (content_list("null"), 1),
+        (content_list('"12345678"', "null"), 2),
         ('"messages":[{"role":"user"},{"content":"12345678"}]', 2),
-        (said('[{"type":"text","text":"hi"}]'), len('[{"type":"text","text":"hi"}]') // 4),
-        (said("12345678"), 2),
-        (said("true", '{"a":1}', "[]", "1"), (4 + 7 + 2 + 1) // 4),
+        (content_list('[{"type":"text","text":"hi"}]'), len('[{"type":"text","text":"hi"}]') // 4),
+        (content_list("12345678"), 2),
+        (content_list("true", '{"a":1}', "[]", "1"), (4 + 7 + 2 + 1) // 4),
         ('"x":1', 1),
         ('"messages":[]', 1),
-        ('"messages":7,' + said('"12345678"'), 2),
-        (said('"' + "1" * 400 + '"') + "," + said('"12345678"'), 2),
+        ('"messages":7,' + content_list('"12345678"'), 2),
+        (content_list('"' + "1" * 400 + '"') + "," + content_list('"12345678"'), 2),
         ('"m\\u0065ssages":[{"cont\\u0065nt":"12345678"}]', 2),
     ],
 )
 def test_input(rest: str, tokens: int) -> None:
     """A token for four bytes of content: text as the model reads it, everything else as its JSON; at least one."""
-    assert estimate_tokens(asked(rest)).input_tokens == tokens
+    assert estimate_tokens(chat_request(rest)).input_tokens == tokens
 
 
 @pytest.mark.parametrize(
@@ -68,7 +68,7 @@ def test_input(rest: str, tokens: int) -> None:
         '"messages":["12345678"]',
         '"messages":[[]]',
         '"messages":[{},1]',
-        said('"\\ud83d' + "a" * MAX_REPAIR_BYTES + '"'),
+        content_list('"\\ud83d' + "a" * MAX_REPAIR_BYTES + '"'),
         '"messages":[' + "{}," * MAX_OBJECTS + "{}]",
     ],
     ids=lambda rest: rest[:24],
@@ -77,7 +77,7 @@ def test_unreadable(rest: str) -> None:
     """Where messages can't be read, the whole body counts."""
     padding = ',"x":"' + "p" * 400 + '"'
     try:
-        request = asked(rest + padding)
+        request = chat_request(rest + padding)
     except Exception:  # too large for lone surrogates to pass
         request = ChatRequest(body=f'{{"model":"m",{rest}{padding}}}'.encode(), model="m", stream=False)
     assert estimate_tokens(request) == (len(request.body) // 4, DEFAULT_OUTPUT_TOKENS)
@@ -99,7 +99,7 @@ def test_unreadable(rest: str) -> None:
 )
 def test_output(rest: str, tokens: int) -> None:
     """As much as the client allows, and 256 where it does not say."""
-    assert estimate_tokens(asked(rest)).output_tokens == tokens
+    assert estimate_tokens(chat_request(rest)).output_tokens == tokens
 
 
 @pytest.mark.parametrize(
@@ -110,8 +110,8 @@ def test_output(rest: str, tokens: int) -> None:
 def test_hostile_limits(name: str, value: str) -> None:
     """What is no count of tokens limits nothing, and does not hide the other limit."""
     other = "max_tokens" if name != "max_tokens" else "max_completion_tokens"
-    assert estimate_tokens(asked(f'"{name}":{value}')).output_tokens == 256
-    assert estimate_tokens(asked(f'"{name}":{value},"{other}":7')).output_tokens == 7
+    assert estimate_tokens(chat_request(f'"{name}":{value}')).output_tokens == 256
+    assert estimate_tokens(chat_request(f'"{name}":{value},"{other}":7')).output_tokens == 7
 
 
 @given(body=bodies())

@@ -360,7 +360,7 @@ class Traffic(RuleBasedStateMachine):
         return breaker.state(self.now), breaker.available(self.now), breaker.opened_at, breaker.failures
 
     @invariant()
-    def states_are_told(self) -> None:
+    def states_are_reported(self) -> None:
         """Health knows everybody, and says what the breakers say."""
         states = self.breakers.states(self.now)
         assert list(states) == list(NAMES)
