@@ -10,15 +10,15 @@ MAX_SHOWN = 100  # characters of a value from a client or a provider
 
 
 class AccessLog:
-    """Writes a line at INFO for each call that has ended."""
+    """Logs a line at INFO for each finished call."""
 
     def on_finish(self, entry: LedgerEntry, seconds: float) -> None:
-        """Write the line."""
+        """Log the line."""
         if logger.isEnabledFor(logging.INFO):
             _log(entry)
 
     def on_refused(self, status: int) -> None:
-        """Nothing: servers log requests."""
+        """Does nothing: servers log refused requests."""
 
 
 def _log(entry: LedgerEntry) -> None:

@@ -1,4 +1,4 @@
-"""What is told of the calls of a gateway."""
+"""The interface of observers of calls: metrics, access log."""
 
 from typing import Protocol
 
@@ -6,12 +6,12 @@ from arbstr_asgi.database.records import LedgerEntry
 
 
 class CallObserver(Protocol):
-    """Is told of calls when they end, on the event loop. It must neither raise nor wait."""
+    """Notified on the event loop when a call ends. Must neither raise nor block."""
 
     def on_finish(self, entry: LedgerEntry, seconds: float) -> None:
-        """A call has ended with this row, after so many seconds."""
+        """A call has ended with this row, after `seconds`."""
         ...
 
     def on_refused(self, status: int) -> None:
-        """A request was refused with `status` before it was a call; it has no row."""
+        """A request was refused with `status`, without a row."""
         ...
