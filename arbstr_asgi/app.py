@@ -28,7 +28,7 @@ from arbstr_asgi.ledger.ledger import Ledger
 class ArbstrMiddleware:
     """Answers exactly `POST {path}` and passes everything else to `app` untouched, websocket and lifespan included.
 
-    `identify(scope)`, sync or async, says who calls: a name, a `Caller` or None; raise `ArbstrError(403, …)` to
+    `identify(scope)`, sync or async, returns the caller: a name, a `Caller` or None; raise `ArbstrError(403, …)` to
     refuse. `database` is the host's own connected `databases.Database` (its tables are then prefixed `arbstr_` and
     migrated by `arbstr migrate`, or here with `migrate=True`); `transport` or `client` its own way to the provider.
 
@@ -89,8 +89,8 @@ class Arbstr:
         llm = Arbstr(config, identify=who)
         app = Starlette(routes=[Mount("/llm", llm)], lifespan=llm.lifespan)
 
-    A mounted app hears no lifespan, so hand `lifespan` to the host; without it the ledger opens on first use. The
-    arguments are those of `ArbstrMiddleware`.
+    A mounted app receives no lifespan events, so pass `lifespan` to the host; without it the ledger opens on first use.
+    The arguments are those of `ArbstrMiddleware`.
     """
 
     def __init__(
@@ -124,7 +124,7 @@ class Arbstr:
             lifespan=self.lifespan,
         )
         self.patience = START_TIMEOUT
-        """Seconds for which a start waits for the ledger's database; it may come later."""
+        """Seconds for which a start waits for the database of the ledger, which may also connect later."""
         self._app.router.redirect_slashes = False  # a redirect would go where the client's Host header says
 
     @property

@@ -45,8 +45,8 @@ async def _over_time(
         return None
     times = [("since", answer["since"]), ("until", answer["until"]), ("limit", str(MAX_GROUPS))]
     replaced = {"group_by", "range", *dict(times)}
-    asked = [pair for pair in pairs if pair[0] not in replaced]
-    result = await source.get(STATS, [*asked, *times, ("group_by", ",".join([*other_names, buckets.unit]))])
+    kept_pairs = [pair for pair in pairs if pair[0] not in replaced]
+    result = await source.get(STATS, [*kept_pairs, *times, ("group_by", ",".join([*other_names, buckets.unit]))])
     return None if result["truncated"] else groups_of(result)
 
 
@@ -80,17 +80,17 @@ def tail(path: Path, url: str | None, token_file: Path | None, **given: str | No
 
 
 async def _stats(path: Path, url: str | None, token_file: Path | None, pairs: Pairs, *, as_json: bool) -> None:
-    async with open_source(path, url, token_file) as asked:
+    async with open_source(path, url, token_file) as source:
         with _answer_errors():
             if as_json:
-                click.echo(escape_terminal_json(to_json(await asked.get(STATS, pairs)).decode()))
+                click.echo(escape_terminal_json(to_json(await source.get(STATS, pairs)).decode()))
             else:
-                click.echo(await render_stats(asked, pairs))
+                click.echo(await render_stats(source, pairs))
 
 
 async def _tail(path: Path, url: str | None, token_file: Path | None, pairs: Pairs) -> None:
-    async with open_source(path, url, token_file) as asked:
-        poller = TailPoller(asked, pairs)
+    async with open_source(path, url, token_file) as source:
+        poller = TailPoller(source, pairs)
         with _answer_errors():
             _show((await poller.poll())[-_INITIAL_REQUESTS:])
         failing = False

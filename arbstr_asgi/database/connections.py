@@ -112,7 +112,7 @@ class HeldConnection:
         future: asyncio.Future[T] = asyncio.get_running_loop().create_future()
         self._queue.put_nowait((work, future))
         if self._task is None or self._task.done():
-            self._task = asyncio.create_task(self._run_all(), name="arbstr-holder", context=contextvars.Context())
+            self._task = asyncio.create_task(self._run_all(), name="arbstr-connection", context=contextvars.Context())
         return await future
 
     async def _run_all(self) -> None:

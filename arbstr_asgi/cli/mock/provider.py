@@ -44,9 +44,9 @@ def completion(common: dict[str, Any], input_tokens: int, active: frozenset[str]
     return _to_json(payload if "no-usage" in active else {**payload, "usage": token_usage(input_tokens)})
 
 
-def events(common: dict[str, Any], input_tokens: int, active: frozenset[str], *, asked: bool) -> list[bytes]:
-    """The same as a stream; with usage if `asked`."""
-    blocks = list(_events(common, input_tokens, active, asked=asked and "no-usage" not in active))
+def events(common: dict[str, Any], input_tokens: int, active: frozenset[str], *, with_usage: bool) -> list[bytes]:
+    """The same as a stream; with usage if `with_usage`."""
+    blocks = list(_events(common, input_tokens, active, with_usage=with_usage and "no-usage" not in active))
     if "error-event" in active:
         blocks = [_event(ERROR)]
     elif "late-error" in active:
@@ -56,7 +56,7 @@ def events(common: dict[str, Any], input_tokens: int, active: frozenset[str], *,
     return blocks
 
 
-def _events(common: dict[str, Any], input_tokens: int, active: frozenset[str], *, asked: bool) -> Iterator[bytes]:
+def _events(common: dict[str, Any], input_tokens: int, active: frozenset[str], *, with_usage: bool) -> Iterator[bytes]:
     chunk = {**common, "object": "chat.completion.chunk"}
     deltas = [{"role": "assistant", "content": ""}, *({"content": word + " "} for word in WORDS), {}]
     for index, delta in enumerate(deltas):
@@ -64,10 +64,10 @@ def _events(common: dict[str, Any], input_tokens: int, active: frozenset[str], *
         payload = {**chunk, "choices": [{"index": 0, "delta": delta, "finish_reason": finish}]}
         if "usage-everywhere" in active:
             payload["usage"] = token_usage(input_tokens, min(index, len(WORDS)))
-        elif asked:
+        elif with_usage:
             payload["usage"] = None
         yield _event(payload)
-    if asked:
+    if with_usage:
         yield _event({**chunk, "choices": [], "usage": token_usage(input_tokens)})
     if "no-done" not in active:
         yield b"data: [DONE]\n\n"
@@ -96,13 +96,13 @@ class MockProvider:
         body = await request.body()
         self.received = [*self.received[1 - MAX_RECEIVED :], body]
         try:
-            asked = _read(body, self.name)
+            chat = _read(body, self.name)
         except UnknownDirective as error:
             return _bad_request(str(error))
         except (ValueError, KeyError, AttributeError, TypeError, RecursionError):
             return _bad_request("mock: not a chat completion")
-        disconnected = "stall" in asked.active and await _wait_for_disconnect(request, STALL_SECONDS)
-        return _json(ERROR, 504) if disconnected else _answer(asked)
+        disconnected = "stall" in chat.active and await _wait_for_disconnect(request, STALL_SECONDS)
+        return _json(ERROR, 504) if disconnected else _answer(chat)
 
 
 class _ChatRequest(NamedTuple):
@@ -116,30 +116,30 @@ class _ChatRequest(NamedTuple):
 
 
 def _read(body: bytes, name: str) -> _ChatRequest:
-    asked = json.loads(body)
-    messages = asked.get("messages")
+    chat = json.loads(body)
+    messages = chat.get("messages")
     digest = hashlib.sha256(str(messages).encode("utf-8", "replace")).hexdigest()
     return _ChatRequest(
-        {"id": f"chatcmpl-{digest[:24]}", "created": CREATED, "model": str(asked["model"])},
+        {"id": f"chatcmpl-{digest[:24]}", "created": CREATED, "model": str(chat["model"])},
         len(str(messages or "").split()),
-        asked.get("stream") is True,
-        (asked.get("stream_options") or {}).get("include_usage") is True,
+        chat.get("stream") is True,
+        (chat.get("stream_options") or {}).get("include_usage") is True,
         directives(messages, name),
     )
 
 
-def _answer(asked: _ChatRequest) -> Response:
-    active, error_status = asked.active, status(asked.active)
+def _answer(chat: _ChatRequest) -> Response:
+    active, error_status = chat.active, status(chat.active)
     if "reset" in active:
         # No answer is more than a status in between, and all that hypercorn ends without a sound.
         return _Reply([], active | {"cut"}, status=102)
     if error_status is not None:
         return _json(ERROR, error_status)
-    if asked.stream:
+    if chat.stream:
         return _Reply(
-            events(asked.common, asked.input_tokens, active, asked=asked.usage), active, kind="text/event-stream"
+            events(chat.common, chat.input_tokens, active, with_usage=chat.usage), active, kind="text/event-stream"
         )
-    body = completion(asked.common, asked.input_tokens, active)
+    body = completion(chat.common, chat.input_tokens, active)
     middle = len(body) // 2
     return _Reply([body[:middle], body[middle:]], active, length=len(body))
 

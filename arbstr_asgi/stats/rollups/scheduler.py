@@ -38,7 +38,7 @@ class RollupScheduler:
         self._lease_expires = float("-inf")  # monotonic seconds
         self._log_throttle = Throttle(_LOG_INTERVAL)
         self._maintenance: Maintenance | None = None
-        self._task = asyncio.create_task(self._run(), name="arbstr-caretaker", context=contextvars.Context())
+        self._task = asyncio.create_task(self._run(), name="arbstr-rollups", context=contextvars.Context())
 
     async def stop(self) -> None:
         """Cancel the task; a running step ends on its connection. Never raises."""
