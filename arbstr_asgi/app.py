@@ -2,10 +2,8 @@
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import databases
-import httpx
 import msgspec
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -14,15 +12,20 @@ from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from arbstr_asgi.api.health import HealthEndpoints
-from arbstr_asgi.api.routes import routes
 from arbstr_asgi.config.config import Config
 from arbstr_asgi.errors import ArbstrError
 from arbstr_asgi.gateway.auth import Caller, Identify, Identity, as_caller
-from arbstr_asgi.gateway.gateway import CHAT_PATH, START_TIMEOUT, Gateway
 from arbstr_asgi.gateway.lifespan import Lifespan
 from arbstr_asgi.gateway.request_body import ClientDisconnected
-from arbstr_asgi.ledger.ledger import Ledger
+
+if TYPE_CHECKING:
+    import databases
+    import httpx
+
+    from arbstr_asgi.gateway.gateway import Gateway
+    from arbstr_asgi.ledger.ledger import Ledger
+
+CHAT_PATH = "/v1/chat/completions"
 
 
 class ArbstrMiddleware:
@@ -42,12 +45,14 @@ class ArbstrMiddleware:
         *,
         identify: Identify | None = None,
         path: str = CHAT_PATH,
-        database: databases.Database | None = None,
+        database: "databases.Database | None" = None,
         table_prefix: str | None = None,
         migrate: bool | None = None,
-        transport: httpx.AsyncBaseTransport | None = None,
-        client: httpx.AsyncClient | None = None,
+        transport: "httpx.AsyncBaseTransport | None" = None,
+        client: "httpx.AsyncClient | None" = None,
     ) -> None:
+        from arbstr_asgi.gateway.gateway import Gateway
+
         self.app = app
         self._path = path
         self._handed_over = database is not None
@@ -62,7 +67,7 @@ class ArbstrMiddleware:
         )
 
     @property
-    def ledger(self) -> Ledger:
+    def ledger(self) -> "Ledger":
         """The ledger, with its queries."""
         return self._gateway.ledger
 
@@ -98,12 +103,16 @@ class Arbstr:
         config: Config,
         *,
         identify: Identify | None = None,
-        database: databases.Database | None = None,
+        database: "databases.Database | None" = None,
         table_prefix: str | None = None,
         migrate: bool | None = None,
-        transport: httpx.AsyncBaseTransport | None = None,
-        client: httpx.AsyncClient | None = None,
+        transport: "httpx.AsyncBaseTransport | None" = None,
+        client: "httpx.AsyncClient | None" = None,
     ) -> None:
+        from arbstr_asgi.api.health import HealthEndpoints
+        from arbstr_asgi.api.routes import routes
+        from arbstr_asgi.gateway.gateway import START_TIMEOUT, Gateway
+
         self._gateway = Gateway(
             config,
             identify=identify,
@@ -128,7 +137,7 @@ class Arbstr:
         self._app.router.redirect_slashes = False  # a redirect would go where the client's Host header says
 
     @property
-    def ledger(self) -> Ledger:
+    def ledger(self) -> "Ledger":
         """The ledger, with its queries."""
         return self._gateway.ledger
 
@@ -179,7 +188,7 @@ class Arbstr:
 class _Chat:
     """Makes Starlette treat the gateway as an ASGI application rather than a function of a request."""
 
-    def __init__(self, gateway: Gateway) -> None:
+    def __init__(self, gateway: "Gateway") -> None:
         self._gateway = gateway
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -189,7 +198,7 @@ class _Chat:
 class _Answer(Response):
     """A response whose body is streamed from the provider while it is sent."""
 
-    def __init__(self, gateway: Gateway, request: Request, caller: Caller) -> None:
+    def __init__(self, gateway: "Gateway", request: Request, caller: Caller) -> None:
         self.background = None
         self.status_code = 200
         self._gateway = gateway

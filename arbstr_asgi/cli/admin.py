@@ -7,13 +7,16 @@ from contextlib import AbstractAsyncContextManager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from time import monotonic
+from typing import TYPE_CHECKING
 
 import click
 
 from arbstr_asgi.cli.options import config_option
 from arbstr_asgi.cli.output import escape_terminal
 from arbstr_asgi.config.config import Config
-from arbstr_asgi.ledger.queries import LedgerReader, open_reader
+
+if TYPE_CHECKING:
+    from arbstr_asgi.ledger.queries import LedgerReader
 
 _AGE = re.compile(r"([1-9]\d{0,4})([hdw])", re.ASCII)
 _HOURS = {"h": 1, "d": 24, "w": 24 * 7}
@@ -97,7 +100,9 @@ class Progress:
                 click.echo("\r", err=True, nl=False)
 
 
-def _open(path: Path) -> AbstractAsyncContextManager[LedgerReader]:
+def _open(path: Path) -> "AbstractAsyncContextManager[LedgerReader]":
+    from arbstr_asgi.ledger.queries import open_reader
+
     settings = Config.load(path).database
     return open_reader(settings.resolved_url, table_prefix=settings.table_prefix, spill=settings.spill)
 

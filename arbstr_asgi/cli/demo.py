@@ -8,13 +8,12 @@ from pathlib import Path
 
 import httpx
 
-from arbstr_asgi.app import Arbstr
+from arbstr_asgi.app import CHAT_PATH, Arbstr
 from arbstr_asgi.cli.mock.directives import CHEAP
 from arbstr_asgi.cli.mock.provider import MockProvider
 from arbstr_asgi.cli.mock.server import run_mock_providers
 from arbstr_asgi.cli.output import table
 from arbstr_asgi.cli.server import serving
-from arbstr_asgi.gateway.gateway import CHAT_PATH
 
 MODEL = "gpt-4o"
 PROMPT = "What did that cost?"

@@ -43,7 +43,6 @@ if TYPE_CHECKING:
     from arbstr_asgi.telemetry.prometheus import Metrics
 
 logger = logging.getLogger("arbstr_asgi")
-CHAT_PATH = "/v1/chat/completions"
 START_TIMEOUT = 5.0  # seconds for the ledger's database at start
 REQUEST_START_TIMEOUT = 0.5  # the same when nobody has opened it before the first one
 SECONDS_UNTIL_RETRY = 1.0  # those who waited for an opening that failed share its failure

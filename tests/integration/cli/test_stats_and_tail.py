@@ -20,8 +20,8 @@ from click.testing import CliRunner, Result
 
 from arbstr_asgi.cli.main import main
 from arbstr_asgi.cli.mock.provider import MockProvider
+from arbstr_asgi.cli.remote import RemoteSource
 from arbstr_asgi.cli.server import serving
-from arbstr_asgi.cli.sources import RemoteSource
 from arbstr_asgi.cli.tail import WINDOW, TailPoller
 from arbstr_asgi.database.records import AttemptEntry, LedgerEntry
 from arbstr_asgi.errors import ConfigError, LedgerError
