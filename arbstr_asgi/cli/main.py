@@ -140,13 +140,13 @@ def check(path: Path) -> None:
     from arbstr_asgi.app import Arbstr
     from arbstr_asgi.config.warnings import key_warnings, settings_warnings
     from arbstr_asgi.providers.api_keys import describe_keys, keys_in_files
-    from arbstr_asgi.providers.client import HttpxClient
+    from arbstr_asgi.providers.client import HttpClient
 
     config = Config.load(path)
     server = config.server
     check_listen(server.listen)
     ledger = Arbstr(config).ledger  # checks, opens nothing
-    HttpxClient(config.providers).load_certificates()
+    HttpClient(config.providers).open()
     guard = "bearer token" if server.auth_token or server.tokens else "anyone"
     click.echo(f"listen     {server.listen}, {server.workers} worker(s)")
     click.echo(f"callers    {'anyone (server.public)' if server.public else guard}")

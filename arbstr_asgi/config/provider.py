@@ -15,6 +15,7 @@ from arbstr_asgi.config.validation import rate
 from arbstr_asgi.errors import ConfigError
 
 RATES = ("input_rate", "output_rate", "base_fee", "cached_input_rate", "reasoning_rate")
+KEEPALIVE_TIMEOUT = 4.0  # seconds; uvicorn, and so many model servers, closes idle connections after 5
 _EXACT = Context(prec=MAX_PREC, Emax=MAX_EMAX, Emin=MIN_EMIN)
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9 _.-]{0,63}")
 
@@ -107,7 +108,8 @@ class Provider(Charges, frozen=True, kw_only=True, forbid_unknown_fields=True):
     The key is `api_key` (in code also a function, sync or async, called for each request) or the first line of
     `api_key_file`, read again when the file changes. It is sent as `Bearer <key>`, or alone in another `auth_header`.
     `proxy` is an HTTP proxy, `ca_file` replaces the trusted certificate authorities, and at most `max_connections`
-    requests are open at a time; others wait for `connect_timeout`.
+    requests are open at a time; others wait for `connect_timeout`. Idle connections are kept for `keepalive_timeout`
+    seconds (0: not at all), which should be less than the provider keeps them.
     """
 
     name: str
@@ -126,6 +128,7 @@ class Provider(Charges, frozen=True, kw_only=True, forbid_unknown_fields=True):
     proxy: str | None = None
     ca_file: str | None = None
     max_connections: int | None = None
+    keepalive_timeout: float = KEEPALIVE_TIMEOUT
     connect_timeout: float = 10.0
     first_byte_timeout: float = 600.0
     idle_timeout: float = 300.0
@@ -151,6 +154,7 @@ class Provider(Charges, frozen=True, kw_only=True, forbid_unknown_fields=True):
         self._set("auth_header", validation.auth_header(self.auth_header))
         self._check_connection()
         self._require_positive("connect_timeout", "first_byte_timeout", "idle_timeout")
+        self._require_not_negative("keepalive_timeout")
 
     def _check_connection(self) -> None:
         if self.proxy is not None:

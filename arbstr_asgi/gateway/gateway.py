@@ -32,7 +32,7 @@ from arbstr_asgi.protocols.chat import ChatRequest, parse
 from arbstr_asgi.providers import headers as h
 from arbstr_asgi.providers.api_keys import ApiKeys
 from arbstr_asgi.providers.circuit_breaker import CircuitBreakers
-from arbstr_asgi.providers.client import HttpxClient
+from arbstr_asgi.providers.client import HttpClient
 from arbstr_asgi.providers.routing import PolicyMatcher
 from arbstr_asgi.providers.stream_options import StreamOptionsSupport
 from arbstr_asgi.telemetry.access_log import AccessLog
@@ -184,7 +184,7 @@ class Gateway:
         self._refuses = settings.on_full == "refuse"
         self._authenticator = Authenticator(config.server, identify)
         self._bodies = BodyReader(config.limits)
-        self._client = HttpxClient(config.providers, transport=transport, client=client)
+        self._client = HttpClient(config.providers, transport=transport, client=client)
         self._deps: CallDependencies | None = None
         self._active = ActiveCalls()
         self._opening: asyncio.Lock | None = None
@@ -198,7 +198,7 @@ class Gateway:
         """
         if self._deps is not None:
             return
-        self._client.load_certificates()
+        self._client.open()
         await self.ledger.open(patience)
         self._estimator = create_estimator(self.config, self.ledger.record, self.metrics)
         policies = {provider.name: h.HeaderPolicy(provider) for provider in self.config.providers}

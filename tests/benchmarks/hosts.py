@@ -9,13 +9,13 @@ from typing import Any
 
 import httpx
 import uvicorn
+from bare_transport import bare_transport
 from granian.constants import Interfaces
 from granian.server.embed import Server as Granian
 
 from arbstr_asgi import ArbstrMiddleware, Config, DatabaseConfig, Provider, Server
 from arbstr_asgi.cli.server import serving
 from arbstr_asgi.gateway.request_body import BodyChunks
-from arbstr_asgi.providers.transport import TransportPool
 
 CHAT = "/v1/chat/completions"
 CPU = "/cpu"
@@ -28,11 +28,11 @@ Receive = Callable[[], Awaitable[dict[str, Any]]]
 
 
 class BareRelay:
-    """The relay and nothing else: the same transport, called the same way."""
+    """The relay and nothing else: httpx over httpx-aiohttp, without a client."""
 
     def __init__(self, upstream: str) -> None:
         self._url = httpx.URL(f"{upstream}/chat/completions")
-        self._transport = TransportPool().get(Provider(name="p", url=upstream))
+        self._transport = bare_transport()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass one call on and its answer back."""
@@ -111,7 +111,9 @@ async def be_server(kind: str, server: str, upstream: str, database: str, stop: 
         port = listener.getsockname()[1]
         if server == "uvicorn":
             print(port, flush=True)
-            settings = uvicorn.Config(app, log_level="warning", access_log=False, timeout_graceful_shutdown=1)
+            settings = uvicorn.Config(
+                app, http="h11", log_level="warning", access_log=False, timeout_graceful_shutdown=1
+            )
             await uvicorn.Server(settings).serve(sockets=[listener])
             return
     granian = Granian(app, port=port, interface=Interfaces.ASGI, log_enabled=False)

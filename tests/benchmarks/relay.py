@@ -4,11 +4,11 @@
     python tests/benchmarks/relay.py --quick    (a minute)
 
 A provider, a server and a client are processes on loopback, connected before a measurement begins. The servers are the
-bare relay (the same server and transport, no metering, no rows) and ours, on each ASGI server and each database that is
-there, nginx as a plain proxy where it is installed, and LiteLLM where a virtual environment has it. They take turns;
-the CPU is their processes' own, all threads, after the rows are written; medians of the rounds, and of their ratios.
-The absolute numbers are this machine's: compare them. It insists on one thing, that each call has its row; with
-`--guard` also on bounds.json. Otherwise the status is 1.
+bare relay (the same server, httpx over httpx-aiohttp, no metering, no rows) and ours, on each ASGI server and each
+database that is there, nginx as a plain proxy where it is installed, and LiteLLM where a virtual environment has it.
+They take turns; the CPU is their processes' own, all threads, after the rows are written; medians of the rounds, and of
+their ratios. The absolute numbers are this machine's: compare them. It insists on one thing, that each call has its
+row; with `--guard` also on bounds.json. Otherwise the status is 1.
 """
 
 import argparse

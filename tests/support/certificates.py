@@ -14,7 +14,7 @@ LIFE = timedelta(days=1)
 
 
 class Authority:
-    """Signs certificates for 127.0.0.1; `file` is what a client must trust."""
+    """Signs certificates for 127.0.0.1 and localhost; `file` is what a client must trust."""
 
     def __init__(self, folder: Path, name: str = "authority") -> None:
         self._folder = folder
@@ -35,7 +35,9 @@ class Authority:
         """What a server needs that this authority vouches for."""
         key = ec.generate_private_key(ec.SECP256R1())
         name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "127.0.0.1")])
-        names = x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))])
+        names = x509.SubjectAlternativeName(
+            [x509.IPAddress(ipaddress.ip_address("127.0.0.1")), x509.DNSName("localhost")]
+        )
         authority = x509.AuthorityKeyIdentifier.from_issuer_public_key(self._key.public_key())
         certificate = (
             self._begun(name, key.public_key())

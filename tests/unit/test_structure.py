@@ -35,9 +35,12 @@ OUTSIDE = "asyncio concurrent http io os pathlib random selectors socket ssl sub
 
 # Who may import which package that is not Python's own; a package that is not here may not be imported at all.
 FOREIGN = {
-    "aiohttp": "providers.transport providers.client",
-    "httpx_aiohttp": "providers.transport",
-    "httpx": "providers.transport providers.client gateway.gateway app cli.demo cli.remote",
+    "aiohttp": "providers.client_errors providers.direct_client providers.http1 providers.httpx_client",
+    "httptools": "providers.http1",
+    "yarl": "providers.direct_client",
+    "httpx_aiohttp": "providers.httpx_client",
+    "httpx": "providers.client providers.client_errors providers.direct_client providers.httpx_client providers.tls"
+    " gateway.gateway app cli.demo cli.remote",
     "databases": "database.* ledger.ledger ledger.retry gateway.gateway app",
     "sqlalchemy": "database.migrations",
     "alembic": "database.migrations",
@@ -256,6 +259,13 @@ def test_imports_are_light(then: str, allowed: set[str]) -> None:
     assert "arbstr_asgi.app" in loaded
     assert loaded & {*FOREIGN, "aiosqlite", "sqlite3"} <= allowed
     assert not {"arbstr_asgi.gateway.gateway", "arbstr_asgi.ledger.ledger"} & loaded
+
+
+def test_http_clients_are_imported_late() -> None:
+    """Importing the package and constructing the gateway loads no HTTP client; opening it does."""
+    program = CONSTRUCTS + "import sys; print(sorted({'aiohttp', 'httptools', 'httpx_aiohttp'} & sys.modules.keys()))"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False)
+    assert (done.stdout, done.stderr) == ("[]\n", "")
 
 
 WATCHED = """

@@ -356,7 +356,7 @@ def test_ways_to_providers(tls: bool, tmp_path: Path, finds: Finds) -> None:
                     finds.add(f"reply to {name}", reply.body.decode())
                     ready = await finds.attempt("readyz", Call(app, path="/readyz", method="GET", headers=HEADERS))
                     finds.add("readyz", ready.body.decode())
-                    made = list(app._gateway._client._own._made.values())  # type: ignore[attr-defined]
+                    made = list(app._gateway._client._httpx._own._made.values())  # type: ignore[attr-defined]
                     finds.add_objects(config, *config.providers, app, *made, *(one.proxy for one in made))
                     finds.add("rows()", await rows(app))
             assert len(upstream.lines) == (1 if tls else 2)

@@ -13,7 +13,7 @@ import pytest
 from arbstr_asgi import Drain, Provider
 from arbstr_asgi.database.records import LedgerEntry
 from arbstr_asgi.ledger.ledger import Ledger
-from arbstr_asgi.providers.client import HttpxClient
+from arbstr_asgi.providers.client import HttpClient
 from tests.support.asgi_client import (
     EVENTS,
     JSON_TYPE,
@@ -180,7 +180,7 @@ def test_cookies_are_not_kept() -> None:
     async def main() -> None:
         server = await asyncio.start_server(serve, "127.0.0.1", 0)
         port = server.sockets[0].getsockname()[1]
-        upstream = HttpxClient()
+        upstream = HttpClient()
         async with asyncio.timeout(SOON), server:
             provider = Provider(name="p", url=f"http://localhost:{port}/v1")  # a jar ignores hosts without a name
             for _ in range(2):

@@ -15,7 +15,7 @@ import uvloop
 from arbstr_asgi import Arbstr, ArbstrMiddleware, ConfigError, Provider
 from arbstr_asgi.cli.server import serving
 from arbstr_asgi.errors import UpstreamError, UpstreamTimeout, UpstreamUnreachable
-from arbstr_asgi.providers.client import HttpxClient
+from arbstr_asgi.providers.client import HttpClient
 from tests.support.certificates import Authority
 from tests.support.fake_provider import Provider as Upstream
 from tests.support.fake_provider import plain, provider, stream
@@ -66,9 +66,24 @@ def test_proxy(tls: bool, loop: str, tmp_path: Path) -> None:
     assert run(main(), loop) == [wanted] * 2
 
 
+def test_no_cookies_by_way_of_a_proxy(tmp_path: Path) -> None:
+    """What a provider sets as a cookie is not kept for the next call through the proxy."""
+
+    async def main() -> None:
+        async with provider("localhost") as upstream, proxy() as between:
+            facts = {"proxy": f"http://127.0.0.1:{between.port}"}
+            async with gateway(tmp_path, upstream.url, facts) as it:
+                for model in ("sets_cookie", "good"):
+                    assert (await ask(it.url, {"model": model, "messages": []})).status == 200
+            assert len(between.asked) == 2
+            assert all("cookie" not in line.headers for line in upstream.lines)
+
+    run(main())
+
+
 async def failing(one: Provider, **options: Any) -> UpstreamError:
     """The error of a request to this provider."""
-    upstream = HttpxClient([one], **options)
+    upstream = HttpClient([one], **options)
     try:
         with pytest.raises(UpstreamError) as caught:
             async with asyncio.timeout(10), await upstream.send(one, b'{"model":"good"}', []):
@@ -188,7 +203,7 @@ def test_max_connections_are_not_waited_for_ever(tmp_path: Path) -> None:
             assert len(upstream.lines) == 2
             one = Provider(name="p", url=upstream.url, max_connections=1, connect_timeout=0.1)
             upstream.gate.clear()
-            way_out = HttpxClient([one])
+            way_out = HttpClient([one])
             async with aclosing(await way_out.send(one, b'{"model":"gated","stream":true}', [])):
                 with pytest.raises(UpstreamTimeout) as caught:
                     async with aclosing(await way_out.send(one, b'{"model":"good"}', [])):
@@ -207,7 +222,7 @@ def test_bounds_are_a_provider_s_own(tmp_path: Path) -> None:
             ones = [
                 Provider(name=name, url=upstream.url, max_connections=1, connect_timeout=0.3) for name in ("a", "b")
             ]
-            way_out = HttpxClient(ones)
+            way_out = HttpClient(ones)
             async with (
                 aclosing(await way_out.send(ones[0], b'{"model":"gated","stream":true}', [])),
                 aclosing(await way_out.send(ones[1], b'{"model":"good"}', [])) as reply,
@@ -220,11 +235,11 @@ def test_bounds_are_a_provider_s_own(tmp_path: Path) -> None:
     run(main())
 
 
-@pytest.mark.parametrize("name", ["proxy", "ca_file", "max_connections"])
+@pytest.mark.parametrize("name", ["proxy", "ca_file", "max_connections", "keepalive_timeout"])
 @pytest.mark.parametrize("handed", ["transport", "client"])
 def test_of_no_effect(handed: str, name: str, tmp_path: Path) -> None:
     """Where the host hands over its transport or client, what that would not know of is refused at construction."""
-    value: Any = {"proxy": "http://127.0.0.1:1", "ca_file": "x", "max_connections": 3}[name]
+    value: Any = {"proxy": "http://127.0.0.1:1", "ca_file": "x", "max_connections": 3, "keepalive_timeout": 2.0}[name]
     config = configured(tmp_path, "http://h/v1", {name: value})
     transport = httpx.MockTransport(lambda request: httpx.Response(200))
     options: dict[str, Any] = {
@@ -287,7 +302,7 @@ def test_sent_over_sockets(model: str, sent: bool) -> None:
         async with provider() as upstream:
             url = upstream.url if model != "nobody" else f"http://127.0.0.1:{free_port()}"
             one = Provider(name="p", url=url)
-            way_out = HttpxClient([one])
+            way_out = HttpClient([one])
             body = b'{"model":"%b"}' % model.encode()
             with pytest.raises(UpstreamError) as caught:
                 async with await way_out.send(one, body, []):

@@ -149,6 +149,7 @@ def test_key_by_convention() -> None:
         (provider(proxy="http://a%3Ab:c@h:1"), "providers[0].proxy: its user and password"),
         (provider(proxy="http://u:p%0A@h:1"), "providers[0].proxy: its user and password"),
         (provider(ca_file=""), "providers[0].ca_file: must name a file"),
+        (provider(keepalive_timeout=-1), "providers[0].keepalive_timeout: "),
         (provider(max_connections=0), "providers[0].max_connections: "),
         (provider(max_connections=1.5), "providers[0].max_connections: "),
         (provider(input_rate=Decimal("NaN")), "providers[0].input_rate: must be a number that is not negative"),
