@@ -97,45 +97,6 @@ class ActiveCalls:
         return sum(call.streams for call in self._calls)
 
 
-def create_metrics(config: Config) -> "Metrics | None":
-    """The metrics of a gateway, where prometheus-client is installed."""
-    if not is_installed("prometheus_client"):
-        return None
-    from arbstr_asgi.telemetry.prometheus import Metrics
-
-    return Metrics(config)
-
-
-def check_extras(config: Config) -> None:
-    """Raises ConfigError where the configuration asks for what is not installed."""
-    if config.estimates and not is_installed("bpe_openai"):
-        raise ConfigError('estimates: needs bpe-openai: pip install "arbstr-asgi[estimate]"')
-
-
-def create_estimator(
-    config: Config, record: Callable[[LedgerEntry], None], metrics: "Metrics | None"
-) -> Estimator | None:
-    """What estimates the tokens of calls without usage, if the configuration wants that; its thread has begun to load.
-
-    It hands what it finds to `record`, and to the metrics where there are any.
-    """
-    if not config.estimates:
-        return None
-
-    def estimated(entry: LedgerEntry) -> None:
-        record(entry)
-        if metrics is not None:
-            metrics.estimated(entry)
-
-    return Estimator(estimated, _tokenizer)
-
-
-def _tokenizer() -> "Tokenizer":
-    from arbstr_asgi.protocols.tokenizer import Tokenizer
-
-    return Tokenizer()
-
-
 class Gateway:
     """Answers chat completions: an ASGI application for that one path.
 
@@ -155,7 +116,7 @@ class Gateway:
         measured: bool = False,
     ) -> None:
         """`measured` says that somebody may ask for `metrics`, which are None where they can't be kept."""
-        check_extras(config)
+        _check_extras(config)
         self.config = config
         settings = config.database
         self.ledger = Ledger(
@@ -169,7 +130,7 @@ class Gateway:
             retention_days=settings.retention_days,
         )
         self.drains = DrainLimiter()
-        self.metrics = create_metrics(config) if measured else None
+        self.metrics = _create_metrics(config) if measured else None
         self._observers: list[CallObserver] = []
         if self.metrics is not None:
             self._observers.append(self.metrics)
@@ -200,7 +161,7 @@ class Gateway:
             return
         self._client.open()
         await self.ledger.open(patience)
-        self._estimator = create_estimator(self.config, self.ledger.record, self.metrics)
+        self._estimator = _create_estimator(self.config, self.ledger.record, self.metrics)
         policies = {provider.name: h.HeaderPolicy(provider) for provider in self.config.providers}
         require = self.config.metering == "require"
         self._deps = CallDependencies(
@@ -368,3 +329,42 @@ class Gateway:
                 self._estimator = None
             self._try_again = 0.0
             await self._client.close()
+
+
+def _create_metrics(config: Config) -> "Metrics | None":
+    """The metrics of a gateway, where prometheus-client is installed."""
+    if not is_installed("prometheus_client"):
+        return None
+    from arbstr_asgi.telemetry.prometheus import Metrics
+
+    return Metrics(config)
+
+
+def _check_extras(config: Config) -> None:
+    """Raises ConfigError where the configuration asks for what is not installed."""
+    if config.estimates and not is_installed("bpe_openai"):
+        raise ConfigError('estimates: needs bpe-openai: pip install "arbstr-asgi[estimate]"')
+
+
+def _create_estimator(
+    config: Config, record: Callable[[LedgerEntry], None], metrics: "Metrics | None"
+) -> Estimator | None:
+    """What estimates the tokens of calls without usage, if the configuration wants that; its thread has begun to load.
+
+    It hands what it finds to `record`, and to the metrics where there are any.
+    """
+    if not config.estimates:
+        return None
+
+    def estimated(entry: LedgerEntry) -> None:
+        record(entry)
+        if metrics is not None:
+            metrics.estimated(entry)
+
+    return Estimator(estimated, _tokenizer)
+
+
+def _tokenizer() -> "Tokenizer":
+    from arbstr_asgi.protocols.tokenizer import Tokenizer
+
+    return Tokenizer()
