@@ -8,13 +8,14 @@ import stat
 import subprocess
 import sys
 import textwrap
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from arbstr_asgi.database.values import Record
 from arbstr_asgi.errors import LedgerError
 from arbstr_asgi.ledger import batch as pending
 from arbstr_asgi.ledger.ledger import Ledger
@@ -154,6 +155,44 @@ def test_an_update_waits_for_the_row_that_is_on_disk(
         await ledger.close()
 
     outage(database_url, scenario)
+
+
+@pytest.mark.parametrize("when", ["before it was refused", "meanwhile"])
+def test_what_is_refused_is_lost_once(tmp_path: Path, when: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A row that is refused in every form is lost, or degraded, once, although it is on disk as well."""
+    url = f"sqlite:///{tmp_path}/arbstr.db"
+
+    async def scenario(out: Outage) -> None:
+        ledger = Ledger(out.url)
+        await ledger.open()
+        for name, value in (("correlation_id", "odd"), ("model", "poison")):
+            trigger = f"CREATE TRIGGER no_{name} BEFORE INSERT ON requests WHEN NEW.{name} = '{value}' "
+            run_sql(url, trigger + "BEGIN SELECT RAISE(ABORT, 'no'); END")
+        spilling, go = asyncio.Event(), asyncio.Event()
+        write = SpillStore.write
+
+        async def slowly(spill: SpillStore, records: Sequence[Record]) -> None:
+            spilling.set()
+            await go.wait()
+            await write(spill, records)
+
+        monkeypatch.setattr(SpillStore, "write", slowly)
+        await out.begin()
+        ledger.record(an_entry("odd"))
+        ledger.record(an_entry("bad", model="poison"))
+        await spilling.wait()
+        if when != "meanwhile":
+            go.set()
+            await until(lambda: _spilled(ledger, 2))
+        await out.end()
+        await ledger.flush()
+        go.set()
+        await eventually(lambda: ledger.snapshot().spilled == 0)
+        assert (ledger.lost, ledger.snapshot().degraded) == (1, 1)
+        await ledger.close()
+        assert ledger.lost == 1
+
+    outage(url, scenario)
 
 
 async def _spilled(ledger: Ledger, number: int) -> bool:
