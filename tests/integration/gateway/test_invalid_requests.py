@@ -73,7 +73,7 @@ async def healthy(app: App, provided: Provided, before: int = 0) -> None:
 
 
 def test_malformed(way: Way, tmp_path: Path) -> None:
-    """A body that is no chat completion is a 400 that names the parameter, for less than a second of CPU, in one chunk or in many."""
+    """A body that is no chat completion is a 400 that names the parameter, within a second, in one chunk or in many."""
 
     async def main() -> None:
         provided = Provided()
