@@ -164,7 +164,7 @@ class PendingBatches:
             batch.committed = True
             for record in batch.records if batch.level else ():
                 self._losses.degrade(record.correlation_id, batch.reason)
-            if batch.spilled:
+            if batch.spilled or batch.level:  # what was refused may be on disk although that is not known yet
                 self._record_stale(batch)
             _resolve(batch.operations, counts)
 
@@ -218,8 +218,7 @@ class PendingBatches:
             logger.error("ledger: the row of %s was refused in every form and is lost: %s", item.correlation_id, reason)
             self._losses.add(1, "refused by the database")
             batch.committed = True  # as much of it as ever will be: what is on disk is not to be refused again
-            if batch.spilled:
-                self._record_stale(batch)
+            self._record_stale(batch)
             return []
         level = batch.level + 1
         return [replace(batch, operations=[degraded_record(item, level, reason)], level=level, reason=reason)]

@@ -109,7 +109,7 @@ GONE = refused(502, "upstream_error", "upstream_disconnected")
 UNREADABLE = refused(502, "upstream_error", "upstream_protocol_error")
 LATE = refused(504, "upstream_error", "upstream_timeout", "timeout")
 STOPPED = {**BROKEN, "end_reason": "timeout", "error_message": "upstream_error: upstream_timeout", **BEGUN}
-SILENT, STALLED = {"first_byte_timeout": 0.5}, {"idle_timeout": 0.3}
+SILENT, STALLED = {"first_byte_timeout": 1.5}, {"idle_timeout": 0.3}
 CUT = {**BROKEN_OFF, **BEGUN, "finish_reason": None}
 USED = {**COMPLETED, **FULL_USAGE, **BEGUN, "finish_reason": "stop"}
 

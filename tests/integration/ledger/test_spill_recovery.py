@@ -159,7 +159,7 @@ def test_an_update_waits_for_the_row_that_is_on_disk(
     outage(database_url, scenario)
 
 
-@pytest.mark.parametrize("when", ["before it was refused", "meanwhile"])
+@pytest.mark.parametrize("when", ["before it was refused", "meanwhile", "meanwhile, told late"])
 def test_what_is_refused_is_lost_once(tmp_path: Path, when: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """A row that is refused in every form is lost, or degraded, once, although it is on disk as well."""
     url = f"sqlite:///{tmp_path}/arbstr.db"
@@ -174,16 +174,19 @@ def test_what_is_refused_is_lost_once(tmp_path: Path, when: str, monkeypatch: py
         write = SpillStore.write
 
         async def slowly(spill: SpillStore, records: Sequence[Record]) -> None:
+            if when == "meanwhile, told late":
+                await write(spill, records)
             spilling.set()
             await go.wait()
-            await write(spill, records)
+            if when != "meanwhile, told late":
+                await write(spill, records)
 
         monkeypatch.setattr(SpillStore, "write", slowly)
         await out.begin()
         ledger.record(an_entry("odd"))
         ledger.record(an_entry("bad", model="poison"))
         await spilling.wait()
-        if when != "meanwhile":
+        if when == "before it was refused":
             go.set()
             await until(lambda: _spilled(ledger, 2))
         await out.end()
