@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
-from tests.support.databases import database_url, migrated_template, server_url
+from tests.support.databases import database_url, migrated_templates, server_url
 
-__all__ = ["database_url", "migrated_template", "server_url"]
+__all__ = ["database_url", "migrated_templates", "server_url"]
 
 FOLDER = Path(__file__).parent
 TIERS = ("unit", "integration", "acceptance", "mutants")

@@ -48,6 +48,7 @@ class Batch:
     committed: bool = False
     level: int = 0
     reason: str = ""
+    parts: list["Batch"] = field(init=False, default_factory=list)  # what replaced it when it was refused
     waiting: int = field(init=False, default=0)  # operations that are in memory only
 
     def __post_init__(self) -> None:
@@ -128,6 +129,8 @@ class PendingBatches:
     def mark_spilled(self, batch: Batch) -> None:
         """Note that a batch's rows are on disk; those beyond MAX_SPILLED_IN_MEMORY are dropped from memory."""
         batch.resolve_spilled()
+        for part in batch.parts:
+            self.mark_spilled(part)
         if batch.committed:
             self._record_stale(batch)
         elif len(self) > MAX_SPILLED_IN_MEMORY and any(batch is other for other in list(self.batches)[1:]):
@@ -154,13 +157,14 @@ class PendingBatches:
                 raise
             await self._driver.fetch(raw, "SELECT 1")  # raises if the connection itself has failed
             self.batches.popleft()
-            self.batches.extendleft(reversed(self._isolate_bad_rows(batch, reason)))
+            batch.parts = self._isolate_bad_rows(batch, reason)
+            self.batches.extendleft(reversed(batch.parts))
         else:
             self.batches.popleft()
             batch.committed = True
             for record in batch.records if batch.level else ():
                 self._losses.degrade(record.correlation_id, batch.reason)
-            if batch.spilled:
+            if batch.spilled or batch.level:  # what was refused may be on disk although that is not known yet
                 self._record_stale(batch)
             _resolve(batch.operations, counts)
 
@@ -213,6 +217,8 @@ class PendingBatches:
         if batch.level == MAX_DEGRADE_LEVEL:
             logger.error("ledger: the row of %s was refused in every form and is lost: %s", item.correlation_id, reason)
             self._losses.add(1, "refused by the database")
+            batch.committed = True  # as much of it as ever will be: what is on disk is not to be refused again
+            self._record_stale(batch)
             return []
         level = batch.level + 1
         return [replace(batch, operations=[degraded_record(item, level, reason)], level=level, reason=reason)]

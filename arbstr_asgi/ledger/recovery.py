@@ -11,7 +11,7 @@ from arbstr_asgi.database.statements import Statements
 from arbstr_asgi.database.values import Record
 from arbstr_asgi.ledger.batch import PendingBatches
 from arbstr_asgi.ledger.spill.locks import SpillLocks
-from arbstr_asgi.ledger.spill.store import Spill, SpillStore
+from arbstr_asgi.ledger.spill.store import Spill, SpillStore, state
 from arbstr_asgi.ledger.status import LossCounters
 from arbstr_asgi.stats.rollups.dirty_hours import DirtyHours
 
@@ -117,7 +117,8 @@ class Recovery:
             self._warn(error)
             return
         pending = PendingBatches(self._driver, self._statements, self._losses, self._dirty_hours)
-        pending.put([record for _, record in spilled])
+        stale = {state(record) for record in self._stale}
+        pending.put([record for _, record in spilled if state(record) not in stale])
         while pending:
             await pending.write(raw)
         try:

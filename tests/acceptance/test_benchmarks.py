@@ -29,7 +29,7 @@ def run(*options: str) -> tuple[int, str, str]:
 
 def guard() -> Any:
     """The benchmark's module of that name."""
-    spec = importlib.util.spec_from_file_location("guard", BENCHMARK.with_name("guard.py"))
+    spec = importlib.util.spec_from_file_location("guard", BENCHMARK.with_name("harness") / "guard.py")
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)

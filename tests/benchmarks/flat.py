@@ -18,9 +18,9 @@ from pathlib import Path
 from statistics import median
 
 import uvloop
-from client import PLAIN_REQUEST, clients, cpu, stream_request
-from processes import process, ready
-from provider import CHUNKS
+from harness.client import PLAIN_REQUEST, clients, cpu, stream_request
+from harness.processes import process, ready
+from harness.provider import CHUNKS
 
 ROWS = (1_000, 1_000_000)
 STREAMS = (1, 32, 1000)

@@ -24,17 +24,17 @@ from contextlib import AsyncExitStack, ExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import guard
 import uvloop
-from client import cpu
-from gateways import answering, has_nginx, litellm, nginx
-from hosts import SERVERS, be_server
-from ledgers import ledgers, rows
-from measures import WORKS, Plan, Target
-from pieces import parts
-from processes import cpu_of, process, ready, terminated
-from provider import be_provider
-from report import conditions, markdown, ratios, table
+from harness import guard
+from harness.client import cpu
+from harness.gateways import answering, has_nginx, litellm, nginx
+from harness.hosts import SERVERS, be_server
+from harness.ledgers import ledgers, rows
+from harness.measures import WORKS, Plan, Target
+from harness.pieces import parts
+from harness.processes import cpu_of, process, ready, terminated
+from harness.provider import be_provider
+from harness.report import conditions, markdown, ratios, table
 
 BARE = "bare relay"
 

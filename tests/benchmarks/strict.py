@@ -16,8 +16,8 @@ from contextlib import AsyncExitStack, closing
 from pathlib import Path
 
 import uvloop
-from client import PLAIN_REQUEST, clients, cpu, quantile, stream_request
-from processes import process, ready
+from harness.client import PLAIN_REQUEST, clients, cpu, quantile, stream_request
+from harness.processes import process, ready
 
 KINDS = ("ours", "strict")
 CLIENTS = (1, 64)

@@ -1,7 +1,7 @@
 """Databases for the tests: an SQLite file, and PostgreSQL and MariaDB where a server answers.
 
-A test's database has the ledger's tables and no rows: it is copied from one that was migrated once in this process
-(MariaDB copies none: there the ledger migrates it). `fresh_database` has no tables either.
+A test's database has the ledger's tables and no rows: it is copied from one that was migrated once in this process.
+`fresh_database` has no tables either.
 
 Servers: `ARBSTR_TEST_POSTGRES_URL` and `ARBSTR_TEST_MYSQL_URL`, or the usual local address. Without one the test is
 skipped and says so; with `CI=true` it fails.
@@ -12,8 +12,8 @@ import functools
 import os
 import sqlite3
 import uuid
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -90,13 +90,23 @@ def migrated_file(path: Path) -> str:
 
 @contextmanager
 def fresh_database(dialect: str, folder: Path, template: str | None = None) -> Iterator[str]:
-    """The URL of an empty database, or of a copy of a PostgreSQL database, that is gone afterwards."""
+    """The URL of an empty database, or of a copy of the server's database `template`, that is gone afterwards."""
     require(dialect)
     name = f"arbstr_{uuid.uuid4().hex}"
     if dialect == "sqlite":
         yield f"sqlite+aiosqlite:///{folder / name}.db"
         return
-    administer(dialect, f"CREATE DATABASE {name}" + (f" TEMPLATE {template}" if template else ""))
+    if dialect == "postgresql":
+        copy = f" TEMPLATE {template}" if template else ""
+        # No test cuts the server's power: none needs to wait for its disk.
+        statements = [f"CREATE DATABASE {name}{copy}", f"ALTER DATABASE {name} SET synchronous_commit = off"]
+    else:
+        tables = [table for (table,) in administer(dialect, "SHOW TABLES", database=template)] if template else []
+        statements = [f"CREATE DATABASE {name}"]
+        for table in tables:
+            statements.append(f"CREATE TABLE {name}.{table} LIKE {template}.{table}")
+            statements.append(f"INSERT INTO {name}.{table} SELECT * FROM {template}.{table}")
+    administer(dialect, *statements)
     try:
         yield server(dialect)._replace(path=f"/{name}").geturl()
     finally:
@@ -104,19 +114,23 @@ def fresh_database(dialect: str, folder: Path, template: str | None = None) -> I
 
 
 @pytest.fixture(scope="session")
-def migrated_template(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str | None]:
-    """The name of a PostgreSQL database with the ledger's tables, if there is a server."""
-    if not reachable("postgresql"):
-        yield None
-        return
-    with fresh_database("postgresql", tmp_path_factory.getbasetemp()) as url:
-        asyncio.run(migrate(url))
-        yield urlsplit(url).path[1:]
+def migrated_templates(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str], str]]:
+    """The name of a server's database with the ledger's tables, made where it is first asked for."""
+    with ExitStack() as stack:
+
+        @functools.cache
+        def template(dialect: str) -> str:
+            url = stack.enter_context(fresh_database(dialect, tmp_path_factory.getbasetemp()))
+            asyncio.run(migrate(url))
+            return urlsplit(url).path[1:]
+
+        yield template
 
 
 @contextmanager
-def _migrated_database(request: pytest.FixtureRequest, folder: Path) -> Iterator[str]:
-    template = request.getfixturevalue("migrated_template") if request.param == "postgresql" else None
+def migrated_database(request: pytest.FixtureRequest, folder: Path) -> Iterator[str]:
+    """The URL of a database without rows, of the dialect that is the parameter of the fixture that requests it."""
+    template = None if request.param == "sqlite" else request.getfixturevalue("migrated_templates")(request.param)
     with fresh_database(request.param, folder, template) as url:
         if request.param == "sqlite":
             migrated_file(Path(sqlite_file(url)))
@@ -126,14 +140,14 @@ def _migrated_database(request: pytest.FixtureRequest, folder: Path) -> Iterator
 @pytest.fixture(params=DIALECTS)
 def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
     """A database without rows on each of the three."""
-    with _migrated_database(request, tmp_path) as url:
+    with migrated_database(request, tmp_path) as url:
         yield url
 
 
 @pytest.fixture(params=DIALECTS[1:])
 def server_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
     """A database without rows on each of the two that are servers."""
-    with _migrated_database(request, tmp_path) as url:
+    with migrated_database(request, tmp_path) as url:
         yield url
 
 

@@ -12,7 +12,7 @@ from arbstr_asgi.database.records import LedgerEntry
 from arbstr_asgi.ledger.ledger import Ledger
 from arbstr_asgi.stats.rollups import scheduler
 from arbstr_asgi.stats.rollups.maintenance import Maintenance
-from tests.support.databases import DIALECTS, fresh_database
+from tests.support.databases import DIALECTS, migrated_database
 
 
 class Bench(NamedTuple):
@@ -65,7 +65,7 @@ def bench(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
         folder: Path = tmp_path_factory.mktemp("stats")
         patch.chdir(folder)
         patch.setattr(scheduler, "START_DELAY", 10**6)
-        url = stack.enter_context(fresh_database(request.param, folder))
+        url = stack.enter_context(migrated_database(request, folder))
         runner = stack.enter_context(asyncio.Runner())
         ledger = Ledger(url)
         runner.run(ledger.open())

@@ -151,10 +151,14 @@ class SpillStore:
         return await self._connection.run(work)
 
 
+def state(record: Record) -> tuple[Any, ...]:
+    """Which call a record is of, and which of its states."""
+    return record.row[_CALL], record.row[_REVISION], record.row[_END_REASON]
+
+
 def _delete_statements(records: Sequence[Record]) -> list[BulkStatement]:
-    states = [(row[_CALL], row[_REVISION], row[_END_REASON]) for row, _ in records]
     return [
-        BulkStatement(_SQL.delete, states),
+        BulkStatement(_SQL.delete, [state(record) for record in records]),
         BulkStatement(_SQL.delete_attempts, [(row[_CALL],) for row, _ in records]),
     ]
 

@@ -424,7 +424,7 @@ def test_the_scheduler_works_by_itself(database_url: str, monkeypatch: pytest.Mo
         begun = asyncio.get_running_loop().time()
         for ledger in ledgers:
             await ledger.close()
-        assert asyncio.get_running_loop().time() - begun < 3
+        assert asyncio.get_running_loop().time() - begun < 8
 
     asyncio.run(main())
 
@@ -506,7 +506,6 @@ def test_a_page_does_not_count_what_is_pruned(tmp_path: Path) -> None:
 
 def test_a_lease_of_a_clock_that_ran_ahead_is_not_believed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A lease that ends later than any lease can is anybody's."""
-    monkeypatch.setattr(scheduler, "START_DELAY", 0.05)
     monkeypatch.setattr(scheduler, "INTERVAL", 0.1)
 
     async def main() -> None:
@@ -517,6 +516,7 @@ def test_a_lease_of_a_clock_that_ran_ahead_is_not_believed(tmp_path: Path, monke
         await asyncio.to_thread(run_sql, url, ahead)
         ledger.record(an_entry(timestamp=DAY))
         await ledger.close()
+        monkeypatch.setattr(scheduler, "START_DELAY", 0.05)
         again = Ledger(url)
         await again.open()
         made = "SELECT count(*) > 0 FROM rollups WHERE dimensions = '' AND period = 'hour'"

@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any, NamedTuple
 
-from hosts import CHAT, CPU
+from harness.hosts import CHAT, CPU
 
 WARM = 2  # calls that a connection has behind it before it counts; hypercorn closes one after 1,000
 

@@ -4,10 +4,9 @@ import json
 import time
 from collections.abc import Callable
 
-from provider import USUAL
-
 from arbstr_asgi.protocols.chat import ensure_stream_options, parse
 from arbstr_asgi.protocols.meters import open_meter
+from harness.provider import USUAL
 
 
 def parts(repeat: int) -> dict[str, float]:

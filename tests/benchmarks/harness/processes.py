@@ -9,9 +9,9 @@ from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
-from client import cpu
+from harness.client import cpu
 
-RELAY = Path(__file__).with_name("relay.py")
+RELAY = Path(__file__).parents[1] / "relay.py"
 WAIT_SECONDS = 30.0
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from measures import MANY, PLAIN, STREAM, cpu_name
+from harness.measures import MANY, PLAIN, STREAM, cpu_name
 
 COLUMNS = {
     "CPU µs a call": cpu_name(PLAIN, MANY),

@@ -5,8 +5,8 @@ from collections.abc import Awaitable, Callable
 from statistics import median
 from typing import Any, NamedTuple
 
-from client import PLAIN_REQUEST, Took, clients, quantile, stream_request
-from provider import CHUNKS
+from harness.client import PLAIN_REQUEST, Took, clients, quantile, stream_request
+from harness.provider import CHUNKS
 
 MANY = 32
 PLAIN, STREAM = "plain call", "chunk"

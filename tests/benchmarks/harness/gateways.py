@@ -6,8 +6,8 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
-from client import clients
-from processes import command, listening
+from harness.client import clients
+from harness.processes import command, listening
 
 SECONDS_TO_START = 90.0
 

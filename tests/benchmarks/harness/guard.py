@@ -4,7 +4,7 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
-BOUNDS = Path(__file__).with_name("bounds.json")
+BOUNDS = Path(__file__).parents[1] / "bounds.json"
 MARGIN = 1.5  # machines differ, and others work on them meanwhile
 
 Ratios = Mapping[str, float]
