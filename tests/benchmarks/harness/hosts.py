@@ -9,13 +9,13 @@ from typing import Any
 
 import httpx
 import uvicorn
-from bare_transport import bare_transport
 from granian.constants import Interfaces
 from granian.server.embed import Server as Granian
 
 from arbstr_asgi import ArbstrMiddleware, Config, DatabaseConfig, Provider, Server
 from arbstr_asgi.cli.server import serving
 from arbstr_asgi.gateway.request_body import BodyChunks
+from harness.bare_transport import bare_transport
 
 CHAT = "/v1/chat/completions"
 CPU = "/cpu"
