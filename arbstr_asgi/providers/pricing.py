@@ -11,12 +11,13 @@ _EXACT = Context(prec=60)
 
 
 def cost(usage: Usage | None, rates: Rates | Provider) -> Decimal | None:
-    """The cost in sats, or None where a count or a rate is unknown.
+    """The cost in sats, or None where a count or a rate is unknown, or the counts contradict each other.
 
     (input x input_rate + output x output_rate) / 1,000,000 + base_fee. The cached share of the input and the
-    reasoning share of the output go by their own rate where one is set. Additive reasoning is output too.
+    reasoning share of the output go by their own rate where one is set. Additive reasoning is output too, and so are
+    tokens that only the total shows.
     """
-    if usage is None or usage.input_tokens is None or usage.output_tokens is None:
+    if usage is None or usage.input_tokens is None or usage.output_tokens is None or usage.is_contradictory:
         return None
     if rates.input_rate is None or rates.output_rate is None:
         return None
@@ -38,8 +39,8 @@ def _cost(
     output_rate: Decimal | int,
 ) -> Decimal:
     reasoning = usage.reasoning_tokens or 0
-    output = answered + (reasoning if usage.reasoning_is_additive else 0)
-    total = _share(given, input_rate, usage.cached_tokens or 0, rates.cached_input_rate)
+    output = answered + usage.unlisted_output_tokens + (reasoning if usage.reasoning_is_additive else 0)
+    total = _share(given + usage.unlisted_input_tokens, input_rate, usage.cached_tokens or 0, rates.cached_input_rate)
     total += _share(output, output_rate, reasoning, rates.reasoning_rate)
     return total / PER + (rates.base_fee or 0)
 

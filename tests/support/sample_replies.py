@@ -136,8 +136,9 @@ STREAMS = [
     ),
     same(
         "cumulative, cut",
-        event(chunk("x", usage={**USAGE, "completion_tokens": 3})),
+        event(chunk("x", usage={**USAGE, "completion_tokens": 3, "total_tokens": 14})),
         output_tokens=3,
+        total_tokens=14,
         finish_reason=None,
         final=False,
         complete=False,

@@ -46,6 +46,8 @@ def said(reading: ReplySummary) -> dict[str, Any]:
     if reading.usage is not None:
         facts |= {name: getattr(reading.usage, name) for name in reading.usage.__struct_fields__ if name != "raw_json"}
         facts["additive"] = facts.pop("reasoning_is_additive") or None
+        for name in ("unlisted_input_tokens", "unlisted_output_tokens", "is_contradictory"):
+            facts[name] = facts[name] or None
     return {name: value for name, value in facts.items() if value is not None}
 
 
