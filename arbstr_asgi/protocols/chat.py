@@ -6,7 +6,7 @@ import msgspec
 
 from arbstr_asgi.errors import RequestError
 from arbstr_asgi.protocols import json_edit
-from arbstr_asgi.protocols.json_edit import RawFields, scan_members
+from arbstr_asgi.protocols.json_edit import RawFields, last_member
 
 MAX_MODEL_CHARACTERS = 255
 ADDED = b'"include_usage":true'
@@ -104,7 +104,7 @@ def _with_usage(options: bytes, *, require: bool) -> bytes:
     if asked is None:
         return b"{" + ADDED + (b"" if options[1:-1].isspace() or options == b"{}" else b",") + options[1:]
     if asked == b"null" or (require and asked != b"true"):
-        member = json_edit.last_member(options, "include_usage")
+        member = last_member(options, "include_usage")
         return options[: member.value_start] + b"true" + options[member.value_end :]
     return options
 
@@ -113,9 +113,7 @@ def _include_usage(options: bytes) -> bytes | None:
     try:
         asked = _options.decode(options).include_usage
     except msgspec.MsgspecError:  # lone surrogates
-        return {member.key: options[member.value_start : member.value_end] for member in scan_members(options)}.get(
-            "include_usage"
-        )
+        asked = _options.decode(json_edit.without_surrogates(options)).include_usage
     return None if asked is msgspec.UNSET else bytes(asked)
 
 
@@ -125,10 +123,14 @@ def _parse_surrogates(body: bytes) -> RawFields:
     if len(body) > json_edit.MAX_WALK_BYTES or b"\\ud" not in body.lower():
         raise malformed
     try:
-        last = {member.key: msgspec.Raw(body[member.value_start : member.value_end]) for member in scan_members(body)}
-    except ValueError:
+        wire = json_edit.read_raw_fields(json_edit.without_surrogates(body))
+    except (msgspec.MsgspecError, RecursionError):
         raise malformed from None
-    return RawFields(**{key: last[key] for key in RawFields.__struct_fields__ if key in last})
+    for key in RawFields.__struct_fields__:  # without what has been replaced
+        if b"\\" in bytes(getattr(wire, key) or b""):
+            member = last_member(body, key)
+            setattr(wire, key, msgspec.Raw(body[member.value_start : member.value_end]))
+    return wire
 
 
 def with_model(body: bytes, request: ChatRequest, model: str) -> bytes:

@@ -2,16 +2,15 @@
 
 import json
 import re
-from json.decoder import scanstring  # type: ignore[attr-defined]
-from typing import Any, NamedTuple, NoReturn
+from functools import cache
+from typing import NamedTuple
 
 import msgspec
 
 from arbstr_asgi.errors import RequestError
 
 BOM = b"\xef\xbb\xbf"
-# The walk over all members is up to 30 times slower than decoding, and a client can force it.
-MAX_WALK_BYTES = 1024 * 1024
+MAX_WALK_BYTES = 1024 * 1024  # that are searched for a member when decoding them does not find it
 ADDED_BYTES = 4096  # what earlier splices may have added to a body that could be walked when it came
 MAX_TRIES = 8
 MAX_TRIES_IF_LARGE = 2  # each decodes the whole body
@@ -20,87 +19,138 @@ _MEMBER = b',"usage":null'
 _KEY = b'"usage"'
 
 
-_BLANKS = re.compile(r"[ \t\r\n]*")
+MAX_STEPS = 15_000  # of Python in one search, a microsecond or two each
+
+_BLANKS = re.compile(rb"[ \t\r\n]*+")
+_STRING_PATTERN = rb'"(?:[^"\\]++|\\.)*+"'
+_ONE_MEMBER = re.compile(rb"(%b)[ \t\r\n]*+:[ \t\r\n]*+(%b|[-+.\w]++)?" % (_STRING_PATTERN, _STRING_PATTERN), re.DOTALL)
+_COMMA = re.compile(rb"[ \t\r\n]*+,[ \t\r\n]*+")
+_COLON = re.compile(rb"[ \t\r\n]*+:[ \t\r\n]*+")
+NESTING = 3  # of what is passed over in one match
+
+
+def _balanced(atom: bytes) -> bytes:
+    """Part of a value: what matches `atom`, a string, or a container that is not nested too deeply."""
+    inside = rb'(?:[^"\[\]{}]++|%b)' % _STRING_PATTERN
+    for _ in range(NESTING - 1):
+        inside = rb'(?:[^"\[\]{}]++|%b|[\[{]%b*+[\]}])' % (_STRING_PATTERN, inside)
+    return rb"(?:%b|%b|[\[{]%b*+[\]}])" % (atom, _STRING_PATTERN, inside)
+
+
+_INSIDE = re.compile(rb"%b*+" % _balanced(rb'[^"\[\]{}]++'), re.DOTALL)
+
+
+@cache
+def _members_but(key: bytes) -> re.Pattern[bytes]:
+    """A run of members with commas behind them, up to one of this name, or whose name has an escape in it."""
+    value = rb"%b++" % _balanced(rb'[^"\[\]{},]++')
+    name = rb'"(?!%b")[^"\\]*+"' % key
+    return re.compile(rb"(?:%b[ \t\r\n]*+:%b,[ \t\r\n]*+)++" % (name, value), re.DOTALL)
 
 
 class JsonMember(NamedTuple):
-    """One member: its decoded key, the offset of the key's opening quote, and the range of its value."""
+    """One member: the offset of its key's opening quote, and the range of its value."""
 
-    key: str
     start: int
     value_start: int
     value_end: int
 
 
-def scan_members(data: bytes) -> list[JsonMember]:
-    """The members of the one JSON object that `data` is, in order, duplicates included.
-
-    Offsets are bytes. A leading BOM, invalid UTF-8 and lone surrogates are accepted, NaN and Infinity are not (RFC
-    8259). Raises ValueError for anything else. Up to 30 times slower than msgspec: for small or rare input.
-    """
-    text = data.decode("utf-8", "surrogateescape")
-    try:
-        found = _walk(text)
-    except (StopIteration, RecursionError, IndexError) as error:
-        raise ValueError("not a JSON object") from error
-    return found if text.isascii() else _in_bytes(text, found)
+class TooManySteps(ValueError):
+    """A search would hold others up."""
 
 
-def _refuse(constant: str) -> NoReturn:
-    raise ValueError(f"{constant} is not JSON")
+class _Search:
+    """Looks for members of an object. Its steps are bounded; what one step passes over, C does."""
+
+    def __init__(self, data: bytes) -> None:
+        self._data = data
+        self._steps = MAX_STEPS
+
+    def find(self, key: str) -> list[JsonMember]:
+        data, name, found = self._data, key.encode(), list[JsonMember]()
+        at = _blanks(data, len(BOM) if data.startswith(BOM) else 0)
+        if not data.startswith(b"{", at):
+            raise ValueError("not a JSON object")
+        at = _blanks(data, at + 1)
+        others = _members_but(name)
+        while not data.startswith(b"}", at):
+            run = others.match(data, at)
+            at = run.end() if run else at
+            self._count()
+            member = _ONE_MEMBER.match(data, at)
+            if member is None:
+                raise ValueError("not a member")
+            start, end = member.span(2)
+            if end < 0:
+                start = member.end()
+                end = self._container(start)
+            if _spells(data[at + 1 : member.end(1) - 1], name):
+                found.append(JsonMember(at, start, end))
+            behind = _COMMA.match(data, end)
+            if behind is None:
+                at = _blanks(data, end)
+                break
+            at = behind.end()
+        if not data.startswith(b"}", at):
+            raise ValueError("not a JSON object")
+        return found
+
+    def _container(self, at: int) -> int:
+        """Where a container ends."""
+        data, depth = self._data, 0
+        while data.startswith((b"{", b"[", b"}", b"]"), at):
+            self._count()
+            depth += 1 if data.startswith((b"{", b"["), at) else -1
+            if not depth:
+                return at + 1
+            inside = _INSIDE.match(data, at + 1)
+            assert inside is not None
+            at = inside.end()
+        raise ValueError("a container has no end")
+
+    def _count(self) -> None:
+        self._steps -= 1
+        if self._steps < 0:
+            raise TooManySteps("too many members")
 
 
-# float, because int refuses numbers of more than 4,300 digits.
-_decoder = json.JSONDecoder(parse_int=float, parse_constant=_refuse)
-
-
-def _walk(text: str) -> list[JsonMember]:
-    scan: Any = _decoder.scan_once  # type: ignore[attr-defined]
-    at = _skip(text, 1 if text.startswith("\ufeff") else 0)
-    if text[at] != "{":
-        raise ValueError("not a JSON object")
-    at = _skip(text, at + 1)
-    found: list[JsonMember] = []
-    while text[at] != "}" or found:
-        start = at
-        if text[at] != '"':
-            raise ValueError("a key is missing")
-        key, at = scanstring(text, at + 1, True)
-        at = _skip(text, at)
-        if text[at] != ":":
-            raise ValueError("a colon is missing")
-        value_start = _skip(text, at + 1)
-        _, value_end = scan(text, value_start)
-        found.append(JsonMember(key, start, value_start, value_end))
-        at = _skip(text, value_end)
-        if text[at] == "}":
-            break
-        if text[at] != ",":
-            raise ValueError("a comma is missing")
-        at = _skip(text, at + 1)
-    if _skip(text, at + 1) != len(text):
-        raise ValueError("there is something behind the object")
-    return found
-
-
-def _skip(text: str, at: int) -> int:
-    match = _BLANKS.match(text, at)
+def _blanks(data: bytes, at: int) -> int:
+    match = _BLANKS.match(data, at)
     assert match is not None
     return match.end()
 
 
-def _in_bytes(text: str, found: list[JsonMember]) -> list[JsonMember]:
-    """The same members with offsets of characters turned into offsets of bytes, in one pass."""
-    offsets: list[int] = []
-    at = size = 0
-    for position in (offset for member in found for offset in member[1:]):
-        size += len(text[at:position].encode("utf-8", "surrogateescape"))
-        offsets.append(size)
-        at = position
-    return [JsonMember(member.key, *offsets[3 * index : 3 * index + 3]) for index, member in enumerate(found)]
+def _spells(said: bytes, name: bytes) -> bool:
+    if b"\\" not in said or len(said) > 6 * len(name):
+        return said == name
+    try:
+        return bool(json.loads(b'"%b"' % said) == name.decode())
+    except ValueError:
+        return False
 
 
-_COLON = re.compile(rb"[ \t\r\n]*:[ \t\r\n]*")
+def find_members(data: bytes, key: str) -> list[JsonMember]:
+    """The members called `key` of the one JSON object that `data` is, in order.
+
+    `data` must be JSON but for lone surrogates, invalid UTF-8, NaN and Infinity; a leading BOM is accepted. Raises
+    ValueError where it turns out to be none, TooManySteps where the search would take long.
+    """
+    return _Search(data).find(key)
+
+
+_LONE = re.compile(
+    rb"\\u[dD][89abAB][0-9a-fA-F]{2}(?!\\u[dD][c-fC-F][0-9a-fA-F]{2})"
+    rb"|(?<!\\u[dD][89abAB][0-9a-fA-F]{2})\\u[dD][c-fC-F][0-9a-fA-F]{2}"
+)
+
+
+def without_surrogates(data: bytes) -> bytes:
+    """`data` with escaped lone surrogates (of clients that cut an emoji in half) replaced by U+FFFD.
+
+    Escaped backslashes become quotation marks, so that what is left begins an escape; all keeps its place.
+    """
+    return _LONE.sub(rb"\\ufffd", data.replace(rb"\\", rb"\""))
 
 
 class RawFields(msgspec.Struct, gc=False):
@@ -152,13 +202,13 @@ def replace_value(body: bytes, key: str, old: bytes, new: bytes) -> bytes:
 
 
 def last_member(data: bytes, key: str) -> JsonMember:
-    """The effective member `key` of an object that has one, by the walk. Raises RequestError where it is too large."""
-    if len(data) > MAX_WALK_BYTES + ADDED_BYTES:
-        raise RequestError(400, f"'{key}' is spelled in an unusual way in a large request.", param=key)
+    """The effective member `key` of an object that has one. Raises RequestError where it can't be found cheaply."""
     try:
-        return [member for member in scan_members(data) if member.key == key][-1]
-    except ValueError:  # it was parsed, so this can only be about nesting
-        raise RequestError(400, "The request body is nested too deeply.", code="invalid_json") from None
+        if len(data) <= MAX_WALK_BYTES + ADDED_BYTES:
+            return find_members(data, key)[-1]
+    except TooManySteps:
+        pass
+    raise RequestError(400, f"'{key}' is spelled in an unusual way in a large request.", param=key)
 
 
 def _means(body: bytes, key: str, new: bytes) -> bool:
@@ -183,23 +233,31 @@ def without_null_usage(payload: bytes) -> bytes:
         at = payload.find(_MEMBER)
         if at >= 0 and payload[at + len(_MEMBER) : at + len(_MEMBER) + 1] in (b",", b"}"):
             return payload[:at] + payload[at + len(_MEMBER) :]
+    return _without_usage(payload, only_null=True)
+
+
+def without_usage(payload: bytes) -> bytes:
+    """`payload`, a JSON object, without its top-level `usage`, and its comma as above."""
+    return _without_usage(payload, only_null=False)
+
+
+def _without_usage(payload: bytes, *, only_null: bool) -> bytes:
     try:
-        found = scan_members(payload)
+        found = find_members(payload, "usage")
     except ValueError:
         return payload
-    return _without(payload, found)
-
-
-def _without(payload: bytes, found: list[JsonMember]) -> bytes:
-    """Cut the null members out, from the back so that the offsets hold."""
-    goes = [member.key == "usage" and payload[member.value_start : member.value_end] == b"null" for member in found]
-    for index in reversed(range(len(found))):
-        if not goes[index]:
+    kept: list[bytes] = []
+    done, is_first = 0, True
+    for member in found:
+        if only_null and payload[member.value_start : member.value_end] != b"null":
             continue
-        start, end = found[index].start, found[index].value_end
-        if not all(goes[:index]):
-            start = payload.index(b",", found[index - 1].value_end)
-        elif index + 1 < len(found):
-            end = found[index + 1].start
-        payload = payload[:start] + payload[end:]
-    return payload
+        start, end = member.start, member.value_end
+        is_first = is_first and (start == done if done else payload.find(b'"') == start)
+        if not is_first:
+            start = payload.rindex(b",", done, start)
+        else:
+            behind = _blanks(payload, end)
+            end = _blanks(payload, behind + 1) if payload.startswith(b",", behind) else end
+        kept.append(payload[done:start])
+        done = end
+    return b"".join((*kept, payload[done:])) if kept else payload

@@ -1,16 +1,14 @@
 """What a request says to the model, read without ever raising: the provider is the judge of it."""
 
-import re
 from typing import TypeVar
 
 import msgspec
 
-from arbstr_asgi.protocols.json_edit import BOM
+from arbstr_asgi.protocols.json_edit import BOM, without_surrogates
 
-MAX_OBJECTS = 1_000_000  # each message is an object of ours: 32 MiB of `{},` would be half a gigabyte
+MAX_OBJECTS = 100_000  # each message may be an object of ours, and takes its time
 MAX_REPAIR_BYTES = 1024 * 1024
 T = TypeVar("T")
-_ESCAPES = re.compile(rb"\\(?:u[dD][89abAB]..\\u[dD][c-fC-F]..|(u[dD][89a-fA-F]..)|.)", re.DOTALL)
 
 
 class Message(msgspec.Struct, gc=False):
@@ -43,7 +41,7 @@ def read_as(decoder: msgspec.json.Decoder[T], body: bytes) -> T | None:
     body = body.removeprefix(BOM)
     found = decoded(decoder, body)
     if found is None and len(body) <= MAX_REPAIR_BYTES and b"\\ud" in body.lower():
-        found = decoded(decoder, _ESCAPES.sub(_repaired, body))
+        found = decoded(decoder, without_surrogates(body))
     return found
 
 
@@ -68,7 +66,3 @@ def decoded(decoder: msgspec.json.Decoder[T], said: bytes) -> T | None:
         return decoder.decode(said)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         return None
-
-
-def _repaired(escape: re.Match[bytes]) -> bytes:
-    return escape[0] if escape[1] is None else b"\\ufffd"

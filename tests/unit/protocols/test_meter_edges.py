@@ -574,7 +574,7 @@ def test_cumulative_usage_is_not_searched_for_nulls(monkeypatch: pytest.MonkeyPa
     """A chunk whose one usage is an object has no null usage to look for, which would cost 20 us each."""
     from arbstr_asgi.protocols import json_edit
 
-    monkeypatch.setattr(json_edit, "scan_members", failing)
+    monkeypatch.setattr(json_edit, "find_members", failing)
     sent = event(chunk(usage=USAGE))
     assert feed(opened(strip=True), [sent, sent]) == sent + sent
 
