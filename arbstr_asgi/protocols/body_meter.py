@@ -52,6 +52,7 @@ class PlainMeter:
             document = bytes(self._copy).removeprefix(BOM) if self._pruner is None else self._pruner.finish()
             body = None if document is None else decode(document)
             if body is not None:
+                self.summary.started = self._pruner is not None  # what is so large has content
                 self.summary.update_body(body)
         except Exception as error:  # noqa: BLE001
             self._fail(error)

@@ -21,16 +21,19 @@ class Kind(IntEnum):
     CHOICE = 5
     ERROR = 6
     GROQ = 7
+    BASE_RESP = 8
 
 
 NAMES: Final[dict[Kind, tuple[bytes, ...]]] = {
-    Kind.ROOT: tuple(b"id model object service_tier error type code choices usage x_groq".split()),
+    Kind.ROOT: tuple(b"id model object service_tier error type code choices usage x_groq base_resp".split()),
     Kind.FIRST_CHOICE: (b"finish_reason", b"index", b"usage"),
     Kind.CHOICE: (b"finish_reason", b"index"),
     Kind.ERROR: (b"type", b"code"),
     Kind.GROQ: (b"usage",),
+    Kind.BASE_RESP: (b"status_code",),
 }
-_FOLLOWED = {(b"error", b"{"): Kind.ERROR, (b"x_groq", b"{"): Kind.GROQ, (b"choices", b"["): Kind.CHOICES}
+_NAMED: Final = {Kind.ERROR: b"error", Kind.GROQ: b"x_groq", Kind.BASE_RESP: b"base_resp"}
+_FOLLOWED = {(name, b"{"): kind for kind, name in _NAMED.items()} | {(b"choices", b"["): Kind.CHOICES}
 
 
 class TooMuch(Exception):
@@ -94,8 +97,8 @@ class FieldExtractor:
             self._keep(self._found, b"choices", b"[%b]" % b",".join(self._choices))
         elif kind in (Kind.FIRST_CHOICE, Kind.CHOICE):
             self._choices.append(_object(self._inner))
-        elif kind in (Kind.ERROR, Kind.GROQ):
-            self._keep(self._found, b"error" if kind == Kind.ERROR else b"x_groq", _object(self._inner))
+        elif kind in _NAMED:
+            self._keep(self._found, _NAMED[kind], _object(self._inner))
 
     def ended(self, data: bytes, at: int, depth: int) -> None:
         """A value so deep has ended at `at`."""

@@ -113,6 +113,7 @@ def _around(block: bytes, texts: list[bytes]) -> list[bytes]:
 class _Choice(msgspec.Struct, gc=False):
     finish_reason: None = None
     usage: None = None
+    index: int = -1
 
 
 class _Event(msgspec.Struct, gc=False):
@@ -122,6 +123,7 @@ class _Event(msgspec.Struct, gc=False):
     usage: msgspec.UnsetType | None = msgspec.UNSET
     error: None = None
     x_groq: None = None
+    base_resp: None = None
     object: str | None = None
     service_tier: str | None = None
 
@@ -147,6 +149,9 @@ class FastPath:
             return usual
         event = _read(block)
         if event is None or not event.choices or event.object == "error":
+            return None
+        open_choices = self._reading.open_choices
+        if any(choice.index not in open_choices for choice in event.choices):  # one that begins to speak, say
             return None
         if event.service_tier is not None and event.service_tier != self._reading.service_tier:
             return None

@@ -67,6 +67,10 @@ def is_strict(body: bytes) -> bool:
 def assert_same(body: bytes, pieces: list[bytes]) -> None:
     """The pieces say what the whole says."""
     got, expected = facts(by_pieces(*pieces)), facts(by_whole(body))
+    for name in ("open_choices", "_closed_choices", "_placeholder"):  # of no meaning to what is one document
+        del got[name], expected[name]
+    if expected["usage"] is not None and expected["usage"].is_zero:  # what is so large is taken to have content
+        expected["usage"] = None
     if not is_strict(body):
         for each in (got, expected):
             each["usage"] = each["usage"] and msgspec.structs.replace(each["usage"], raw_json=None)
