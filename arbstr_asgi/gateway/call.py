@@ -198,7 +198,6 @@ class Call:
         meter = self._meter = open_meter(
             content_type=reply.headers.get(b"content-type"),
             content_encoding=reply.headers.get(b"content-encoding"),
-            streaming=streaming,
             strip=response.injected and streaming,
             before_done=self._cost_comment if self._deps.config.cost_comment and streaming else None,
         )

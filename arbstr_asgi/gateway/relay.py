@@ -126,10 +126,15 @@ class ResponseRelay:
             await self._start()
         self._strict_hold = holding
         coming = aiter(chunks)
-        if hold_all or holding is not None or kept_of is not None:
-            await self._stream_held(coming, meter, kept_of)
-        else:
-            await self._stream(coming, meter)
+        try:
+            if hold_all or holding is not None or kept_of is not None:
+                await self._stream_held(coming, meter, kept_of)
+            else:
+                await self._stream(coming, meter)
+            self._last += await _rest(meter)
+        except BaseException:
+            meter.abandon()  # what has come of it may be whole, and say what it used
+            raise
         kept = b"" if self._strict_hold is None else self._strict_hold.flush()
         self._rest = b"".join((kept, *(self._held or ()), self._last, meter.finish()))
         self._outcome.complete = True
@@ -141,13 +146,17 @@ class ResponseRelay:
         now, idle_timeout, next_chunk = asyncio.get_running_loop().time, self._idle_timeout, coming.__anext__
         record, is_to_start, missing = self._record, True, self._head.length if self._head else None
         while True:
-            try:
-                chunk = await next_chunk()
-            except StopAsyncIteration:
-                return
-            except Exception as error:  # noqa: BLE001 - transports let more through than httpx.HTTPError
-                raise read_error(error) from None
-            out = feed(chunk)
+            if meter.pending:
+                await asyncio.sleep(0)
+                out = meter.resume()
+            else:
+                try:
+                    chunk = await next_chunk()
+                except StopAsyncIteration:
+                    return
+                except Exception as error:  # noqa: BLE001 - transports let more through than httpx.HTTPError
+                    raise read_error(error) from None
+                out = feed(chunk)
             if is_to_start and summary.started:
                 record.ttft_ms, is_to_start = record.elapsed_ms(), False
             if missing is not None:
@@ -167,6 +176,7 @@ class ResponseRelay:
         record, deadline, size = self._record, self._deadline, 0
         while (chunk := await _next(coming)) is not None:
             out = meter.feed(chunk)
+            out += await _rest(meter)
             if kept_of is not None:
                 kept_of.add(chunk)
             if record.ttft_ms is None and meter.summary.started:
@@ -230,6 +240,15 @@ class ResponseRelay:
         """Sending has failed, as it does after a hang-up on servers of ASGI spec 2.4."""
         asyncio.get_running_loop().call_soon(self._on_disconnect, bool(body))
         await asyncio.sleep(0)  # a task that cancelled itself would notice too late, outside of the deadline
+
+
+async def _rest(meter: Meter) -> bytes:
+    """What is pending, part by part, while others run."""
+    out = b""
+    while meter.pending:
+        await asyncio.sleep(0)
+        out += meter.resume()
+    return out
 
 
 async def _next(coming: AsyncIterator[bytes]) -> bytes | None:

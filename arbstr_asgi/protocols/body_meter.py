@@ -13,8 +13,6 @@ MAX_COPY_BYTES = 64 * 1024  # of a body that is read at its end; a larger one is
 class PlainMeter:
     """Passes a body. Reads a copy at its end, or prunes the body as it comes if that is large."""
 
-    edits = False
-
     def __init__(self, reading: ReplySummary) -> None:
         self.summary = reading
         self._copy = bytearray()
@@ -47,24 +45,27 @@ class PlainMeter:
 
     def finish(self) -> bytes:
         """Read the body."""
+        self.summary.finished = self._failed or (self._pruner is not None and self._pruner.gave_up)  # who knows
+        self._read()
+        return b""
+
+    def abandon(self) -> None:
+        """Read the body if all of it has come."""
+        self._read()
+
+    def _read(self) -> None:
         try:
-            self.summary.finished = self._failed or (self._pruner is not None and self._pruner.gave_up)  # who knows
             document = bytes(self._copy).removeprefix(BOM) if self._pruner is None else self._pruner.finish()
-            body = None if document is None else decode(document)
+            body = decode(document) if document else None
             if body is not None:
                 self.summary.started = self._pruner is not None  # what is so large has content
                 self.summary.update_body(body)
         except Exception as error:  # noqa: BLE001
             self._fail(error)
         self._copy.clear()
-        return b""
 
     def _fail(self, error: Exception) -> None:
         report_failure(error)
         self._failed = True
         self._pruner = None
         self._copy.clear()
-
-    def abandon(self) -> bool:
-        """Part of a body is out, and nothing can follow it."""
-        return False

@@ -109,6 +109,11 @@ class IncrementalReader:
         self._key: bytearray | None = None  # what there is of a key, while it comes
         self._name: bytes | None = None  # the name of ours whose value comes
 
+    @property
+    def is_whole(self) -> bool:
+        """Whether the object has ended."""
+        return self._next == _Next.NOTHING
+
     def feed(self, piece: bytes) -> None:
         """Take in the next piece."""
         if self._excerpt is None:

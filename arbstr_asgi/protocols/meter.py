@@ -12,14 +12,20 @@ BeforeDone = Callable[[ReplySummary], bytes]
 
 
 class Meter(Protocol):
-    """What a reply's bytes go through."""
+    """What a reply's bytes go through, so much at a time that nobody else has to wait for long."""
 
     summary: ReplySummary
     edits: bool
     """Whether the client's bytes may differ from the provider's."""
+    pending: bool
+    """Whether part of what came is still to be read: call `resume` until it is not, and let others run between."""
 
     def feed(self, chunk: bytes) -> bytes:
         """What the client gets for `chunk`, as it comes from the provider."""
+        ...
+
+    def resume(self) -> bytes:
+        """Read on where something is pending: what more the client gets."""
         ...
 
     def finish(self) -> bytes:
@@ -27,7 +33,8 @@ class Meter(Protocol):
         ...
 
     def abandon(self) -> bool:
-        """The body broke off: drop what is held. True if the client stands between events."""
+        """The body broke off: learn what is whole of what is held, and drop it. True if the client stands between
+        events."""
         ...
 
 

@@ -361,7 +361,7 @@ def test_a_bug_in_the_pruner(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def encoded(body: bytes, size: int = 16_384) -> ReplySummary:
     """What is learned of a gzipped body."""
-    meter = open_meter(content_type="application/json", content_encoding="gzip", streaming=False, strip=False)
+    meter = open_meter(content_type="application/json", content_encoding="gzip", strip=False)
     for piece in sliced(body, size):
         assert meter.feed(piece) == piece
     meter.finish()

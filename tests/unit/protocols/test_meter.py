@@ -15,23 +15,21 @@ from arbstr_asgi.protocols.meter import Meter
 from arbstr_asgi.protocols.meters import open_meter
 from arbstr_asgi.protocols.reply import ReplySummary
 from arbstr_asgi.protocols.stream_fast_path import FastPath
-from tests.support.sample_replies import BYE, DONE, HELLO, ONLY, STREAMS, USAGE, Stream, chunk, event
+from tests.support.sample_replies import BYE, DONE, HELLO, ONLY, STREAMS, USAGE, Stream, chunk, event, read
 
 SSE = "text/event-stream; charset=utf-8"
 
 
 def meter(content_type: str = SSE, *, strip: bool = True, **more: Any) -> Meter:
     """A meter as the gateway opens it."""
-    return open_meter(
-        **{"content_type": content_type, "content_encoding": None, "streaming": True, "strip": strip, **more}
-    )
+    return open_meter(**{"content_type": content_type, "content_encoding": None, "strip": strip, **more})
 
 
 def run(body: bytes, size: int | None = None, content_type: str = SSE, **more: Any) -> tuple[bytes, ReplySummary]:
     """What the client gets of a body that comes in pieces of `size` bytes."""
     one = meter(content_type, **more)
     step = size or max(len(body), 1)
-    out = [one.feed(body[at : at + step]) for at in range(0, len(body), step)]
+    out = [read(one, body[at : at + step]) for at in range(0, len(body), step)]
     return b"".join([*out, one.finish()]), one.summary
 
 
@@ -85,11 +83,11 @@ def test_lean_and_full_path_agree(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_events_pass_as_they_complete() -> None:
     """A complete event is out before the next byte comes; only an incomplete one is held."""
     one = meter()
-    assert one.feed(HELLO[:-1]) == b""
-    assert one.feed(b"\n") == HELLO
-    assert one.feed(b": ping\n") == b": ping\n"
-    assert one.feed(b"\n\n") == b"\n\n"
-    assert one.feed(HELLO + BYE[:5]) == HELLO
+    assert read(one, HELLO[:-1]) == b""
+    assert read(one, b"\n") == HELLO
+    assert read(one, b": ping\n") == b": ping\n"
+    assert read(one, b"\n\n") == b"\n\n"
+    assert read(one, HELLO + BYE[:5]) == HELLO
 
 
 def test_large_event_passes() -> None:
@@ -100,7 +98,7 @@ def test_large_event_passes() -> None:
         assert out == HELLO + large + event(chunk("y")) + BYE + DONE
         assert reading.usage is not None
     one = meter()
-    passed = sum(len(one.feed(large[at : at + 65_536])) for at in range(0, len(large) - 65_536, 65_536))
+    passed = sum(len(read(one, large[at : at + 65_536])) for at in range(0, len(large) - 65_536, 65_536))
     assert passed >= len(large) - 2 * 65_536
     assert not one.abandon()
 
@@ -109,13 +107,13 @@ def test_abandon() -> None:
     """A broken stream leaves the client between events where the broken one was held, inside it where it was not."""
     for strip, between in ((True, True), (False, False)):
         one = meter(strip=strip)
-        one.feed(HELLO + BYE[:9])
+        read(one, HELLO + BYE[:9])
         assert one.abandon() is between
     for strip in (True, False):
         one = meter(strip=strip)
-        one.feed(HELLO + b": ping\n\n")
+        read(one, HELLO + b": ping\n\n")
         assert one.abandon()
-    assert not meter("application/json", streaming=False).abandon()
+    assert not meter("application/json").abandon()
 
 
 @pytest.mark.parametrize("where", ["decode", "parse_block", "without_null_usage"])
@@ -135,8 +133,8 @@ def test_failure_passes_everything(
     assert "secret" not in caplog.text
     assert "metering failed with RuntimeError" in caplog.text
     one = meter()
-    one.feed(HELLO)
-    one.feed(event(chunk("hi", usage=None)))
+    read(one, HELLO)
+    read(one, event(chunk("hi", usage=None)))
     assert not one.abandon()
 
 
@@ -166,7 +164,7 @@ def test_plain_body() -> None:
             }
         ).encode()
     )
-    out, reading = run(body, 3, "application/json", streaming=False)
+    out, reading = run(body, 3, "application/json")
     assert out == body
     assert reading.usage is not None
     assert json.loads(reading.usage.raw_json or "") == USAGE
@@ -176,7 +174,7 @@ def test_plain_body() -> None:
 @pytest.mark.parametrize("body", [b"", b"[]", b'{"usage":{"prompt_tokens":11', b"<html>", b'"x"'])
 def test_not_a_completion(body: bytes) -> None:
     """What isn't a JSON object says nothing, and is not complete."""
-    out, reading = run(body, 2, "application/json", streaming=False)
+    out, reading = run(body, 2, "application/json")
     assert out == body
     assert reading.usage is None
     assert not reading.finished
@@ -185,13 +183,12 @@ def test_not_a_completion(body: bytes) -> None:
 @pytest.mark.parametrize("size", [None, 1, 3])
 @pytest.mark.parametrize("start", [b"", b"\n\n", b"\xef\xbb\xbf", b": hi\n\n", b"event: x\n\n"])
 def test_stream_under_another_name(start: bytes, size: int | None) -> None:
-    """A stream that is called JSON is metered by its bytes, if a stream was asked for."""
+    """A stream that is called JSON is metered by its bytes."""
     body = start + HELLO + BYE + ONLY + DONE
     out, reading = run(body, size, "application/json")
     assert out == start + HELLO + BYE + DONE
     assert reading.usage is not None
     assert run(body, size, "application/json", strip=False)[0] == body
-    assert run(body, size, "application/json", streaming=False)[1].usage is None
 
 
 @pytest.mark.parametrize("body", [b"{}", b'\n{"error":"x"}', b"d", b"da", b"\xef\xbb", b"", b"\n", b"dark"])
@@ -205,9 +202,11 @@ def test_no_stream_after_all(body: bytes, strip: bool) -> None:
 def test_sniffing_abandoned() -> None:
     """Bytes that were too few to tell are dropped with the broken reply."""
     one = meter("application/json")
-    assert one.feed(b"da") == b""
+    assert read(one, b"da") == b""
     assert not one.abandon()
-    one.feed(b"ta: [DONE]\n\n")
+    one = meter("application/json")
+    assert read(one, b"da") == b""
+    assert read(one, b"ta: [DONE]\n\n") == b"data: [DONE]\n\n"
     assert one.abandon()
 
 
@@ -221,7 +220,7 @@ def test_encoded(encoding: str, content_type: str) -> None:
     assert out == packed
     assert reading.usage is not None
     one = meter(content_type, content_encoding=encoding)
-    one.feed(packed)
+    read(one, packed)
     assert not one.abandon()
 
 
@@ -252,9 +251,9 @@ def test_before_done(strip: bool, size: int | None) -> None:
 def test_started() -> None:
     """The first content starts the reply; a role does not."""
     one = meter()
-    one.feed(event({"choices": [{"index": 0, "delta": {"role": "assistant", "content": ""}}]}))
+    read(one, event({"choices": [{"index": 0, "delta": {"role": "assistant", "content": ""}}]}))
     assert not one.summary.started
-    one.feed(HELLO)
+    read(one, HELLO)
     assert one.summary.started
 
 
