@@ -6,7 +6,7 @@ import msgspec
 
 from arbstr_asgi.errors import RequestError
 from arbstr_asgi.protocols import json_edit
-from arbstr_asgi.protocols.json_edit import RawFields, last_member
+from arbstr_asgi.protocols.json_edit import RawFields
 
 MAX_MODEL_CHARACTERS = 255
 ADDED = b'"include_usage":true'
@@ -25,12 +25,7 @@ class ChatRequest(msgspec.Struct, frozen=True, kw_only=True, gc=False):
         return f"<ChatRequest of {len(self.body)} bytes>"  # error trackers show the locals of a traceback
 
 
-class _Options(msgspec.Struct, gc=False):
-    include_usage: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
-
-
 _text = msgspec.json.Decoder(str)
-_options = msgspec.json.Decoder(_Options)
 
 
 def parse(body: bytes) -> ChatRequest:
@@ -48,8 +43,11 @@ def parse(body: bytes) -> ChatRequest:
         raise RequestError(400, "The request body is not valid UTF-8.", code="invalid_utf8") from None
     except RecursionError:
         raise RequestError(400, "The request body is nested too deeply.", code="invalid_json") from None
-    except msgspec.MsgspecError:
-        wire = _parse_surrogates(body)
+    except msgspec.MsgspecError:  # fine if escaped lone surrogates are the reason (clients that cut an emoji)
+        found = json_edit.read_surrogates(body)
+        if found is None:
+            raise RequestError(400, "The request body is not valid JSON.", code="invalid_json") from None
+        wire = found
     options = None if wire.stream_options is msgspec.UNSET else bytes(wire.stream_options)
     return ChatRequest(body=body, model=_model(wire), stream=_stream(wire), stream_options=options)
 
@@ -104,33 +102,16 @@ def _with_usage(options: bytes, *, require: bool) -> bytes:
     if asked is None:
         return b"{" + ADDED + (b"" if options[1:-1].isspace() or options == b"{}" else b",") + options[1:]
     if asked == b"null" or (require and asked != b"true"):
-        member = last_member(options, "include_usage")
-        return options[: member.value_start] + b"true" + options[member.value_end :]
+        return json_edit.replace_value(options, "include_usage", asked, b"true")
     return options
 
 
 def _include_usage(options: bytes) -> bytes | None:
     try:
-        asked = _options.decode(options).include_usage
-    except msgspec.MsgspecError:  # lone surrogates
-        asked = _options.decode(json_edit.without_surrogates(options)).include_usage
+        asked = json_edit.read_raw_fields(options).include_usage
+    except msgspec.MsgspecError:
+        asked = (json_edit.read_surrogates(options) or RawFields()).include_usage
     return None if asked is msgspec.UNSET else bytes(asked)
-
-
-def _parse_surrogates(body: bytes) -> RawFields:
-    """Read a body that msgspec refuses: fine if escaped lone surrogates are the reason (clients that cut an emoji)."""
-    malformed = RequestError(400, "The request body is not valid JSON.", code="invalid_json")
-    if len(body) > json_edit.MAX_WALK_BYTES or b"\\ud" not in body.lower():
-        raise malformed
-    try:
-        wire = json_edit.read_raw_fields(json_edit.without_surrogates(body))
-    except (msgspec.MsgspecError, RecursionError):
-        raise malformed from None
-    for key in RawFields.__struct_fields__:  # without what has been replaced
-        if b"\\" in bytes(getattr(wire, key) or b""):
-            member = last_member(body, key)
-            setattr(wire, key, msgspec.Raw(body[member.value_start : member.value_end]))
-    return wire
 
 
 def with_model(body: bytes, request: ChatRequest, model: str) -> bytes:

@@ -10,7 +10,8 @@ import msgspec
 from arbstr_asgi.errors import RequestError
 
 BOM = b"\xef\xbb\xbf"
-MAX_WALK_BYTES = 1024 * 1024  # that are searched for a member when decoding them does not find it
+MAX_REPAIR_BYTES = 1024 * 1024  # in which lone surrogates are replaced to be read
+MAX_WALK_BYTES = 512 * 1024  # that are searched for a member when decoding them does not find it
 ADDED_BYTES = 4096  # what earlier splices may have added to a body that could be walked when it came
 MAX_TRIES = 8
 MAX_TRIES_IF_LARGE = 2  # each decodes the whole body
@@ -139,9 +140,10 @@ def find_members(data: bytes, key: str) -> list[JsonMember]:
     return _Search(data).find(key)
 
 
+# It begins with a literal, which is searched for quickly.
 _LONE = re.compile(
-    rb"\\u[dD][89abAB][0-9a-fA-F]{2}(?!\\u[dD][c-fC-F][0-9a-fA-F]{2})"
-    rb"|(?<!\\u[dD][89abAB][0-9a-fA-F]{2})\\u[dD][c-fC-F][0-9a-fA-F]{2}"
+    rb"\\u[dD](?:[89abAB][0-9a-fA-F]{2}(?!\\u[dD][c-fC-F][0-9a-fA-F]{2})"
+    rb"|(?<!\\u[dD][89abAB][0-9a-fA-F]{2}\\u[dD])[c-fC-F][0-9a-fA-F]{2})"
 )
 
 
@@ -159,6 +161,8 @@ class RawFields(msgspec.Struct, gc=False):
     model: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
     stream: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
     stream_options: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
+    include_usage: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
+    """Of `stream_options`, which are an object of their own."""
 
 
 _wire = msgspec.json.Decoder(RawFields)
@@ -215,8 +219,36 @@ def _means(body: bytes, key: str, new: bytes) -> bool:
     try:
         found = getattr(read_raw_fields(body), key)
     except (msgspec.MsgspecError, RecursionError):
-        return False
+        found, new = getattr(_repaired_fields(body), key), without_surrogates(new)
     return found is not msgspec.UNSET and bytes(found) == new
+
+
+def _repaired_fields(body: bytes) -> RawFields:
+    """The same with lone surrogates replaced; none where it is no JSON for another reason."""
+    try:
+        return read_raw_fields(without_surrogates(body) if len(body) <= MAX_REPAIR_BYTES + ADDED_BYTES else b"")
+    except (msgspec.MsgspecError, RecursionError):
+        return RawFields()
+
+
+def read_surrogates(body: bytes) -> RawFields | None:
+    """The members in a body that has lone surrogates, as they are there; None where it is no JSON all the same."""
+    if len(body) > MAX_REPAIR_BYTES or b"\\ud" not in body.lower():
+        return None
+    repaired = without_surrogates(body)
+    try:
+        fields = read_raw_fields(repaired)
+    except (msgspec.MsgspecError, RecursionError):
+        return None
+    for key in RawFields.__struct_fields__:
+        said = bytes(getattr(fields, key) or b"")
+        if b"\\" not in said:  # nothing was replaced in it
+            continue
+        at = repaired.find(said)
+        if repaired.find(said, at + 1) >= 0:
+            at = last_member(body, key).value_start
+        setattr(fields, key, msgspec.Raw(body[at : at + len(said)]))
+    return fields
 
 
 def without_null_usage(payload: bytes) -> bytes:
