@@ -19,6 +19,8 @@ MAX_COUNT = 2**63 - 1
 A_MESSAGE = 3
 A_NAME = 1
 THE_REPLY = 3
+MIN_REPEATED = 4  # parts; fewer may be said again by chance
+_PLACES = ("delta", "message", "text")
 _KEYS = ("content", "reasoning_content", "reasoning", "refusal")
 
 
@@ -153,42 +155,75 @@ def reply_texts(kept: bytes, *, whole: bool) -> ReplyTexts | None:
         chunks = [] if document is None else [document]
     else:
         chunks = list(_events(kept, whole=whole))
-    texts: dict[object, list[str]] = {}
+    spoken: dict[object, _Spoken] = {}
     for chunk in chunks:
         for position, choice in enumerate(chunk.choices if isinstance(chunk.choices, list) else []):
             if isinstance(choice, dict):
                 index = choice.get("index")
-                texts.setdefault(index if isinstance(index, int) else position, []).extend(_said(choice))
-    return ReplyTexts(["".join(pieces) for pieces in texts.values()], len(chunks)) if texts else None
+                spoken.setdefault(index if isinstance(index, int) else position, _Spoken()).add(choice)
+    return ReplyTexts([one.text() for one in spoken.values()], len(chunks)) if spoken else None
 
 
 def _events(kept: bytes, *, whole: bool) -> Iterator[Chunk]:
     at = 0
     while at < len(kept):
         end = BLOCK_END.search(kept, at)
-        if end is None and not whole:
-            return
-        block = parse_block(kept[at:] if end is None else kept[at : end.end()])
+        last = len(kept) if whole else max(kept.rfind(b"\n"), kept.rfind(b"\r")) + 1
+        block = parse_block(kept[at:last] if end is None else kept[at : end.end()])
         at = len(kept) if end is None else end.end()
         if block.data is None:
             continue
-        if block.data.strip().startswith(b"[DONE]"):
-            return
         chunk = decode(block.data)
-        if chunk is not None:
-            yield chunk
+        for data in [block.data] if chunk is not None else block.data.split(b"\n"):  # events may be lines
+            if data.strip().startswith(b"[DONE]"):
+                return
+            chunk = chunk or decode(data)
+            if chunk is not None:
+                yield chunk
+            chunk = None
 
 
-def _said(choice: dict[str, Any]) -> Iterator[str]:
-    """The texts of a choice: what it says, thinks and calls."""
-    said = choice.get("delta") or choice.get("message")
-    if not isinstance(said, dict):
-        said = {"content": choice.get("text")}
-    for key in _KEYS:
-        yield from _strings(said.get(key))
+class _Spoken:
+    """What one choice has said, each text once, whatever the number of names and places it comes under."""
+
+    def __init__(self) -> None:
+        self._pieces: dict[str, list[str]] = {}  # by where they come from: what the last chunk repeats has its own
+        self._size = 0
+
+    def add(self, choice: dict[str, Any]) -> None:
+        """Take in a choice of the next chunk."""
+        for place in _PLACES:
+            said = choice.get(place)
+            if not said:
+                continue
+            pieces = list(_said(said if isinstance(said, dict) else {"content": said}))
+            if place == "message":  # all of it, so far
+                self._pieces[place] = pieces
+            elif not self._repeats(pieces):
+                self._pieces.setdefault(place, []).extend(pieces)
+                self._size += sum(map(len, pieces))
+
+    def text(self) -> str:
+        """All of it."""
+        return "".join(next((pieces for place in _PLACES if (pieces := self._pieces.get(place))), []))
+
+    def _repeats(self, pieces: list[str]) -> bool:
+        """Whether they are what has been said already, as some providers' last delta is."""
+        before = self._pieces.get("delta", [])
+        if len(before) < MIN_REPEATED or sum(map(len, pieces)) != self._size:
+            return False
+        return "".join(pieces) == "".join(before)
+
+
+def _said(said: dict[str, Any]) -> Iterator[str]:
+    """The texts of a message or its next part: what it says, thinks and calls; one that comes under several names
+    comes once."""
+    texts = ["".join(_strings(said.get(key))) for key in _KEYS]
+    yield from dict.fromkeys(texts)
     calls = said.get("tool_calls")
     functions = [call.get("function") for call in calls if isinstance(call, dict)] if isinstance(calls, list) else []
-    for function in (*functions, said.get("function_call")):
+    legacy = said.get("function_call")
+    for function in functions if legacy in functions else (*functions, legacy):
         if isinstance(function, dict):
             yield from _strings(function.get("name"))
             yield from _strings(function.get("arguments"))
