@@ -14,7 +14,7 @@ from arbstr_asgi.protocols.stream_meter import SLICE, EventMeter
 logger = logging.getLogger("arbstr_asgi")
 
 GZIP = 0x1F
-# A chunk that decodes to more than this is a bomb, whose decoding would take long: JSON seldom shrinks to a twentieth.
+# What decodes to more than this is a bomb, whose decoding would take long: JSON seldom shrinks to a twentieth.
 SPARE_BYTES = 1024 * 1024
 MAX_RATIO = 64
 MAX_DECODED = 1024 * 1024 * 1024  # a minute of CPU or so, for one reply
@@ -137,14 +137,14 @@ class DecodingMeter:
         self._decoder = None if made is None else made()
         self._waiting = b""
         self._room = MAX_DECODED
-        self._chunk_room = 0  # how much more the last chunk may decode to
+        self._likely = SPARE_BYTES  # how much more what has come may decode to
         self.pending = False
 
     def feed(self, chunk: bytes) -> bytes:
         """Everything passes."""
         if self._decoder is not None and chunk:
             self._waiting += chunk
-            self._chunk_room = SPARE_BYTES + MAX_RATIO * len(chunk)
+            self._likely += MAX_RATIO * len(chunk)
             self.pending = True
             self.resume()
         return chunk
@@ -162,8 +162,8 @@ class DecodingMeter:
                 self._give_up()
                 return b""
             self._room -= len(decoded)
-            self._chunk_room -= len(decoded)
-            if min(self._room, self._chunk_room) < 0:
+            self._likely -= len(decoded)
+            if min(self._room, self._likely) < 0:
                 self._give_up()
                 return b""
             for at in range(0, len(decoded), SLICE):

@@ -82,6 +82,7 @@ class EventMeter:
         self._is_beginning = self._may_have_bom = True
         self._by_line = False  # events end with their line: the provider sends no blank ones
         self._line = 0  # where the line at hand begins in its block, where events are lines
+        self._second = 0  # where the second data line of the block at hand begins in it
         self._is_multi_line = False  # the event at hand is known to go on over lines
         self._commented = False  # comments of the block at hand are out
         self._large: LargeEvent | None = None  # the block at hand, if it is large
@@ -263,14 +264,14 @@ class EventMeter:
             passing = self._pass_between(at)
             out.append(tail[max(at, self._passed) : passing])
             if passing > at:
-                self._is_open = self._commented
+                self._is_open, self._line = self._commented, 0
             at = max(at, passing)
             end = self._line_end(at) if self._by_line else self._block_end(at)
             if end < 0:
                 break
             out.append(self._block(bytes(tail[at:end]), max(self._passed - at, 0)))
             at = self._searched = end
-            self._is_multi_line = False
+            self._is_multi_line, self._second = False, 0
             self._drop_lf = self._drop_lf and at == len(tail)  # else no LF followed
             self._pass_lf = self._by_line and not self._drop_lf and at == len(tail) and tail.endswith(b"\r")
         del tail[:at]
@@ -304,8 +305,11 @@ class EventMeter:
         limit = len(self._tail) if end < 0 else end
         if self._is_multi_line or self._large is not None or limit - at > AT_ONCE:
             return end
-        first = at if self._tail.startswith(DATA, at) else self._data_line(at, limit)
-        second = self._data_line(max(first, searched - len(DATA)), limit) if first >= 0 else -1
+        second = at + self._second
+        if not self._second:
+            first = at if self._tail.startswith(DATA, at) else self._data_line(at, limit)
+            second = self._data_line(max(first, searched - len(DATA)), limit) if first >= 0 else -1
+            self._second = max(second - at, 0)
         following = LINE_END.search(self._tail, max(second, self._searched), limit) if second >= 0 else None
         if second < 0 or (following is None and not self._has_ended):
             return end

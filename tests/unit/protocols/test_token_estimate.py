@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from arbstr_asgi import Provider, Rates
 from arbstr_asgi.protocols.chat import ChatRequest, parse
 from arbstr_asgi.protocols.prompt import MAX_OBJECTS, MAX_REPAIR_BYTES
-from arbstr_asgi.protocols.token_estimate import MAX_COUNT, OUTPUT_TOKENS, Estimate, estimate_tokens
+from arbstr_asgi.protocols.token_estimate import MAX_COUNT, OUTPUT_TOKENS, Estimate, estimate_tokens, reply_texts
 from arbstr_asgi.protocols.usage import Usage
 from arbstr_asgi.providers.pricing import cost, cost_estimate
 from tests.unit.protocols.test_model_alias import bodies
@@ -148,3 +148,53 @@ def test_cost(facts: dict[str, Any], expected: str | None) -> None:
     wanted = None if expected is None else Decimal(expected)
     for rates in (Provider(name="a", url="http://h", **facts), Rates(**facts)):
         assert cost_estimate(estimate, rates) == wanted == cost(Usage(input_tokens=100, output_tokens=50), rates)
+
+
+PIECES = ["The quick brown", " fox jumps", " over the lazy", " dog and", " runs away"]
+
+
+def spoken(*choices: dict[str, Any], end: str = "\n\n") -> list[str]:
+    """The texts of a stream of these choices."""
+    found = reply_texts("".join(f"data: {json.dumps({'choices': [one]})}{end}" for one in choices).encode(), whole=True)
+    assert found is not None
+    return found.texts
+
+
+@pytest.mark.parametrize(
+    "choices",
+    [
+        [{"delta": {"content": piece}} for piece in PIECES],
+        [{"delta": {"reasoning_content": piece, "reasoning": piece}} for piece in PIECES],
+        [{"delta": {"content": piece, "reasoning_content": piece}} for piece in PIECES],
+        [*({"delta": {"content": piece}} for piece in PIECES), {"delta": {}, "message": {"content": "".join(PIECES)}}],
+        [*({"delta": {"content": piece}} for piece in PIECES), {"delta": {"content": "".join(PIECES)}}],
+        [{"message": {"content": "".join(PIECES[: at + 1])}} for at in range(len(PIECES))],
+        [
+            {"delta": {"content": piece}, "message": {"content": "".join(PIECES[: at + 1])}}
+            for at, piece in enumerate(PIECES)
+        ],
+        [{"text": piece} for piece in PIECES],
+        [{"delta": {"content": piece}, "text": piece} for piece in PIECES],
+    ],
+)
+@pytest.mark.parametrize("end", ["\n\n", "\n"])
+def test_a_text_counts_once(choices: list[dict[str, Any]], end: str) -> None:
+    """A text counts once, whatever the number of names and places it comes under."""
+    assert spoken(*choices, end=end) == ["".join(PIECES)]
+
+
+def test_what_is_said_twice_counts_twice() -> None:
+    """What is said again counts again, and so does the same call of two."""
+    assert spoken(*[{"delta": {"content": "ha"}}] * 8) == ["ha" * 8]
+    calls = [{"function": {"name": "f", "arguments": "{}"}}] * 2
+    assert spoken({"delta": {"tool_calls": calls}}) == ["f{}f{}"]
+    legacy = {"name": "f", "arguments": "{}"}
+    assert spoken({"delta": {"tool_calls": calls[:1], "function_call": legacy}}) == ["f{}"]
+
+
+def test_the_beginning_of_lines() -> None:
+    """Of lines as events, those count that are whole."""
+    kept = b"".join(b'data: {"choices":[{"delta":{"content":"ab"}}]}\n' for _ in range(3)) + b'data: {"choi'
+    found = reply_texts(kept, whole=False)
+    assert found is not None
+    assert (found.texts, found.events) == (["ababab"], 3)
