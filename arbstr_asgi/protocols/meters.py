@@ -94,9 +94,8 @@ class _BrotliDecoder:
         if self._decoder.can_accept_more_data():
             given, self._rest = self._rest, b""
         decoded: bytes = self._decoder.process(given, output_buffer_limit=SLICE)
-        self.is_full = not self._decoder.is_finished() and (
-            bool(self._rest) or not self._decoder.can_accept_more_data()
-        )
+        takes_more = self._decoder.can_accept_more_data() and not self._rest
+        self.is_full = not self._decoder.is_finished() and (len(decoded) >= SLICE or not takes_more)
         return decoded
 
 
