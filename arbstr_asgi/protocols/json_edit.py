@@ -176,11 +176,13 @@ def read_raw_fields(body: bytes) -> RawFields:
 def member_value(body: bytes, key: str) -> bytes:
     """The JSON of the effective `key`, which must be there and one that we read."""
     try:
-        found = getattr(read_raw_fields(body), key)
+        fields: RawFields | None = read_raw_fields(body)
     except (msgspec.MsgspecError, RecursionError):  # lone surrogates, or a deeper stack than when it was parsed
-        member = last_member(body, key)
-        return body[member.value_start : member.value_end]
-    return bytes(found)
+        fields = read_surrogates(body)
+    if fields is not None:
+        return bytes(getattr(fields, key))
+    member = last_member(body, key)
+    return body[member.value_start : member.value_end]
 
 
 def replace_value(body: bytes, key: str, old: bytes, new: bytes) -> bytes:

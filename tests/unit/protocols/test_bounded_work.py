@@ -14,7 +14,7 @@ from unittest.mock import patch
 import pytest
 
 from arbstr_asgi.protocols import meters, reply, sse, stream_meter
-from arbstr_asgi.protocols.chat import ensure_stream_options, parse
+from arbstr_asgi.protocols.chat import ensure_stream_options, parse, with_model
 from arbstr_asgi.protocols.json_edit import find_members
 from arbstr_asgi.protocols.meter import Meter
 from arbstr_asgi.protocols.meters import open_meter
@@ -129,7 +129,9 @@ def test_large_requests(members: bytes) -> None:
     """A megabyte of request is read by decoding, never member by member."""
     body = b'{"model":"m","stream":true,' + members + b"}"
     with patch("arbstr_asgi.protocols.json_edit.find_members", wraps=find_members) as walked:
-        sent = ensure_stream_options(parse(body))
+        request = parse(body)
+        sent = ensure_stream_options(request)
+        assert json.loads(with_model(sent, request, "other"))["model"] == "other"
     assert walked.call_count == 0
     found = json.loads(sent)["stream_options"]
     assert found["include_usage"] is True

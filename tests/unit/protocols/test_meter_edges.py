@@ -609,7 +609,9 @@ def test_error_event_that_is_no_json() -> None:
     assert meter.summary.error == "error"
 
 
-@pytest.mark.parametrize(("encoding", "body"), [("br", b"x"), ("zstd", b"x"), (None, b'{"usage":{"' + b"x" * MIB)])
+@pytest.mark.parametrize(
+    ("encoding", "body"), [("compress", b"x"), ("zstd", b"x"), (None, b'{"usage":{"' + b"x" * MIB)]
+)
 def test_whole_but_unreadable(encoding: str | None, body: bytes) -> None:
     """A body that ended cleanly and can't be read counts as complete: nothing says that it isn't."""
     meter = opened(content_type="application/json", encoding=encoding)
