@@ -4,6 +4,8 @@ import re
 from enum import IntEnum
 
 from arbstr_asgi.protocols.json_excerpt import NAMES, FieldExtractor, Kind, TooMuch, name_of
+from arbstr_asgi.protocols.reply import Chunk, decode
+from arbstr_asgi.protocols.sse import DataLines
 
 MAX_ROUNDS = 256  # elements of a run, in one match
 MAX_INNER_ROUNDS = 32  # elements of a container inside it
@@ -275,3 +277,22 @@ class IncrementalReader:
         if end > at or not byte or PART_OF_ESCAPE.match(data, end):
             return end
         raise _NotJson
+
+
+class LargeEvent:
+    """Reads an event that is too large to be decoded at once, as it comes."""
+
+    def __init__(self) -> None:
+        self._reader = IncrementalReader()
+        self.lines = DataLines(self._reader.feed)
+        self.fed = 0
+
+    def feed(self, piece: bytes) -> int | None:
+        """Take in more of the block; where another event begins in it without a blank line, its place in the block."""
+        self.fed += len(piece)
+        return self.lines.feed(piece, lambda: self._reader.is_whole)
+
+    def chunk(self) -> Chunk | None:
+        """What there is to learn from the event, its block being at its end."""
+        document = self._reader.finish()
+        return decode(document) if document else None

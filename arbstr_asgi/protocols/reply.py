@@ -267,3 +267,15 @@ def _text(value: object) -> str | None:
         return None
     # An escaped lone surrogate is a str that can't be encoded.
     return value if value.isascii() else value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+
+
+def may_have_null_usage(chunk: Chunk, payload: bytes) -> bool:
+    """Whether to look for null members: not in each chunk of a cumulative stream, where `usage` stands once."""
+    if chunk.usage is None:
+        return True
+    return chunk.usage is not msgspec.UNSET and (payload.count(b'"usage"') > 1 or b"\\u00" in payload)
+
+
+def is_for_usage_alone(chunk: Chunk, *, has_stopped: bool) -> bool:
+    """Whether an event says nothing to the reader but its usage: no choice, or empty ones when all have finished."""
+    return chunk.is_silent and chunk.error is None and (has_stopped or not chunk.choices)

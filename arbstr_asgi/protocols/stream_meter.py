@@ -1,12 +1,10 @@
 """Meters a reply by what it is: an event stream, or one JSON document."""
 
-import msgspec
-
 from arbstr_asgi.protocols.body_meter import PlainMeter
-from arbstr_asgi.protocols.incremental_json import IncrementalReader
+from arbstr_asgi.protocols.incremental_json import LargeEvent
 from arbstr_asgi.protocols.json_edit import BOM, without_null_usage, without_usage
 from arbstr_asgi.protocols.meter import BeforeDone, report_failure
-from arbstr_asgi.protocols.reply import Chunk, ReplySummary, decode
+from arbstr_asgi.protocols.reply import Chunk, ReplySummary, decode, is_for_usage_alone, may_have_null_usage
 from arbstr_asgi.protocols.sse import (
     BLANK_LINES,
     BLOCK_END,
@@ -14,7 +12,6 @@ from arbstr_asgi.protocols.sse import (
     DATA,
     LINE_END,
     WHOLE_LINE_END,
-    DataLines,
     parse_block,
     without_data,
 )
@@ -29,31 +26,48 @@ _BETWEEN = (b"\n", b"\r", b":")  # what blank lines and comments begin with
 _FIELDS = (b"data:", b"event:", b"id:", b"retry:", b":")
 
 
-class LargeEvent:
-    """Reads an event that is too large to be decoded at once, as it comes."""
-
-    def __init__(self) -> None:
-        self._reader = IncrementalReader()
-        self.lines = DataLines(self._reader.feed)
-        self.fed = 0
-
-    def feed(self, piece: bytes) -> int | None:
-        """Take in more of the block; where another event begins in it without a blank line, its place in the block."""
-        self.fed += len(piece)
-        return self.lines.feed(piece, lambda: self._reader.is_whole)
-
-    def chunk(self) -> Chunk | None:
-        """What there is to learn from the event, its block being at its end."""
-        document = self._reader.finish()
-        return decode(document) if document else None
-
-
 class EventMeter:
     """Meters an event stream. Without `strip` and `before_done`, `feed` gives back the very chunk it was given.
 
     What begins like a JSON document is read as one; with `document`, everything but what begins like events is.
     `_tail` is what has come and is not done with; its first `_passed` bytes are out already.
     """
+
+    __slots__ = (
+        "_abandoned",
+        "_before_done",
+        "_by_line",
+        "_commented",
+        "_cut",
+        "_document",
+        "_drop_blank",
+        "_drop_lf",
+        "_expects_document",
+        "_failed",
+        "_has_cr",
+        "_has_ended",
+        "_is_beginning",
+        "_is_lean",
+        "_is_multi_line",
+        "_is_open",
+        "_large",
+        "_lean",
+        "_line",
+        "_may_have_bom",
+        "_oversized",
+        "_pass_lf",
+        "_passed",
+        "_searched",
+        "_second",
+        "_strip",
+        "_tail",
+        "_usual",
+        "_waited",
+        "_waiting",
+        "edits",
+        "pending",
+        "summary",
+    )
 
     def __init__(
         self,
@@ -96,22 +110,23 @@ class EventMeter:
 
     def feed(self, chunk: bytes) -> bytes:
         """What the client gets for `chunk`; if something is pending, the first part of it."""
-        if self._usual is not None:
-            try:
+        try:
+            if self._usual is not None:
                 usual = self._usual.match(chunk)
-            except Exception as error:  # noqa: BLE001 - whatever is wrong with us, the stream goes on
-                return self._fail(error, chunk) if self.edits else chunk
-            if usual is not None:
-                self.summary.events += 1
-                return usual
-        if self._failed:
-            return chunk
-        if len(chunk) > SLICE or self.pending:
-            self._waiting, self._waited = self._waiting[self._waited :] + chunk, 0
-            self.pending = True
-            out = self.resume()
-        else:
-            out = self._guarded(chunk)
+                if usual is not None:
+                    self.summary.events += 1
+                    return usual
+            if self._failed:
+                return chunk
+            if len(chunk) > SLICE or self.pending:
+                self._waiting, self._waited = self._waiting[self._waited :] + chunk, 0
+                self.pending = True
+                out = self.resume()
+            else:
+                out = self._feed(chunk)
+                self._usual = None if self._holds else self._lean.template
+        except Exception as error:  # noqa: BLE001 - whatever is wrong with us, the stream goes on
+            out = self._fail(error, chunk)
         return out if self.edits else chunk
 
     def resume(self) -> bytes:
@@ -120,16 +135,12 @@ class EventMeter:
         self._waited += len(part)
         if self._waited == len(self._waiting):
             self._waiting, self._waited, self.pending = b"", 0, False
-        out = self._guarded(part)
-        return out if self.edits else b""
-
-    def _guarded(self, data: bytes) -> bytes:
         try:
-            out = self._feed(data)
+            out = self._feed(part)
             self._usual = None if self.pending or self._holds else self._lean.template
         except Exception as error:  # noqa: BLE001
-            return self._fail(error, data)
-        return out
+            out = self._fail(error, part)
+        return out if self.edits else b""
 
     def _fail(self, error: Exception, data: bytes) -> bytes:
         """Reading has failed: everything passes from now on."""
@@ -155,7 +166,7 @@ class EventMeter:
     @property
     def _holds(self) -> bool:
         """Whether what comes next belongs to something that has come already."""
-        return bool(self._tail or self._commented or self._drop_lf or self._pass_lf or self._by_line)
+        return bool(self._tail or self._by_line or self._commented or self._drop_lf)
 
     def finish(self) -> bytes:
         """Read the last event although its blank line is missing."""
@@ -481,15 +492,3 @@ class EventMeter:
         if first and self._before_done is not None:
             return self._before_done(self.summary) + block
         return block
-
-
-def may_have_null_usage(chunk: Chunk, payload: bytes) -> bool:
-    """Whether to look for null members: not in each chunk of a cumulative stream, where `usage` stands once."""
-    if chunk.usage is None:
-        return True
-    return chunk.usage is not msgspec.UNSET and (payload.count(b'"usage"') > 1 or b"\\u00" in payload)
-
-
-def is_for_usage_alone(chunk: Chunk, *, has_stopped: bool) -> bool:
-    """Whether an event says nothing to the reader but its usage: no choice, or empty ones when all have finished."""
-    return chunk.is_silent and chunk.error is None and (has_stopped or not chunk.choices)
