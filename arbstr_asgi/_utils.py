@@ -1,4 +1,4 @@
-"""Small things that several packages need."""
+"""Helpers that several packages share: request ids, a log throttle, iteration in batches."""
 
 import asyncio
 import importlib.util
@@ -7,11 +7,12 @@ import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from typing import TypeVar
 
-AT_ONCE = 200  # rows
+T = TypeVar("T")
+ROWS_PER_BATCH = 200  # rows
 
 
 def new_request_id() -> str:
-    """A random UUID (RFC 9562, version 4), as `str(uuid.uuid4())` makes it in three times the time."""
+    """A random UUID (RFC 9562, version 4) as text; `str(uuid.uuid4())` takes three times as long."""
     digits = os.urandom(16).hex()
     return (
         f"{digits[:8]}-{digits[8:12]}-4{digits[13:16]}-{'89ab'[int(digits[16], 16) & 3]}{digits[17:20]}-{digits[20:]}"
@@ -19,12 +20,12 @@ def new_request_id() -> str:
 
 
 def is_installed(package: str) -> bool:
-    """Whether there is such a package; nothing of it is imported."""
+    """Whether the package can be imported; it is not imported."""
     return importlib.util.find_spec(package) is not None
 
 
 class Throttle:
-    """`allow()` is True the first time, and then again once `seconds` have passed since it was."""
+    """Rate-limits an action such as a log line: `allow()` is True at most once per `seconds`."""
 
     def __init__(self, seconds: float, now: Callable[[], float] = time.monotonic) -> None:
         self._seconds = seconds
@@ -32,18 +33,15 @@ class Throttle:
         self._until = float("-inf")
 
     def allow(self) -> bool:
-        """Whether it may be said now; it then counts as said."""
+        """Whether the action may be done now; True starts a new interval."""
         if self._now() < self._until:
             return False
         self._until = self._now() + self._seconds
         return True
 
 
-T = TypeVar("T")
-
-
-async def in_batches(rows: Sequence[T], at_once: int = AT_ONCE) -> AsyncIterator[Sequence[T]]:
-    """A few rows at a time; others have the loop in between."""
-    for place in range(0, len(rows), at_once):
-        yield rows[place : place + at_once]
+async def in_batches(rows: Sequence[T], size: int = ROWS_PER_BATCH) -> AsyncIterator[Sequence[T]]:
+    """Yield slices of at most `size` rows, and give other tasks a turn of the event loop after each."""
+    for start in range(0, len(rows), size):
+        yield rows[start : start + size]
         await asyncio.sleep(0)

@@ -1,11 +1,9 @@
-"""The gateway around any ASGI application, as a Starlette sub-app, and inside a host's own routes."""
+"""The public ASGI applications: a middleware around any app, and a Starlette sub-app."""
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import databases
-import httpx
 import msgspec
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -14,21 +12,26 @@ from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from arbstr_asgi.api.health import HealthEndpoints
-from arbstr_asgi.api.routes import routes
 from arbstr_asgi.config.config import Config
 from arbstr_asgi.errors import ArbstrError
 from arbstr_asgi.gateway.auth import Caller, Identify, Identity, as_caller
-from arbstr_asgi.gateway.gateway import CHAT_PATH, START_TIMEOUT, Gateway
 from arbstr_asgi.gateway.lifespan import Lifespan
 from arbstr_asgi.gateway.request_body import ClientDisconnected
-from arbstr_asgi.ledger.ledger import Ledger
+
+if TYPE_CHECKING:
+    import databases
+    import httpx
+
+    from arbstr_asgi.gateway.gateway import Gateway
+    from arbstr_asgi.ledger.ledger import Ledger
+
+CHAT_PATH = "/v1/chat/completions"
 
 
 class ArbstrMiddleware:
     """Answers exactly `POST {path}` and passes everything else to `app` untouched, websocket and lifespan included.
 
-    `identify(scope)`, sync or async, says who calls: a name, a `Caller` or None; raise `ArbstrError(403, …)` to
+    `identify(scope)`, sync or async, returns the caller: a name, a `Caller` or None; raise `ArbstrError(403, …)` to
     refuse. `database` is the host's own connected `databases.Database` (its tables are then prefixed `arbstr_` and
     migrated by `arbstr migrate`, or here with `migrate=True`); `transport` or `client` its own way to the provider.
 
@@ -42,12 +45,14 @@ class ArbstrMiddleware:
         *,
         identify: Identify | None = None,
         path: str = CHAT_PATH,
-        database: databases.Database | None = None,
+        database: "databases.Database | None" = None,
         table_prefix: str | None = None,
         migrate: bool | None = None,
-        transport: httpx.AsyncBaseTransport | None = None,
-        client: httpx.AsyncClient | None = None,
+        transport: "httpx.AsyncBaseTransport | None" = None,
+        client: "httpx.AsyncClient | None" = None,
     ) -> None:
+        from arbstr_asgi.gateway.gateway import Gateway
+
         self.app = app
         self._path = path
         self._handed_over = database is not None
@@ -62,8 +67,8 @@ class ArbstrMiddleware:
         )
 
     @property
-    def ledger(self) -> Ledger:
-        """The rows."""
+    def ledger(self) -> "Ledger":
+        """The ledger, with its queries."""
         return self._gateway.ledger
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -89,8 +94,8 @@ class Arbstr:
         llm = Arbstr(config, identify=who)
         app = Starlette(routes=[Mount("/llm", llm)], lifespan=llm.lifespan)
 
-    A mounted app hears no lifespan, so hand `lifespan` to the host; without it the ledger opens on first use. The
-    arguments are those of `ArbstrMiddleware`.
+    A mounted app receives no lifespan events, so pass `lifespan` to the host; without it the ledger opens on first use.
+    The arguments are those of `ArbstrMiddleware`.
     """
 
     def __init__(
@@ -98,12 +103,16 @@ class Arbstr:
         config: Config,
         *,
         identify: Identify | None = None,
-        database: databases.Database | None = None,
+        database: "databases.Database | None" = None,
         table_prefix: str | None = None,
         migrate: bool | None = None,
-        transport: httpx.AsyncBaseTransport | None = None,
-        client: httpx.AsyncClient | None = None,
+        transport: "httpx.AsyncBaseTransport | None" = None,
+        client: "httpx.AsyncClient | None" = None,
     ) -> None:
+        from arbstr_asgi.api.health import HealthEndpoints
+        from arbstr_asgi.api.routes import routes
+        from arbstr_asgi.gateway.gateway import START_TIMEOUT, Gateway
+
         self._gateway = Gateway(
             config,
             identify=identify,
@@ -124,17 +133,17 @@ class Arbstr:
             lifespan=self.lifespan,
         )
         self.patience = START_TIMEOUT
-        """Seconds for which a start waits for the ledger's database; it may come later."""
+        """Seconds for which a start waits for the database of the ledger, which may also connect later."""
         self._app.router.redirect_slashes = False  # a redirect would go where the client's Host header says
 
     @property
-    def ledger(self) -> Ledger:
-        """The rows."""
+    def ledger(self) -> "Ledger":
+        """The ledger, with its queries."""
         return self._gateway.ledger
 
     @asynccontextmanager
     async def lifespan(self, app: object = None) -> AsyncIterator[None]:
-        """Open the ledger for the length of the block. Raises ConfigError or LedgerError where that fails."""
+        """Keep the ledger open for the block. Raises ConfigError or LedgerError where opening fails."""
         await self._gateway.open(self.patience)
         try:
             yield
@@ -142,9 +151,10 @@ class Arbstr:
             await self._gateway.close()
 
     def wind_down(self, grace: float | None = None) -> None:
-        """Say that the server has begun to stop, from its event loop.
+        """Tell the app that the server is shutting down; call it on the event loop.
 
-        Reading-on for clients that have left ends at once, running replies in `grace` seconds (`server.grace`).
+        Draining for disconnected clients ends at once, running responses within `grace` seconds (default:
+        `server.grace`).
         """
         self._gateway.wind_down(self._gateway.config.server.grace if grace is None else grace)
 
@@ -153,15 +163,15 @@ class Arbstr:
         await self._app(scope, receive, send)
 
     async def respond(self, request: Request, caller: Identity = None) -> Response:
-        """The answer to a chat completion that came to a route of the host, behind the host's own checks.
+        """The response to a chat completion that a route of the host has received and authorised.
 
-        Neither `identify` nor the server's tokens are asked; `caller` is a name, a `Caller` or None. The status and
-        the headers of the response are the reply's; what is set on it before it is sent has no effect.
+        Neither `identify` nor the server's tokens are checked; `caller` is a name, a `Caller` or None. Status and
+        headers of the response are those of the reply; changing them has no effect.
         """
         return _Answer(self._gateway, request, as_caller(caller))
 
     def snapshot(self) -> dict[str, Any]:
-        """What waits to be written, what went wrong, what is read on for clients that have left; see `Snapshot`.
+        """State of the ledger (see `Snapshot`) and of the drains.
 
         `uninjected` lists the models of providers that are asked without `stream_options`, since they refused it.
         """
@@ -178,7 +188,7 @@ class Arbstr:
 class _Chat:
     """Makes Starlette treat the gateway as an ASGI application rather than a function of a request."""
 
-    def __init__(self, gateway: Gateway) -> None:
+    def __init__(self, gateway: "Gateway") -> None:
         self._gateway = gateway
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -186,9 +196,9 @@ class _Chat:
 
 
 class _Answer(Response):
-    """A response whose body comes from the provider while it is being sent."""
+    """A response whose body is streamed from the provider while it is sent."""
 
-    def __init__(self, gateway: Gateway, request: Request, caller: Caller) -> None:
+    def __init__(self, gateway: "Gateway", request: Request, caller: Caller) -> None:
         self.background = None
         self.status_code = 200
         self._gateway = gateway
@@ -204,7 +214,7 @@ class _Answer(Response):
 
 
 async def _chunks(request: Request) -> AsyncIterator[bytes]:
-    """The body, also where the host has read it already."""
+    """The request body, even if the host has read it already."""
     try:
         async for chunk in request.stream():
             yield chunk

@@ -15,7 +15,7 @@ from arbstr_asgi.config.config import Config
 
 
 def outlive_idle_workers(stopping: Callable[[], None]) -> None:
-    """Keep a busy hypercorn worker alive until it has finished; `stopping` is called when it hears of the end.
+    """Keep a busy hypercorn worker alive until it has finished; `stopping` is called on SIGTERM.
 
     With several workers hypercorn's master sends SIGTERM to the rest as soon as the first has ended, and they have no
     handler for it. They learn of the shutdown through an event, so the signal need not end them; the master waits.

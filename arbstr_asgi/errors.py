@@ -49,12 +49,12 @@ class ArbstrError(Exception):
         self.headers = dict(headers or {})
 
     def to_json(self) -> bytes:
-        """The reply's body."""
+        """The body of the error response."""
         error = {"message": self.message, "type": self.type, "param": self.param, "code": self.code}
         return json.dumps({"error": error}).encode()
 
     def summary(self) -> str:
-        """Type and code, for a row or a log line; never the message, which may quote the client."""
+        """Type and code, for a row or a log line; not the message, which may quote the client."""
         return f"{self.type}: {self.code}" if self.code else self.type
 
 
@@ -77,17 +77,17 @@ class LedgerError(ArbstrError):
 
 
 class LedgerUnavailable(LedgerError):
-    """The ledger's database does not answer; trying again later may help."""
+    """The ledger's database does not answer; a retry may succeed."""
 
 
 class RequestError(ArbstrError):
-    """The client's request can't be served as it is."""
+    """The request is invalid or not allowed (4xx)."""
 
     default_type = "invalid_request_error"
 
 
 class ServerError(ArbstrError):
-    """We can't serve at this moment."""
+    """The server can not answer now (503); a retry may succeed."""
 
     default_type = "server_error"
 
@@ -97,10 +97,10 @@ class ServerError(ArbstrError):
 
 
 class UpstreamError(ArbstrError):
-    """The provider did not answer, or stopped in the middle.
+    """The provider did not respond, or broke off its response.
 
-    `sent` is False only where it is certain that nothing of the request has reached the provider, which otherwise may
-    have worked on it and bill it.
+    `sent` is False only if certainly nothing of the request has reached the provider; otherwise it may have worked on
+    it and bill it.
     """
 
     default_type = "upstream_error"
@@ -113,28 +113,28 @@ class UpstreamError(ArbstrError):
 
 
 class UpstreamUnreachable(UpstreamError):
-    """No connection could be made, so the provider never saw the request."""
+    """No connection could be made, so the provider has not received the request."""
 
     def __init__(self, message: str) -> None:
         super().__init__(message, code="upstream_unreachable", sent=False)
 
 
 class UpstreamTimeout(UpstreamError):
-    """The provider took too long."""
+    """The provider exceeded a timeout."""
 
     def __init__(self, message: str, *, sent: bool = True) -> None:
         super().__init__(message, status_code=504, code="upstream_timeout", sent=sent)
 
 
 class ProviderKeyError(UpstreamError):
-    """The key for a provider could not be had: its file can't be read, or its function failed."""
+    """The key of a provider is not available: its file can not be read, or its function raised."""
 
     def __init__(self) -> None:
         super().__init__("The server has no key for the provider.", code="provider_key_unavailable", sent=False)
 
 
 class ProviderAuthenticationError(UpstreamError):
-    """The provider answered 401 or 403 to a key of ours; its own text would echo parts of it."""
+    """The provider answered 401 or 403 to our key; its own message is not passed on, since it may quote the key."""
 
     default_type = "provider_authentication_error"
 
@@ -144,7 +144,7 @@ class ProviderAuthenticationError(UpstreamError):
 
 
 def quotable(text: str) -> str:
-    """`text` of a client as a message may repeat it: printable, and at most 100 characters."""
+    """A client's text, safe to repeat in a message: printable, at most 100 characters."""
     cut = text[:MAX_QUOTED]
     if not cut.isprintable():
         cut = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in cut)

@@ -1,1 +1,1 @@
-"""The endpoints beside the metered ones: models, costs, providers, health, metrics, statistics."""
+"""The endpoints other than chat completions: models, cost estimate, providers, health, metrics, statistics."""

@@ -1,4 +1,4 @@
-"""What a request would cost if it came now, in the shape of POST /v1/cost."""
+"""Cost estimate of a request, in the shape of POST /v1/cost."""
 
 import json
 from collections.abc import Sequence
@@ -22,17 +22,17 @@ def estimate_cost(
     policy: str | None,
     now: float,
 ) -> dict[str, Any]:
-    """Whom the request would go to first, and an estimate in tokens and sats; None is unknown.
+    """The provider that would be asked first, and estimated tokens and cost in sats; None is unknown.
 
-    `policy` is the one that the client names, `now` is seconds on the breakers' clock. Raises RequestError where the
-    request itself would be refused.
+    `policy` is the one named by the client, `now` is in seconds on the clock of the circuit breakers. Raises
+    RequestError where the request itself would be refused.
     """
     estimate = estimate_tokens(request)
-    found = rank_providers(providers, request, matcher.match(request, policy), estimate=estimate)
-    chosen = breakers.choose(found, now)
+    result = rank_providers(providers, request, matcher.match(request, policy), estimate=estimate)
+    chosen = breakers.choose(result, now)
     rates = chosen.provider.rates(request.model, chosen.model)
     return {
-        "model": msgspec.Raw(json.dumps(request.model).encode()),  # which may hold a lone surrogate
+        "model": msgspec.Raw(json.dumps(request.model).encode()),  # may hold a lone surrogate
         "provider": chosen.provider.name,
         "estimated_input_tokens": estimate.input_tokens,
         "estimated_output_tokens": estimate.output_tokens,

@@ -1,4 +1,4 @@
-"""Whether the process lives, whether rows are safe, whether providers answer."""
+"""Health checks: liveness, readiness, state of the providers."""
 
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
@@ -14,12 +14,12 @@ from arbstr_asgi.gateway.gateway import Gateway
 
 
 def health(providers: Sequence[Provider], states: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-    """The providers and their breakers' `states`, by name.
+    """The providers and the `states` of their circuit breakers, by name.
 
-    The status is `ok`, `degraded` where a breaker is not closed, and `unhealthy` where each of them is open.
+    `status` is `ok`, `degraded` where a breaker is not closed, `unhealthy` where all are open.
     """
-    found = {provider.name: {**states[provider.name], "tier": provider.tier} for provider in providers}
-    return {"status": _status({state["state"] for state in found.values()}), "providers": found}
+    result = {provider.name: {**states[provider.name], "tier": provider.tier} for provider in providers}
+    return {"status": _status({state["state"] for state in result.values()}), "providers": result}
 
 
 def _status(states: set[str]) -> str:
@@ -29,7 +29,7 @@ def _status(states: set[str]) -> str:
 
 
 class HealthEndpoints:
-    """The endpoints without a guard; none of them says a URL or a key. `snapshot` is that of the sub-app."""
+    """Endpoints without authentication; their responses hold no URL and no key. `snapshot` is that of the sub-app."""
 
     def __init__(self, gateway: Gateway, snapshot: Callable[[], dict[str, Any]]) -> None:
         self._gateway = gateway
@@ -47,7 +47,7 @@ class HealthEndpoints:
         return JSONResponse({"status": "ok"})
 
     async def _readyz(self, request: Request) -> Response:
-        """Ready while rows are safe: a database that is down is none of the clients' business."""
+        """Ready while rows are safe, also while the database is down and rows are spilled."""
         ledger, facts = self._gateway.ledger, self._snapshot()
         if not ledger.is_open or not ledger.has_room(1):
             reason = "too much waits to be written" if ledger.is_open else "the ledger is not open"
@@ -60,7 +60,7 @@ class HealthEndpoints:
         return JSONResponse({"status": "ok", **facts})
 
     async def _health(self, request: Request) -> Response:
-        """503 only while every breaker is open, which ends by the time alone: a 503 that stops calls must not stay."""
+        """503 only while every breaker is open, which ends by time alone: a 503 that stops all calls must not last."""
         gateway = self._gateway
         facts = health(gateway.config.providers, gateway.breakers.states(asyncio.get_running_loop().time()))
         return JSONResponse(facts, status_code=503 if facts["status"] == "unhealthy" else 200)

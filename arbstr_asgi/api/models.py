@@ -1,4 +1,4 @@
-"""The models that may be asked for, in the shape of GET /v1/models."""
+"""The configured models, in the shape of GET /v1/models."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -8,20 +8,20 @@ from arbstr_asgi.errors import RequestError
 from arbstr_asgi.protocols.chat import MAX_MODEL_CHARACTERS
 
 OWNER = "arbstr"
-CREATED = 0  # seconds since 1970: the shape wants a number, and nobody knows one
+CREATED = 0  # seconds since 1970; required by the schema, unknown here
 
 
 def model_list(providers: Sequence[Provider]) -> dict[str, Any]:
-    """Every model and alias once, in the providers' order.
+    """Each model and alias once, in the order of the providers.
 
-    What a provider without a list serves beyond its aliases is known to nobody.
+    For a provider without `models` only its aliases are known.
     """
     named = dict.fromkeys(model for provider in providers for model in (*provider.models, *provider.aliases))
     return {"object": "list", "data": [_model(name) for name in named]}
 
 
 def model(providers: Sequence[Provider], name: str) -> dict[str, Any]:
-    """One model, which may be any where a provider lists none. Raises RequestError (404) where nobody serves it."""
+    """One model; any name where a provider lists none. Raises RequestError (404) where no provider serves it."""
     if not 0 < len(name) <= MAX_MODEL_CHARACTERS or not any(provider.serves(name) for provider in providers):
         raise RequestError(404, "No provider is configured for this model.", param="model", code="model_not_found")
     return _model(name)

@@ -1,10 +1,8 @@
-"""What is told of the providers: as data in the shape of GET /providers, and as rows for people."""
+"""The configured providers, in the shape of GET /providers and as table rows."""
 
 from collections.abc import Mapping, Sequence
 from decimal import Decimal
 from typing import Any
-
-import msgspec
 
 from arbstr_asgi.config.api_keys import masked
 from arbstr_asgi.config.config import Config
@@ -14,28 +12,21 @@ COLUMNS = ("name", "url", "models", "input", "output", "base", "key")
 UNIT = "sats_per_1m_tokens"
 _IN_USD = {"input_rate": "input_rate_usd_per_1m", "output_rate": "output_rate_usd_per_1m", "base_fee": "base_fee_usd"}
 
-_json = msgspec.json.Encoder(decimal_format="number")
-
 
 def provider_listing(config: Config, keys: Mapping[str, str] | None = None) -> dict[str, Any]:
     """The providers and their rates, in sats per 1,000,000 tokens (`base_fee_sats` per request); None is unknown.
 
-    What is given in USD is there in USD too, and `sats_per_usd` beside it. `keys`, by provider name, are those that are
-    not in the configuration itself; of any key the mask is shown at most.
+    Rates given in USD are listed in USD too, with `sats_per_usd`. `keys`, by provider name, are keys that are not in
+    the configuration itself; of any key only the masked form is shown.
     """
     return {
-        "providers": [_listed(provider, (keys or {}).get(provider.name)) for provider in config.providers],
+        "providers": [_listing(provider, (keys or {}).get(provider.name)) for provider in config.providers],
         "rate_unit": UNIT,
         **({} if config.sats_per_usd is None else {"sats_per_usd": config.sats_per_usd}),
     }
 
 
-def to_json(listing: Mapping[str, Any]) -> bytes:
-    """As JSON, with exact amounts as numbers."""
-    return _json.encode(listing)
-
-
-def _listed(provider: Provider, key: str | None) -> dict[str, Any]:
+def _listing(provider: Provider, key: str | None) -> dict[str, Any]:
     return {
         "name": provider.name,
         "url": provider.url,
@@ -55,9 +46,9 @@ def _listed(provider: Provider, key: str | None) -> dict[str, Any]:
 
 
 def provider_rows(config: Config, keys: Sequence[str]) -> list[dict[str, Any]]:
-    """A row for each provider, and one below it for each model with rates of its own.
+    """A row for each provider, and one below it for each model with its own rates.
 
-    `keys` are what is said of each provider's key.
+    `keys` are the descriptions of each provider's key.
     """
     rows = []
     for provider, key in zip(config.providers, keys, strict=True):
@@ -68,30 +59,29 @@ def provider_rows(config: Config, keys: Sequence[str]) -> list[dict[str, Any]]:
     return rows
 
 
-def said_in_usd(provider: Provider) -> list[str]:
-    """What a provider charges in USD, in both units: a line for itself, and one for each model with its own rates."""
-    every = [
-        (provider.name, provider),
-        *((f"{provider.name}, {model}", r) for model, r in provider.model_rates.items()),
-    ]
-    return [
-        f"{name}: {', '.join(f'{rate} {_both(getattr(charges, rate), usd)}' for rate, usd in charges.usd.items())}"
-        for name, charges in every
-        if charges.usd
-    ]
+def usd_rate_lines(provider: Provider) -> list[str]:
+    """One line for the provider and one for each model with its own rates: the rates given in USD, in both units."""
+    charges_by_name: dict[str, Provider | Rates] = {provider.name: provider}
+    charges_by_name |= {f"{provider.name}, {model}": rates for model, rates in provider.model_rates.items()}
+    lines = []
+    for name, charges in charges_by_name.items():
+        rates = [f"{rate} {_both_units(getattr(charges, rate), usd)}" for rate, usd in charges.usd.items()]
+        if rates:
+            lines.append(f"{name}: {', '.join(rates)}")
+    return lines
 
 
 def _rates(rates: Provider | Rates) -> dict[str, Any]:
     named = {"input": "input_rate", "output": "output_rate", "base": "base_fee"}
-    return {column: _shown(rates, name) for column, name in named.items()}
+    return {column: _rate_text(rates, name) for column, name in named.items()}
 
 
-def _shown(rates: Provider | Rates, name: str) -> Decimal | str | None:
+def _rate_text(rates: Provider | Rates, name: str) -> Decimal | str | None:
     sats: Decimal | None = getattr(rates, name)
     return sats if sats is None or name not in rates.usd else f"{_plain(sats)} ({_plain(rates.usd[name])} USD)"
 
 
-def _both(sats: Decimal, usd: Decimal) -> str:
+def _both_units(sats: Decimal, usd: Decimal) -> str:
     return f"{_plain(sats)} sats ({_plain(usd)} USD)"
 
 

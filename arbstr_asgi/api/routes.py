@@ -1,4 +1,4 @@
-"""What the sub-app tells those who may call: models, what a request would cost, providers, and what was used."""
+"""Routes of the sub-app that need authentication: models, cost, providers, metrics, statistics."""
 
 import asyncio
 import json
@@ -9,10 +9,10 @@ from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from arbstr_asgi.api import stats as reports
+from arbstr_asgi.api import stats as stats_api
 from arbstr_asgi.api.cost import estimate_cost
 from arbstr_asgi.api.models import model, model_list
-from arbstr_asgi.api.providers import provider_listing, to_json
+from arbstr_asgi.api.providers import provider_listing
 from arbstr_asgi.errors import ArbstrError, ServerError
 from arbstr_asgi.gateway.auth import Caller
 from arbstr_asgi.gateway.call import POLICY
@@ -21,12 +21,13 @@ from arbstr_asgi.gateway.request_body import ClientDisconnected
 from arbstr_asgi.gateway.responses import send_error
 from arbstr_asgi.providers import headers as h
 from arbstr_asgi.providers.api_keys import keys_in_files
+from arbstr_asgi.stats.serialize import to_json
 
 Answer = Callable[[Gateway, Request, Caller], Awaitable[bytes | ASGIApp]]
 
 
 class AuthenticatedEndpoint:
-    """An endpoint for those whom the gateway lets in, as it does for a call; `answer` gives JSON or an app."""
+    """An endpoint behind the same authentication as chat completions; `answer` returns JSON or an ASGI app."""
 
     def __init__(self, gateway: Gateway, answer: Answer) -> None:
         self._gateway = gateway
@@ -36,27 +37,27 @@ class AuthenticatedEndpoint:
         """The ASGI application."""
         try:
             caller = await self._gateway.identify(scope)
-            said = await self._answer(self._gateway, Request(scope, receive), caller)
+            body = await self._answer(self._gateway, Request(scope, receive), caller)
         except ArbstrError as error:
             await send_error(send, error, [])
         except ClientDisconnected:
             return
         else:
-            answer = Response(said, media_type="application/json") if isinstance(said, bytes) else said
+            answer = Response(body, media_type="application/json") if isinstance(body, bytes) else body
             await answer(scope, receive, send)
 
 
 def routes(gateway: Gateway) -> list[Route]:
-    """The routes, each behind the gateway's guard."""
+    """The routes, each with authentication."""
     return [
         Route("/v1/models", AuthenticatedEndpoint(gateway, _models), methods=["GET"]),
         Route("/v1/models/{model:path}", AuthenticatedEndpoint(gateway, _model), methods=["GET"]),
         Route("/v1/cost", AuthenticatedEndpoint(gateway, _cost), methods=["POST"]),
         Route("/providers", AuthenticatedEndpoint(gateway, _providers), methods=["GET"]),
         Route("/metrics", AuthenticatedEndpoint(gateway, _metrics), methods=["GET"]),
-        Route("/v1/stats", AuthenticatedEndpoint(gateway, reports.stats), methods=["GET"]),
-        Route("/v1/requests", AuthenticatedEndpoint(gateway, reports.requests), methods=["GET"]),
-        Route("/v1/requests/{correlation_id:path}", AuthenticatedEndpoint(gateway, reports.detail), methods=["GET"]),
+        Route("/v1/stats", AuthenticatedEndpoint(gateway, stats_api.stats), methods=["GET"]),
+        Route("/v1/requests", AuthenticatedEndpoint(gateway, stats_api.requests), methods=["GET"]),
+        Route("/v1/requests/{correlation_id:path}", AuthenticatedEndpoint(gateway, stats_api.detail), methods=["GET"]),
     ]
 
 
@@ -70,9 +71,11 @@ async def _model(gateway: Gateway, request: Request, caller: Caller) -> bytes:
 
 async def _cost(gateway: Gateway, request: Request, caller: Caller) -> bytes:
     policy = h.Headers(request.scope["headers"]).get(POLICY)
-    async with gateway.ask_ledger(request.scope, request.receive) as asked:
+    async with gateway.read_request(request.scope, request.receive) as chat_request:
         now = asyncio.get_running_loop().time()
-        return to_json(estimate_cost(gateway.config.providers, gateway.matcher, gateway.breakers, asked, policy, now))
+        return to_json(
+            estimate_cost(gateway.config.providers, gateway.matcher, gateway.breakers, chat_request, policy, now)
+        )
 
 
 async def _providers(gateway: Gateway, request: Request, caller: Caller) -> bytes:

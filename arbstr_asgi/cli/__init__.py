@@ -1,1 +1,1 @@
-"""The `arbstr` command: all that knows click or hypercorn."""
+"""The `arbstr` command, its server and its supervisor: all code that needs click or hypercorn."""

@@ -1,4 +1,4 @@
-"""`arbstr prune`, `arbstr forget` and `arbstr rollups`: what an operator does to a ledger by hand."""
+"""Maintenance commands: `arbstr prune`, `arbstr forget`, `arbstr rollups`."""
 
 import asyncio
 import re
@@ -7,17 +7,20 @@ from contextlib import AbstractAsyncContextManager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from time import monotonic
+from typing import TYPE_CHECKING
 
 import click
 
 from arbstr_asgi.cli.options import config_option
 from arbstr_asgi.cli.output import escape_terminal
 from arbstr_asgi.config.config import Config
-from arbstr_asgi.ledger.queries import LedgerReader, open_reader
+
+if TYPE_CHECKING:
+    from arbstr_asgi.ledger.queries import LedgerReader
 
 _AGE = re.compile(r"([1-9]\d{0,4})([hdw])", re.ASCII)
 _HOURS = {"h": 1, "d": 24, "w": 24 * 7}
-_PAUSE = 0.5  # seconds between two words of progress
+_PROGRESS_INTERVAL = 0.5  # seconds
 
 
 @click.command()
@@ -29,10 +32,10 @@ def prune(path: Path, age: str) -> None:
     In small steps, beside running servers; what has been deleted when it is interrupted stays deleted.
     """
 
-    before = datetime.now(UTC) - _length(age)
+    before = datetime.now(UTC) - _parse_age(age)
 
     async def main() -> None:
-        async with _opened(path) as ledger:
+        async with _open(path) as ledger:
             count = await ledger.prune(before, Progress("deleted"))
         click.echo(f"{count} requests from before {before:%Y-%m-%dT%H}:00Z deleted")
 
@@ -53,11 +56,11 @@ def forget(path: Path, end_user: str, *, yes: bool) -> None:
         click.confirm(f"Delete all of {escape_terminal(end_user)}? This can't be undone.", abort=True, err=True)
 
     async def main() -> None:
-        async with _opened(path) as ledger:
-            removed = await ledger.forget(end_user)
-            width = max(map(len, removed))
-            for place, count in removed.items():
-                click.echo(f"{place:<{width}}  {count} deleted")
+        async with _open(path) as ledger:
+            deleted = await ledger.forget(end_user)
+            width = max(map(len, deleted))
+            for table, count in deleted.items():
+                click.echo(f"{table:<{width}}  {count} deleted")
             click.echo(f"not reached: calls that are running, and spills other than {ledger.spill_folder}", err=True)
 
     asyncio.run(main())
@@ -72,7 +75,7 @@ def rollups(path: Path) -> None:
     """
 
     async def main() -> int:
-        async with _opened(path) as ledger:
+        async with _open(path) as ledger:
             hours, differed = await ledger.rebuild(Progress("hours computed"))
         click.echo(f"{hours} hours computed again, {differed} had been wrong")
         return 1 if differed else 0
@@ -81,29 +84,31 @@ def rollups(path: Path) -> None:
 
 
 class Progress:
-    """Says on stderr how far long work has come."""
+    """Prints the progress of a long command to stderr, at most twice a second."""
 
-    def __init__(self, what: str) -> None:
-        self._what = what
+    def __init__(self, label: str) -> None:
+        self._what = label
         self._next = 0.0
 
-    def __call__(self, done: int, todo: int) -> None:
-        """So much of so much."""
-        if monotonic() >= self._next or done >= todo:
-            self._next = monotonic() + _PAUSE
-            overwritten = sys.stderr.isatty() and done < todo
-            click.echo(f"{self._what}: {done} of {todo}", err=True, nl=not overwritten)
+    def __call__(self, done: int, total: int) -> None:
+        """`done` of `total` are processed."""
+        if monotonic() >= self._next or done >= total:
+            self._next = monotonic() + _PROGRESS_INTERVAL
+            overwritten = sys.stderr.isatty() and done < total
+            click.echo(f"{self._what}: {done} of {total}", err=True, nl=not overwritten)
             if overwritten:
                 click.echo("\r", err=True, nl=False)
 
 
-def _opened(path: Path) -> AbstractAsyncContextManager[LedgerReader]:
+def _open(path: Path) -> "AbstractAsyncContextManager[LedgerReader]":
+    from arbstr_asgi.ledger.queries import open_reader
+
     settings = Config.load(path).database
     return open_reader(settings.resolved_url, table_prefix=settings.table_prefix, spill=settings.spill)
 
 
-def _length(age: str) -> timedelta:
-    found = _AGE.fullmatch(age)
-    if found is None:
+def _parse_age(age: str) -> timedelta:
+    match = _AGE.fullmatch(age)
+    if match is None:
         raise click.BadParameter("write a number and h, d or w, as 90d", param_hint="--older-than")
-    return timedelta(hours=int(found[1]) * _HOURS[found[2]])
+    return timedelta(hours=int(match[1]) * _HOURS[match[2]])

@@ -33,7 +33,7 @@ or both what to do, as in [{CHEAP}: 503] or [{BOTH}: slow no-usage]:
 
 
 class _Group(click.Group):
-    """Shows our own errors as one line, without a traceback."""
+    """Prints our own errors as one line, without a traceback."""
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
@@ -105,10 +105,10 @@ def demo() -> None:
         raise click.ClickException(STANDALONE) from None
     same: list[bool] = []
 
-    async def shown() -> None:
+    async def run_demo() -> None:
         same.append(await show.demo(click.echo))
 
-    run(shown())
+    run(run_demo())
     sys.exit(0 if same == [True] else 1)
 
 
@@ -138,7 +138,7 @@ def check(path: Path) -> None:
     """
     from arbstr_asgi.api import providers as listing
     from arbstr_asgi.app import Arbstr
-    from arbstr_asgi.config.warnings import about_keys, about_settings
+    from arbstr_asgi.config.warnings import key_warnings, settings_warnings
     from arbstr_asgi.providers.api_keys import describe_keys, keys_in_files
     from arbstr_asgi.providers.client import HttpxClient
 
@@ -157,9 +157,9 @@ def check(path: Path) -> None:
     for provider, key in zip(config.providers, describe_keys(config, sources, keys), strict=True):
         models = ", ".join(provider.models) or "every model"
         click.echo(f"provider   {provider.name}: {provider.url} ({models}; key: {key})")
-        for line in listing.said_in_usd(provider):
+        for line in listing.usd_rate_lines(provider):
             click.echo(f"rates      {line}")
-    for warning in (*about_settings(config), *unreadable, *about_keys(config, sources, path)):
+    for warning in (*settings_warnings(config), *unreadable, *key_warnings(config, sources, path)):
         click.echo(f"warning: {warning}", err=True)
     click.echo("ok")
 
@@ -176,14 +176,15 @@ def providers(path: Path, *, as_json: bool) -> None:
     from arbstr_asgi.api import providers as listing
     from arbstr_asgi.cli.output import table
     from arbstr_asgi.providers.api_keys import describe_keys, keys_in_files
+    from arbstr_asgi.stats.serialize import to_json
 
     config = Config.load(path)
     keys, unreadable = keys_in_files(config)
     if as_json:
-        click.echo(listing.to_json(listing.provider_listing(config, keys)))
+        click.echo(to_json(listing.provider_listing(config, keys)))
     else:
-        said = describe_keys(config, key_sources(read_toml(path), os.environ), keys)
-        click.echo(table(listing.provider_rows(config, said), listing.COLUMNS))
+        key_texts = describe_keys(config, key_sources(read_toml(path), os.environ), keys)
+        click.echo(table(listing.provider_rows(config, key_texts), listing.COLUMNS))
         click.echo("\nsats per 1,000,000 tokens, base: sats per request; -: unknown")
         if config.sats_per_usd is not None:
             click.echo(f"USD: as given, at {config.sats_per_usd:f} sats")

@@ -1,4 +1,4 @@
-"""Options that several commands have."""
+"""Options that several commands share."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -41,7 +41,7 @@ _GROUPING = (
     click.option("--group-by", help=f"One or two, with a comma between them, of {', '.join(GROUPS)}."),
     click.option("--tz", help="The time zone of hours and days, as Europe/Zurich; the default is UTC."),
 )
-_SAID = {
+_FILTER_HELP = {
     "end_reason": f"One of {', '.join(END_REASONS)}.",
     "status": "The error status, or 200 for a success.",
     "success": "true or false.",
@@ -50,30 +50,32 @@ _SAID = {
 
 
 def server_options(command: Command) -> Command:
-    """Where to ask."""
-    return _with(command, config_option, *_SERVER)
+    """Options that choose the source: a config, or a running server."""
+    return _add_options(command, config_option, *_SERVER)
 
 
 def filter_options(command: Command) -> Command:
-    """Which requests count, each equal in every character."""
+    """Options that filter requests; values are compared exactly."""
     options = [
-        click.option(f"--{name.replace('_', '-')}", name, help=_SAID.get(name, f"Only this {name.replace('_', ' ')}."))
+        click.option(
+            f"--{name.replace('_', '-')}", name, help=_FILTER_HELP.get(name, f"Only this {name.replace('_', ' ')}.")
+        )
         for name in FILTERS
     ]
-    return _with(command, *options)
+    return _add_options(command, *options)
 
 
 def stats_options(command: Command) -> Command:
-    """Of which time, and by what."""
-    return _with(command, *_TIME, *_GROUPING)
+    """Options for the time range and the grouping."""
+    return _add_options(command, *_TIME, *_GROUPING)
 
 
-def as_pairs(given: dict[str, str | None]) -> Pairs:
+def query_pairs(values: dict[str, str | None]) -> Pairs:
     """Options as the query parameters of the same names."""
-    return [(name.rstrip("_"), value) for name, value in given.items() if value is not None]
+    return [(name.rstrip("_"), value) for name, value in values.items() if value is not None]
 
 
-def _with(command: Command, *options: Callable[[Command], Command]) -> Command:
+def _add_options(command: Command, *options: Callable[[Command], Command]) -> Command:
     for option in reversed(options):
         command = option(command)
     return command

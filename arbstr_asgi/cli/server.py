@@ -1,4 +1,4 @@
-"""Runs applications on hypercorn; the only room that knows it, and imported only where a command needs it."""
+"""Runs ASGI applications on hypercorn; imported only by the commands that need it."""
 
 import asyncio
 import contextlib
@@ -18,12 +18,12 @@ import hypercorn.config
 import msgspec
 
 from arbstr_asgi.app import Arbstr
-from arbstr_asgi.cli.supervisor import TOLD, Supervisor
+from arbstr_asgi.cli.supervisor import STOP_SIGNALS, Supervisor
 from arbstr_asgi.config.api_keys import key_sources
 from arbstr_asgi.config.config import Config
 from arbstr_asgi.config.loading import read_toml
 from arbstr_asgi.config.validation import check_listen
-from arbstr_asgi.config.warnings import about_keys
+from arbstr_asgi.config.warnings import key_warnings
 from arbstr_asgi.errors import ArbstrError, ConfigError
 from arbstr_asgi.telemetry.multiprocess import multiprocess_metrics
 
@@ -37,26 +37,26 @@ if sys.platform != "win32":
 logger = logging.getLogger("arbstr_asgi")
 
 BACKLOG = 1024
-SECONDS_TO_TRY = 2.0  # for the ledger's database before the start; it may come later
-SECONDS_MORE = 0.5  # the same once clients may have connected, and wait
-SECONDS_TO_TELL = 1.0  # for replies that were told to end to say so
-SECONDS_TO_CLOSE = 70.0  # for a worker, beyond the grace; hypercorn gives an application's shutdown 60
+START_TIMEOUT = 2.0  # for the ledger's database before the start; it may come later
+WORKER_START_TIMEOUT = 0.5  # the same once clients may have connected, and wait
+ERROR_TIMEOUT = 1.0  # for cancelled responses to send their error
+CLOSE_TIMEOUT = 70.0  # for a worker, beyond the grace; hypercorn gives an application's shutdown 60
 
 
 def prepare(level: int = logging.INFO) -> None:
-    """Make this process a server: it logs to stderr from `level` on, and opens as many files as the system lets it."""
+    """Configure logging to stderr from `level` on, and raise the limit of open files to the hard limit."""
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     for name in ("arbstr_asgi", "hypercorn.error"):
         logging.getLogger(name).setLevel(level)
-    logging.getLogger("hypercorn.error").addFilter(_in_a_line)
+    logging.getLogger("hypercorn.error").addFilter(_shorten_traceback)
     if sys.platform != "win32":
-        _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+        _, hard_limit = resource.getrlimit(resource.RLIMIT_NOFILE)
         with contextlib.suppress(ValueError, OSError):  # where the kernel has a limit of its own
-            resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+            resource.setrlimit(resource.RLIMIT_NOFILE, (hard_limit, hard_limit))
 
 
-def _in_a_line(record: logging.LogRecord) -> bool:
-    """Shorten the traceback of an error that is raised only so that the server aborts the connection."""
+def _shorten_traceback(record: logging.LogRecord) -> bool:
+    """A log filter: one line instead of a traceback for an error that is raised only to abort the connection."""
     error = record.exc_info[1] if record.exc_info else None
     if isinstance(error, ArbstrError):
         record.levelno, record.levelname = logging.WARNING, "WARNING"
@@ -65,9 +65,9 @@ def _in_a_line(record: logging.LogRecord) -> bool:
 
 
 def overridden(config: Config, listen: str | None, workers: int | None) -> Config:
-    """`config` with what the command line says instead. Raises ConfigError."""
-    given = {name: value for name, value in (("listen", listen), ("workers", workers)) if value}
-    server = msgspec.structs.replace(config.server, **given)
+    """`config` with the options of the command line. Raises ConfigError."""
+    overrides = {name: value for name, value in (("listen", listen), ("workers", workers)) if value}
+    server = msgspec.structs.replace(config.server, **overrides)
     check_listen(server.listen)
     return msgspec.structs.replace(config, server=server)
 
@@ -75,70 +75,71 @@ def overridden(config: Config, listen: str | None, workers: int | None) -> Confi
 def serve(config: Config, path: Path) -> int:
     """Serve until SIGTERM or SIGINT; running streams then get `server.grace` seconds. Returns the exit status.
 
-    Raises ConfigError or LedgerError, and OSError when it can't listen. `path` is where workers load the config.
+    `path` is the config that workers load. Raises ConfigError or LedgerError, and OSError when the address can not be
+    bound.
     """
     server = config.server
     if server.workers > 1 and sys.platform == "win32":
         raise ConfigError("server.workers: more than one needs a POSIX system")
-    for warning in about_keys(config, key_sources(read_toml(path), os.environ), path):
+    for warning in key_warnings(config, key_sources(read_toml(path), os.environ), path):
         logger.warning("%s", warning)
-    asyncio.run(_try_ledger(config))
+    asyncio.run(_check_ledger(config))
     if server.workers == 1:
         run(serve_here(Arbstr(config), server.listen, server.grace))
         return 0
     with _listening(*_address(server.listen)) as listener:
-        command, patience = _command(config, path), server.grace + SECONDS_TO_CLOSE
-        with multiprocess_metrics() as shared:
+        command, stop_timeout = _command(config, path), server.grace + CLOSE_TIMEOUT
+        with multiprocess_metrics() as metrics:
             workers = Supervisor(
-                command, listener, server.workers, patience, environ=shared.environ, ended=shared.ended
+                command, listener, server.workers, stop_timeout, environ=metrics.environ, on_ended=metrics.ended
             )
             return workers.run()
 
 
 def _command(config: Config, path: Path) -> Sequence[str]:
-    """What starts a worker: it loads the config itself (keys are not for `ps`), and imports like `arbstr` (-P)."""
+    """The command of a worker, which loads the config itself: keys must not be visible in `ps`. -P as in `arbstr`."""
     overrides = (config.server.listen, str(config.server.workers))
     return [sys.executable, "-P", "-m", "arbstr_asgi.cli.worker", str(path.absolute()), *overrides]
 
 
-async def _try_ledger(config: Config) -> None:
-    """Open and close the ledger once: it is then migrated, and what is wrong with it is said in one line."""
+async def _check_ledger(config: Config) -> None:
+    """Open and close the ledger once before workers start: migrates it, and fails with a one-line error."""
     ledger = Arbstr(config).ledger
-    await ledger.open(SECONDS_TO_TRY)
+    await ledger.open(START_TIMEOUT)
     await ledger.close()
 
 
 def run(main: Any) -> None:
-    """Run a coroutine on uvloop where there is one."""
+    """Run a coroutine, on uvloop where it is installed."""
     with asyncio.Runner(loop_factory=None if uvloop is None else uvloop.new_event_loop) as runner:
         runner.run(main)
 
 
 async def serve_here(arbstr: Arbstr, listen: str, grace: float) -> None:
-    """Serve in this process until SIGTERM or SIGINT. Raises OSError when it can't listen."""
+    """Serve in this process until SIGTERM or SIGINT. Raises OSError when the address can not be bound."""
     with _listening(*_address(listen)) as listener:
         await serve_on(arbstr, listener.detach(), grace)
 
 
 async def serve_on(arbstr: Arbstr, listener: int, grace: float, *, alive: int | None = None) -> None:
-    """Serve on a listening socket, which is closed then, until SIGTERM or SIGINT, or until `alive` reads as ended."""
-    arbstr.patience = SECONDS_MORE
+    """Serve on a listening socket until SIGTERM or SIGINT, or until the pipe `alive` is closed; closes the socket."""
+    arbstr.patience = WORKER_START_TIMEOUT
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
 
-    def told(number: int, frame: object) -> None:
+    def on_signal(number: int, frame: object) -> None:
         loop.call_soon_threadsafe(stop.set)
 
-    for number in TOLD:
-        signal.signal(number, told)
+    for number in STOP_SIGNALS:
+        signal.signal(number, on_signal)
     if alive is not None:
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, TOLD)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
         loop.add_reader(alive, _orphaned, alive, stop)
-    gc.freeze()  # what is imported stays: to look at it again and again is a twentieth of what a busy server does
+    gc.freeze()  # imported objects are never garbage; collecting them took 5 % of a busy server
     try:
         await _serve(arbstr, listener, grace, stop)
     finally:
-        for number in TOLD:
+        for number in STOP_SIGNALS:
             signal.signal(number, signal.SIG_IGN)  # an echo must not strike a process that ends by itself
 
 
@@ -150,7 +151,7 @@ def _orphaned(alive: int, stop: asyncio.Event) -> None:
 
 @asynccontextmanager
 async def serving(app: Any) -> AsyncIterator[str]:
-    """Serve `app` on a free port of loopback during the block; gives its base URL."""
+    """Serve `app` on a free port of loopback during the block; yields its base URL."""
     stop = asyncio.Event()
     with _listening("127.0.0.1", 0) as listener:
         url = f"http://127.0.0.1:{listener.getsockname()[1]}"
@@ -173,10 +174,10 @@ def _listening(host: str, port: int) -> socket.socket:
 
 
 async def _serve(app: Any, listener: int, grace: float, stop: asyncio.Event) -> None:
-    """Serve until `stop`, and then see to it that replies end within `grace` seconds.
+    """Serve until `stop` is set, then end responses within `grace` seconds.
 
     hypercorn alone waits for them without limit on asyncio from Python 3.12 on, where `Server.wait_closed` waits for
-    connections; elsewhere it cancels them, which tells the client nothing.
+    connections; elsewhere it cancels them, without an error for the client.
     """
 
     async def stopped() -> None:
@@ -187,7 +188,7 @@ async def _serve(app: Any, listener: int, grace: float, stop: asyncio.Event) -> 
     settings = hypercorn.config.Config()
     settings.bind = [f"fd://{listener}"]
     settings.backlog = BACKLOG
-    settings.graceful_timeout = grace + SECONDS_TO_TELL
+    settings.graceful_timeout = grace + ERROR_TIMEOUT
     settings.accesslog = None
     settings.errorlog = logging.getLogger("hypercorn.error")  # as the process has set it up; hypercorn adds its own
     await hypercorn.asyncio.serve(app, settings, shutdown_trigger=stopped)

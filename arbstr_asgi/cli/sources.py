@@ -1,4 +1,4 @@
-"""Where the terminal's answers come from: a running server, or the database of a configuration."""
+"""The sources of the terminal commands: a running server over HTTP, or the database of a configuration."""
 
 import os
 from collections.abc import AsyncIterator, Sequence
@@ -6,105 +6,29 @@ from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from decimal import Decimal
 from pathlib import Path
-from typing import Any, Protocol
-from urllib.parse import quote, urlsplit
+from typing import TYPE_CHECKING, Any, Protocol
 
-import httpx
 import msgspec
 
-from arbstr_asgi.api.providers import to_json
-from arbstr_asgi.cli.output import escape_terminal
 from arbstr_asgi.config.config import Config
-from arbstr_asgi.errors import ConfigError, LedgerError
-from arbstr_asgi.ledger.queries import open_reader
+from arbstr_asgi.errors import ConfigError
 from arbstr_asgi.stats.params import list_query
-from arbstr_asgi.stats.service import StatsService
+from arbstr_asgi.stats.serialize import to_json
 
-_LONGEST_ANSWER = 64 * 1024 * 1024  # bytes
-
+if TYPE_CHECKING:
+    from arbstr_asgi.stats.service import StatsService
 
 Pairs = Sequence[tuple[str, str]]
-
-_TIMEOUT = httpx.Timeout(60.0, connect=10.0)
-
-
-class RemoteSource:
-    """One server, as an async context. Raises ConfigError for a URL that can't be one."""
-
-    def __init__(self, url: str, token: str | None, *, transport: httpx.AsyncBaseTransport | None = None) -> None:
-        try:
-            at = urlsplit(url)
-            _ = at.port
-        except ValueError:
-            raise ConfigError("--url: not a URL") from None
-        if at.scheme not in ("http", "https") or not at.hostname or at.query or at.fragment or at.username is not None:
-            raise ConfigError("--url: must look like http://127.0.0.1:8080, without a user, ? or #")
-        if token is not None and not (token.isascii() and token.isprintable()):
-            raise ConfigError("the token must be one line of printable ASCII")
-        self._base = url.rstrip("/")
-        headers = {} if token is None else {"authorization": f"Bearer {token}"}
-        self._client = httpx.AsyncClient(headers=headers, timeout=_TIMEOUT, transport=transport, trust_env=False)
-
-    async def __aenter__(self) -> "RemoteSource":
-        return self
-
-    async def __aexit__(self, *exc: object) -> None:
-        await self._client.aclose()
-
-    async def get(self, path: str, pairs: Pairs) -> dict[str, Any]:
-        """The answer to a GET, numbers exact. Raises LedgerError, which says why there is none."""
-        try:
-            async with self._client.stream("GET", f"{self._base}{quote(path)}", params=list(pairs)) as reply:
-                body = await _bounded(reply)
-        except httpx.HTTPError as error:
-            raise LedgerError(f"{self._base} can't be reached: {type(error).__name__}") from None
-        found = _decoded(body)
-        if reply.status_code == 200 and isinstance(found, dict):
-            return found
-        raise LedgerError(self._refusal(reply.status_code, found))
-
-    def _refusal(self, status: int, found: Any) -> str:
-        error = found.get("error") if isinstance(found, dict) else None
-        message = error.get("message") if isinstance(error, dict) else None
-        said = escape_terminal(message)[:500] if isinstance(message, str) else None
-        if status == 401:
-            return f"{self._base} does not let us in (401): give its bearer token in ARBSTR_TOKEN or with --token-file"
-        if status == 404 and (said is None or said == "Not Found."):
-            return f"there is no ledger to ask at {self._base} (404): is it arbstr, of this version?"
-        if status == 200:
-            return f"{self._base} answered something that is not understood"
-        return f"{self._base} answered {status}{f': {said}' if said else ''}"
-
-
-async def _bounded(reply: httpx.Response) -> bytes:
-    body = bytearray()
-    async for chunk in reply.aiter_bytes():
-        body += chunk
-        if len(body) > _LONGEST_ANSWER:
-            raise LedgerError("the server's answer is longer than 64 MiB; ask for less")
-    return bytes(body)
-
-
-def _decoded(body: bytes) -> Any:
-    try:
-        return _reply_decoder.decode(body)
-    except (msgspec.DecodeError, RecursionError, ValueError, ArithmeticError):
-        return None
-
-
-_reply_decoder = msgspec.json.Decoder(float_hook=Decimal)
-
-
 STATS, REQUESTS = "/v1/stats", "/v1/requests"
 
 _decoder = msgspec.json.Decoder(dict[str, Any], float_hook=Decimal)
 
 
 class Source(Protocol):
-    """Answers as a server's endpoints give them."""
+    """Returns the JSON of the endpoints of the ledger."""
 
     async def get(self, path: str, pairs: Pairs) -> dict[str, Any]:
-        """The answer to a GET. Raises LedgerError or RequestError."""
+        """The response to a GET. Raises LedgerError or RequestError."""
         ...
 
 
@@ -112,28 +36,33 @@ class Source(Protocol):
 async def open_source(path: Path, url: str | None, token_file: Path | None) -> AsyncIterator[Source]:
     """The server at `url`, else the database of the config at `path`. Raises ConfigError or LedgerError."""
     if url is not None:
+        from arbstr_asgi.cli.remote import RemoteSource
+
         async with RemoteSource(url, _token(token_file)) as remote:
             yield remote
         return
+    from arbstr_asgi.ledger.queries import open_reader
+    from arbstr_asgi.stats.service import StatsService
+
     config = Config.load(path)
-    async with open_reader(config.database.resolved_url, table_prefix=config.database.table_prefix) as book:
-        yield LocalSource(StatsService(book, config.providers))
+    async with open_reader(config.database.resolved_url, table_prefix=config.database.table_prefix) as ledger:
+        yield LocalSource(StatsService(ledger, config.providers))
 
 
 class LocalSource:
-    """The answers of a ledger, as if they had come from a server."""
+    """The responses of the endpoints, computed from a ledger in this process."""
 
-    def __init__(self, answers: StatsService) -> None:
-        self._answers = answers
+    def __init__(self, service: "StatsService") -> None:
+        self._service = service
 
     async def get(self, path: str, pairs: Pairs) -> dict[str, Any]:
-        """The answer, in plain values. Raises LedgerError or RequestError."""
+        """The response, in JSON types. Raises LedgerError or RequestError."""
         now = datetime.now(UTC)
         if path == STATS:
-            found = await self._answers.stats(pairs, now)
+            answer = await self._service.stats(pairs, now)
         else:
-            found = await self._answers.requests(list_query(pairs, now))
-        return _decoder.decode(to_json(found))
+            answer = await self._service.requests(list_query(pairs, now))
+        return _decoder.decode(to_json(answer))
 
 
 def _token(file: Path | None) -> str | None:
@@ -142,5 +71,5 @@ def _token(file: Path | None) -> str | None:
     try:
         return file.read_text("utf-8").strip()
     except (OSError, UnicodeError) as error:
-        said = error.strerror if isinstance(error, OSError) else "not text"
-        raise ConfigError(f"--token-file: {file}: {said}") from None
+        text = error.strerror if isinstance(error, OSError) else "not text"
+        raise ConfigError(f"--token-file: {file}: {text}") from None

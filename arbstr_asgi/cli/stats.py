@@ -1,4 +1,4 @@
-"""`arbstr stats` and `arbstr tail`: the ledger, looked at from a terminal."""
+"""`arbstr stats` and `arbstr tail`: statistics and finished requests in a terminal."""
 
 import asyncio
 from collections.abc import Iterator
@@ -9,45 +9,45 @@ from typing import Any
 
 import click
 
-from arbstr_asgi.api.providers import to_json
-from arbstr_asgi.cli.options import Pairs, as_pairs, filter_options, server_options, stats_options
+from arbstr_asgi.cli.options import Pairs, filter_options, query_pairs, server_options, stats_options
 from arbstr_asgi.cli.output import Json, TimeBuckets, escape_terminal_json, groups_of, request_line, stats_text
 from arbstr_asgi.cli.sources import STATS, Source, open_source
 from arbstr_asgi.cli.tail import TailPoller
 from arbstr_asgi.errors import ArbstrError, LedgerError
-from arbstr_asgi.stats.params import MOST_GROUPS
+from arbstr_asgi.stats.params import MAX_GROUPS
+from arbstr_asgi.stats.serialize import to_json
 
-_POLL = 1.0  # seconds between looks
-_FIRST_SHOWN = 10  # requests that have finished before
-
-
-_LONGEST = timedelta(days=10_000)  # for which days are counted
+_POLL_INTERVAL = 1.0  # seconds
+_INITIAL_REQUESTS = 10  # finished before the command started
 
 
-async def overview(source: Source, pairs: Pairs) -> str:
-    """What is to be shown for the parameters of GET /v1/stats. Raises what the source does."""
+_MAX_RANGE = timedelta(days=10_000)
+
+
+async def render_stats(source: Source, pairs: Pairs) -> str:
+    """The text for the parameters of GET /v1/stats. Raises what the source raises."""
     answer = await source.get(STATS, pairs)
     names = [*answer.get("group_by", ())]
     since, until = (datetime.fromisoformat(answer[name]) for name in ("since", "until"))
-    if answer.get("empty") or until - since > _LONGEST:
+    if answer.get("empty") or until - since > _MAX_RANGE:
         return stats_text(answer)
-    steps = TimeBuckets.create(since, until, answer.get("tz") or dict(pairs).get("tz", "UTC"))
-    over_time = await _over_time(source, pairs, answer, names, steps)
-    return stats_text(answer) if over_time is None else stats_text(answer, steps, over_time)
+    buckets = TimeBuckets.create(since, until, answer.get("tz") or dict(pairs).get("tz", "UTC"))
+    over_time = await _over_time(source, pairs, answer, names, buckets)
+    return stats_text(answer) if over_time is None else stats_text(answer, buckets, over_time)
 
 
 async def _over_time(
-    source: Source, pairs: Pairs, answer: Json, names: list[str], steps: TimeBuckets
+    source: Source, pairs: Pairs, answer: Json, names: list[str], buckets: TimeBuckets
 ) -> list[Json] | None:
-    """The same groups for each step; None where that can't be asked, or is too much."""
-    kept = [name for name in names if name != steps.unit]
-    if len(kept) > 1 or {"hour", "day"} & {*kept}:
+    """The same groups by hour or day; None where that can not be queried, or exceeds MAX_GROUPS."""
+    other_names = [name for name in names if name != buckets.unit]
+    if len(other_names) > 1 or {"hour", "day"} & {*other_names}:
         return None
-    times = [("since", answer["since"]), ("until", answer["until"]), ("limit", str(MOST_GROUPS))]
+    times = [("since", answer["since"]), ("until", answer["until"]), ("limit", str(MAX_GROUPS))]
     replaced = {"group_by", "range", *dict(times)}
-    asked = [pair for pair in pairs if pair[0] not in replaced]
-    found = await source.get(STATS, [*asked, *times, ("group_by", ",".join([*kept, steps.unit]))])
-    return None if found["truncated"] else groups_of(found)
+    kept_pairs = [pair for pair in pairs if pair[0] not in replaced]
+    result = await source.get(STATS, [*kept_pairs, *times, ("group_by", ",".join([*other_names, buckets.unit]))])
+    return None if result["truncated"] else groups_of(result)
 
 
 @click.command()
@@ -62,7 +62,7 @@ def stats(path: Path, url: str | None, token_file: Path | None, *, as_json: bool
     saved is what the dearest providers that could have answered would have cost more. Unpriced requests have no known
     cost and are in no sum.
     """
-    asyncio.run(_stats(path, url, token_file, as_pairs(given), as_json=as_json))
+    asyncio.run(_stats(path, url, token_file, query_pairs(given), as_json=as_json))
 
 
 @click.command()
@@ -74,36 +74,36 @@ def tail(path: Path, url: str | None, token_file: Path | None, **given: str | No
     A request that takes longer than ten minutes is not shown, nor all of more than 1,000 in a second.
     """
     try:
-        asyncio.run(_tail(path, url, token_file, as_pairs(given)))
+        asyncio.run(_tail(path, url, token_file, query_pairs(given)))
     except KeyboardInterrupt:
         click.echo(err=True)
 
 
 async def _stats(path: Path, url: str | None, token_file: Path | None, pairs: Pairs, *, as_json: bool) -> None:
-    async with open_source(path, url, token_file) as asked:
-        with _understood():
+    async with open_source(path, url, token_file) as source:
+        with _answer_errors():
             if as_json:
-                click.echo(escape_terminal_json(to_json(await asked.get(STATS, pairs)).decode()))
+                click.echo(escape_terminal_json(to_json(await source.get(STATS, pairs)).decode()))
             else:
-                click.echo(await overview(asked, pairs))
+                click.echo(await render_stats(source, pairs))
 
 
 async def _tail(path: Path, url: str | None, token_file: Path | None, pairs: Pairs) -> None:
-    async with open_source(path, url, token_file) as asked:
-        watch = TailPoller(asked, pairs)
-        with _understood():
-            _show((await watch.poll())[-_FIRST_SHOWN:])
-        trouble = False
+    async with open_source(path, url, token_file) as source:
+        poller = TailPoller(source, pairs)
+        with _answer_errors():
+            _show((await poller.poll())[-_INITIAL_REQUESTS:])
+        failing = False
         while True:
-            await asyncio.sleep(_POLL)
+            await asyncio.sleep(_POLL_INTERVAL)
             try:
-                with _understood():
-                    _show(await watch.poll())
-                trouble = False
+                with _answer_errors():
+                    _show(await poller.poll())
+                failing = False
             except LedgerError as error:
-                if not trouble:
+                if not failing:
                     click.echo(f"{error.message}; trying again", err=True)
-                trouble = True
+                failing = True
 
 
 def _show(requests: list[dict[str, Any]]) -> None:
@@ -112,8 +112,8 @@ def _show(requests: list[dict[str, Any]]) -> None:
 
 
 @contextmanager
-def _understood() -> Iterator[None]:
-    """Another server's answer may have any shape."""
+def _answer_errors() -> Iterator[None]:
+    """Turn an unexpected shape of a response into a LedgerError."""
     try:
         yield
     except ArbstrError:

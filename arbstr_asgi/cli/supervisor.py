@@ -1,4 +1,4 @@
-"""Keeps worker processes running until it is told to end. Plain code without an event loop, for POSIX systems."""
+"""The supervisor: keeps worker processes running until it is stopped. Synchronous, for POSIX systems."""
 
 import logging
 import os
@@ -12,39 +12,39 @@ from contextlib import contextmanager
 
 logger = logging.getLogger("arbstr_asgi")
 
-TOLD = (signal.SIGTERM, signal.SIGINT)
-SAME = 0.5  # seconds in which a second signal is an echo: `timeout`, for one, signals its child and then the group
-YOUNG = 10.0  # seconds; a worker that ends before has failed to start
-ATTEMPTS = 3  # failures of each worker to start, in a row, before the whole is given up
-FIRST_PAUSE = 0.5  # seconds until a worker is replaced, doubled with each failure to start
-LONGEST_PAUSE = 30.0
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+ECHO_SECONDS = 0.5  # a second signal within this time is ignored: `timeout` signals its child, then its group
+MIN_UPTIME = 10.0  # seconds; a worker that ends earlier has failed to start
+MAX_START_FAILURES = 3  # of each worker in a row, before the supervisor gives up
+MIN_RESTART_PAUSE = 0.5  # seconds, doubled with each failure to start
+MAX_RESTART_PAUSE = 30.0
 
 
 class WorkerSlot:
-    """A worker's place: the process that fills it, or the moment from which another may. Seconds are monotonic."""
+    """One worker: its process, or the time from which another may start. Seconds are monotonic."""
 
     def __init__(self, number: int = 0) -> None:
         self.number = number
         self.process: subprocess.Popen[bytes] | None = None
         self.since = 0.0
-        self.due = 0.0
-        self.failures = 0  # to start, in a row
+        self.start_at = 0.0
+        self.failures = 0  # consecutive failures to start
 
-    def hopeless(self, now: float) -> bool:
-        """Whether it has failed often enough, and nothing says that it is over."""
-        return self.failures >= ATTEMPTS and (self.process is None or now - self.since < YOUNG)
+    def is_hopeless(self, now: float) -> bool:
+        """Whether it has failed to start MAX_START_FAILURES times, and not run for MIN_UPTIME since."""
+        return self.failures >= MAX_START_FAILURES and (self.process is None or now - self.since < MIN_UPTIME)
 
 
 class Supervisor:
-    """Runs `count` processes of `command`, all of which accept from `listener`, until SIGTERM or SIGINT.
+    """Runs `count` processes of `command`, which all accept from `listener`, until SIGTERM or SIGINT.
 
-    Two file descriptors are added to the command: the listener's, and one that reads as ended when this process has
-    gone, however it went. SIGTERM and SIGINT are blocked in a new worker until it unblocks them, so that none strikes
-    before it can hear. The first signal is passed on as SIGTERM; a second one, or a worker that is still there
-    `patience` seconds after the first, ends the rest at once. A worker that ends unasked is replaced.
+    Two file descriptors are appended to the command: the listener, and a pipe that is closed when this process ends in
+    any way. SIGTERM and SIGINT are blocked in a new worker until it unblocks them, so that none is lost before it has a
+    handler. The first signal is forwarded as SIGTERM; a second one, or a worker that still runs `stop_timeout` seconds
+    after the first, kills the rest. A worker that ends by itself is replaced.
 
-    `environ` gives the environment of the worker in a place, of which there are `count`; `ended` is told of each place
-    whose worker has ended.
+    `environ` returns the environment for the worker with a number below `count`; `on_ended` is called with the number
+    of each worker that has ended.
     """
 
     def __init__(
@@ -52,30 +52,30 @@ class Supervisor:
         command: Sequence[str],
         listener: socket.socket,
         count: int,
-        patience: float,
+        stop_timeout: float,
         *,
-        environ: Callable[[int], Mapping[str, str]] = lambda place: os.environ,
-        ended: Callable[[int], None] = lambda place: None,
+        environ: Callable[[int], Mapping[str, str]] = lambda slot: os.environ,
+        on_ended: Callable[[int], None] = lambda slot: None,
     ) -> None:
         self._command = command
         self._listener = listener
-        self._places = [WorkerSlot(number) for number in range(count)]
-        self._patience = patience
+        self._slots = [WorkerSlot(number) for number in range(count)]
+        self._stop_timeout = stop_timeout
         self._environ = environ
-        self._place_ended = ended
-        self._ending: float | None = None  # since when
+        self._on_ended = on_ended
+        self._ending: float | None = None  # monotonic seconds
         self._clean = True
         self._alive = -1
 
     def run(self) -> int:
-        """Returns the exit status: 0 if it was told to end and every worker then ended with 0. Leaves no worker."""
+        """Returns 0 if it was stopped and every worker then ended with 0, else 1. Leaves no worker running."""
         self._alive, held = os.pipe()
         try:
-            with _hearing() as hear:
+            with _signal_waiter() as wait_for_signals:
                 while self._ending is None or self._processes():
                     self._start_due()
-                    for number in hear(self._timeout()):
-                        self._heard(number)
+                    for number in wait_for_signals(self._timeout()):
+                        self._on_signal(number)
                     self._reap()
         finally:
             self._kill()
@@ -84,90 +84,92 @@ class Supervisor:
         return 0 if self._clean else 1
 
     def _processes(self) -> list[subprocess.Popen[bytes]]:
-        return [place.process for place in self._places if place.process is not None]
+        return [slot.process for slot in self._slots if slot.process is not None]
 
     def _timeout(self) -> float | None:
-        """Seconds until something has to be done unasked."""
+        """Seconds until the next restart or kill."""
         if self._ending is not None:
-            moments = [self._ending + self._patience]
+            deadlines = [self._ending + self._stop_timeout]
         else:
-            moments = [place.due for place in self._places if place.process is None]
-        return max(0.0, min(moments) - time.monotonic()) if moments else None
+            deadlines = [slot.start_at for slot in self._slots if slot.process is None]
+        return max(0.0, min(deadlines) - time.monotonic()) if deadlines else None
 
     def _start_due(self) -> None:
         now = time.monotonic()
-        for place in self._places:
-            if self._ending is None and place.process is None and place.due <= now:
-                self._start(place, now)
+        for slot in self._slots:
+            if self._ending is None and slot.process is None and slot.start_at <= now:
+                self._start(slot, now)
 
-    def _start(self, place: WorkerSlot, now: float) -> None:
+    def _start(self, slot: WorkerSlot, now: float) -> None:
         fds = (self._listener.fileno(), self._alive)
-        place.since = now
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, TOLD)
+        slot.since = now
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
         try:
             command = [*self._command, *map(str, fds)]
-            place.process = subprocess.Popen(command, pass_fds=fds, env=self._environ(place.number))  # noqa: S603 - ours
+            slot.process = subprocess.Popen(command, pass_fds=fds, env=self._environ(slot.number))  # noqa: S603 - ours
         except OSError as error:
-            self._failed(place, f"a worker can't be started ({error.strerror})")
+            self._schedule_restart(slot, f"a worker can't be started ({error.strerror})")
         else:
-            logger.info("worker %d started", place.process.pid)
+            logger.info("worker %d started", slot.process.pid)
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
-    def _heard(self, number: int) -> None:
-        if number not in TOLD:
+    def _on_signal(self, number: int) -> None:
+        if number not in STOP_SIGNALS:
             return
         if self._ending is None:
             self._end()
-        elif time.monotonic() - self._ending >= SAME:
+        elif time.monotonic() - self._ending >= ECHO_SECONDS:
             self._clean = False
             logger.warning("%s again: %d worker(s) ended at once", signal.Signals(number).name, self._kill())
 
     def _end(self) -> None:
         self._ending = time.monotonic()
-        self._listener.close()  # with the workers' own, so that new clients are refused and don't wait
+        self._listener.close()  # as the workers do, so that new clients are refused
         for process in self._processes():
             process.terminate()
 
     def _reap(self) -> None:
-        for place in self._places:
-            if place.process is not None and (status := place.process.poll()) is not None:
-                pid, place.process = place.process.pid, None
-                self._place_ended(place.number)
+        for slot in self._slots:
+            if slot.process is not None and (status := slot.process.poll()) is not None:
+                pid, slot.process = slot.process.pid, None
+                self._on_ended(slot.number)
                 if self._ending is None:
-                    self._failed(place, f"worker {pid} {_ended(status)} unasked")
+                    self._schedule_restart(slot, f"worker {pid} {_describe_status(status)} unasked")
                 elif status != 0:
                     self._clean = False
-                    logger.warning("worker %d %s", pid, _ended(status))
+                    logger.warning("worker %d %s", pid, _describe_status(status))
         now = time.monotonic()
-        if self._ending is None and all(place.hopeless(now) for place in self._places):
+        if self._ending is None and all(slot.is_hopeless(now) for slot in self._slots):
             self._clean = False
-            logger.critical("giving up: no worker lasts, each has failed to start %d times in a row", ATTEMPTS)
+            logger.critical(
+                "giving up: no worker lasts, each has failed to start %d times in a row", MAX_START_FAILURES
+            )
             self._end()
-        elif self._ending is not None and now - self._ending >= self._patience and self._processes():
+        elif self._ending is not None and now - self._ending >= self._stop_timeout and self._processes():
             self._clean = False
-            logger.warning("%d worker(s) had not ended in %.0f s and were killed", self._kill(), self._patience)
+            logger.warning("%d worker(s) had not ended in %.0f s and were killed", self._kill(), self._stop_timeout)
 
-    def _failed(self, place: WorkerSlot, what: str) -> None:
+    def _schedule_restart(self, slot: WorkerSlot, what: str) -> None:
         now = time.monotonic()
-        place.failures = place.failures + 1 if now - place.since < YOUNG else 0
-        pause = min(LONGEST_PAUSE, FIRST_PAUSE * 2 ** min(place.failures, 10))  # it may fail for months
-        place.due = now + pause
+        slot.failures = slot.failures + 1 if now - slot.since < MIN_UPTIME else 0
+        pause = min(MAX_RESTART_PAUSE, MIN_RESTART_PAUSE * 2 ** min(slot.failures, 10))  # it may fail for months
+        slot.start_at = now + pause
         logger.warning("%s; the next start is in %.1f s", what, pause)
 
     def _kill(self) -> int:
-        """End the workers that are left, and return how many there were."""
+        """Kill the remaining workers; returns their number."""
         processes = self._processes()
         for process in processes:
             process.kill()
         for process in processes:
             process.wait()
-        for place in self._places:
-            place.process = None
+        for slot in self._slots:
+            slot.process = None
         return len(processes)
 
 
-def _ended(status: int) -> str:
+def _describe_status(status: int) -> str:
     if status >= 0:
         return f"ended with status {status}"
     try:
@@ -177,20 +179,20 @@ def _ended(status: int) -> str:
 
 
 @contextmanager
-def _hearing() -> Iterator[Callable[[float | None], bytes]]:
-    """Gives a function that waits, for so many seconds, for signals that concern us; a byte is a signal's number."""
+def _signal_waiter() -> Iterator[Callable[[float | None], bytes]]:
+    """Yields a function that waits up to `timeout` seconds for signals, and returns their numbers as bytes."""
     reader, writer = socket.socketpair()
     writer.setblocking(False)
 
-    def hear(timeout: float | None) -> bytes:
+    def wait_for_signals(timeout: float | None) -> bytes:
         ready, _, _ = select.select([reader], [], [], timeout)
         return reader.recv(4096) if ready else b""
 
     with reader, writer:
         noted = signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
-        before = {number: signal.signal(number, lambda *_: None) for number in (*TOLD, signal.SIGCHLD)}
+        before = {number: signal.signal(number, lambda *_: None) for number in (*STOP_SIGNALS, signal.SIGCHLD)}
         try:
-            yield hear
+            yield wait_for_signals
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)

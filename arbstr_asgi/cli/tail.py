@@ -1,4 +1,4 @@
-"""Requests as they finish, seen by looking again and again."""
+"""Polls for finished requests, for `arbstr tail`."""
 
 from collections.abc import Callable, Iterable
 from datetime import UTC, datetime, timedelta
@@ -8,54 +8,52 @@ from arbstr_asgi.cli.sources import REQUESTS, Pairs, Source
 from arbstr_asgi.stats.params import format_timestamp
 
 IN_FLIGHT = "in_flight"
-_SWEEP = 5  # every so many looks go through the whole window
-_MOST_PAGES = 10
-
-
-class SeenRequests:
-    """Remembers the finished requests of the time that is looked at, by their ids."""
-
-    def __init__(self) -> None:
-        self._seen: dict[str, str] = {}  # when they arrived
-
-    def new(self, page: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
-        """The requests of a page that have finished and were not on one before."""
-        found = [row for row in page if row["end_reason"] != IN_FLIGHT and row["correlation_id"] not in self._seen]
-        self._seen |= {row["correlation_id"]: str(row["timestamp"]) for row in found}
-        return found
-
-    def forget(self, before: str) -> None:
-        """Those that arrived earlier (as answers write it, but for the zone) will not be on a page any more."""
-        self._seen = {name: moment for name, moment in self._seen.items() if moment >= before}
-
-
-WINDOW = timedelta(minutes=10)  # from a request's arrival, in which its end is seen
+WINDOW = timedelta(minutes=10)  # after a request's arrival
+_FULL_SCAN_EVERY = 5  # polls
+_MAX_PAGES = 10
 
 
 class TailPoller:
-    """Looks at a source with the filters of GET /v1/requests; `clock` gives the current time in UTC."""
+    """Polls a source with the filters of GET /v1/requests; `clock` returns the current time in UTC."""
 
     def __init__(self, source: Source, pairs: Pairs, clock: Callable[[], datetime] = lambda: datetime.now(UTC)) -> None:
         self._source = source
         self._pairs = pairs
         self._clock = clock
-        self._recent = SeenRequests()
-        self._looks = 0
+        self._seen_requests = SeenRequests()
+        self._polls = 0
 
     async def poll(self) -> list[dict[str, Any]]:
-        """What has finished since the last look, the oldest arrival first. Raises what the source does."""
+        """The requests that have finished since the last poll, by arrival. Raises what the source raises."""
         since = self._clock() - WINDOW
-        whole = self._looks % _SWEEP == 0
+        full_scan = self._polls % _FULL_SCAN_EVERY == 0
         asked = [*self._pairs, ("since", format_timestamp(since)), ("per_page", "100")]
-        news: list[dict[str, Any]] = []
+        finished: list[dict[str, Any]] = []
         cursor: list[tuple[str, str]] = []
-        for _ in range(_MOST_PAGES):
+        for _ in range(_MAX_PAGES):
             page = await self._source.get(REQUESTS, [*asked, *cursor])
-            found = self._recent.new(page["data"])
-            news += found
-            if page["next_cursor"] is None or not (found or whole):
+            new = self._seen_requests.new(page["data"])
+            finished += new
+            if page["next_cursor"] is None or not (new or full_scan):
                 break
             cursor = [("cursor", page["next_cursor"])]
-        self._recent.forget(format_timestamp(since - WINDOW))
-        self._looks += 1
-        return sorted(news, key=lambda row: str(row["timestamp"]))
+        self._seen_requests.forget(format_timestamp(since - WINDOW))
+        self._polls += 1
+        return sorted(finished, key=lambda row: str(row["timestamp"]))
+
+
+class SeenRequests:
+    """The ids of finished requests that were shown already."""
+
+    def __init__(self) -> None:
+        self._seen: dict[str, str] = {}  # arrival by id
+
+    def new(self, page: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+        """The finished requests of a page that were not seen before."""
+        new = [row for row in page if row["end_reason"] != IN_FLIGHT and row["correlation_id"] not in self._seen]
+        self._seen |= {row["correlation_id"]: str(row["timestamp"]) for row in new}
+        return new
+
+    def forget(self, before: str) -> None:
+        """Drop requests that arrived before this timestamp (as responses format it, without its zone)."""
+        self._seen = {name: timestamp for name, timestamp in self._seen.items() if timestamp >= before}

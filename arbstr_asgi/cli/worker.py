@@ -1,4 +1,4 @@
-"""`python -m arbstr_asgi.cli.worker`: one of the processes that `arbstr serve --workers N` runs; nobody types it."""
+"""`python -m arbstr_asgi.cli.worker`: a worker process of `arbstr serve --workers N`, started by the supervisor."""
 
 import sys
 
@@ -10,7 +10,7 @@ from arbstr_asgi.telemetry.multiprocess import use_worker_number
 
 
 def main(path: str, listen: str, workers: str, listener: str, alive: str) -> None:
-    """Serve on the listening socket until SIGTERM or SIGINT, or until `alive` says that the supervisor has gone."""
+    """Serve on the listening socket until SIGTERM or SIGINT, or until the supervisor has ended (the pipe `alive`)."""
     try:
         config = overridden(Config.load(path), listen, int(workers))
     except ConfigError as error:

@@ -1,1 +1,1 @@
-"""What an operator decides: its types, its checks, and where it is read from. Pure."""
+"""The configuration: types, validation, loading from a mapping or a TOML file."""

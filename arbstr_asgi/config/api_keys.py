@@ -1,4 +1,4 @@
-"""What a provider's key may be, how much of one is ever shown, and where each comes from."""
+"""Validation, masking and sources of the providers' API keys."""
 
 import re
 from collections.abc import Awaitable, Callable, Mapping
@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeGuard
 
 import msgspec
 
-from arbstr_asgi.config.loading import names_in
+from arbstr_asgi.config.loading import variable_names
 from arbstr_asgi.config.validation import printable
 from arbstr_asgi.errors import ConfigError
 
@@ -20,12 +20,12 @@ MIN_LENGTH = 16  # of a key of which any are shown
 
 
 def is_key(value: object) -> TypeGuard[str]:
-    """Whether `value` can be sent as a key: a non-empty string of printable ASCII characters."""
+    """Whether `value` is a valid key: a non-empty string of printable ASCII characters."""
     return isinstance(value, str) and bool(value) and printable(value)
 
 
 def check_api_key(value: object, file: str | None) -> None:
-    """Raises ConfigError unless `value` is a key, a callable that gives one, or None, as it must be beside a `file`."""
+    """Raises ConfigError unless `value` is a key, a callable, or None (which it must be beside a `file`)."""
     if not (value is None or callable(value) or is_key(value)):
         raise ConfigError("api_key: must be a non-empty string of printable ASCII characters, or in code a callable")
     if file is not None and value is not None:
@@ -35,14 +35,14 @@ def check_api_key(value: object, file: str | None) -> None:
 
 
 def masked(key: object) -> str | None:
-    """The beginning of a key, for an operator to tell it from another; None for a short one and for no string."""
+    """The first characters of a key, to tell it from others; None for a short one, or for no string."""
     return f"{key[:SHOWN]}…***" if isinstance(key, str) and len(key) >= MIN_LENGTH else None
 
 
 class KeySource(msgspec.Struct, frozen=True, kw_only=True):
-    """Where the key of `provider` comes from; `name` is the variable or the file, `given` whether there is something.
+    """Where the key of `provider` comes from; `name` is the variable or file, `given` whether it is set.
 
-    Of a "file" it is not known here whether it can be read. For "none", `name` is the variable that would be taken.
+    For a "file" it is not known whether it can be read. For "none" `name` is the variable that would be used.
     """
 
     provider: str
@@ -61,29 +61,31 @@ class KeySource(msgspec.Struct, frozen=True, kw_only=True):
         return self.kind
 
 
-def conventional(provider_name: str) -> str:
-    """The environment variable of a provider without a key: its name in capitals, `_` for the rest."""
+def key_variable(provider_name: str) -> str:
+    """The environment variable for a provider's key: its name in capitals, `_` for other characters."""
     return f"ARBSTR_{re.sub('[^A-Z0-9]', '_', provider_name.upper())}_API_KEY"
 
 
 def key_source(provider: Mapping[str, Any], environ: Mapping[str, str]) -> KeySource:
-    """The source of the key of one provider, as it is in the file."""
+    """The source of the key of one provider, from its table in the file."""
     name, key, file = (provider.get(field) for field in ("name", "api_key", "api_key_file"))
-    called = str(name)
+    provider_name = str(name)
     if file is not None:
-        return KeySource(provider=called, kind="file", name=str(file), given=bool(file))
+        return KeySource(provider=provider_name, kind="file", name=str(file), given=bool(file))
     if key is not None:
-        variables = names_in(str(key))
-        shown = "".join(f"${{{variable}}}" for variable in variables)
+        variables = variable_names(str(key))
+        variables_text = "".join(f"${{{variable}}}" for variable in variables)
         given = all(environ.get(variable) for variable in variables)
-        return KeySource(provider=called, kind="variable" if variables else "literal", name=shown, given=given)
-    variable = conventional(called)
+        return KeySource(
+            provider=provider_name, kind="variable" if variables else "literal", name=variables_text, given=given
+        )
+    variable = key_variable(provider_name)
     given = bool(environ.get(variable))
-    return KeySource(provider=called, kind="convention" if given else "none", name=variable, given=given)
+    return KeySource(provider=provider_name, kind="convention" if given else "none", name=variable, given=given)
 
 
 def key_sources(mapping: Mapping[str, Any], environ: Mapping[str, str]) -> list[KeySource]:
-    """The same of each provider of a configuration, in its order; of what is not one, nothing."""
+    """The source of the key of each provider of a configuration mapping; entries that are no tables are skipped."""
     providers = mapping.get("providers")
-    found = providers if isinstance(providers, list) else []
-    return [key_source(provider, environ) for provider in found if isinstance(provider, Mapping)]
+    result = providers if isinstance(providers, list) else []
+    return [key_source(provider, environ) for provider in result if isinstance(provider, Mapping)]

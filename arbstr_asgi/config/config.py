@@ -1,7 +1,8 @@
-"""What an operator decides, as frozen values.
+"""The configuration as frozen values.
 
-Build a `Config` in code, from a mapping with `parse`, or from a TOML file with `Config.load`. All three check the
-same things and raise `ConfigError` with the path of what is wrong."""
+Build a `Config` in code, from a mapping with `parse`, or from a TOML file with `Config.load`. All three validate alike
+and raise `ConfigError` with the path of the setting.
+"""
 
 import os
 from collections.abc import Iterable, Mapping, Sequence
@@ -12,7 +13,7 @@ from typing import Any, Literal, Self
 import msgspec
 
 from arbstr_asgi.config import validation
-from arbstr_asgi.config.api_keys import conventional
+from arbstr_asgi.config.api_keys import key_variable
 from arbstr_asgi.config.legacy import check_supported
 from arbstr_asgi.config.loading import error_with_path, expanded, read_toml
 from arbstr_asgi.config.policies import Policies
@@ -51,11 +52,11 @@ class Config(ConfigSection, frozen=True, kw_only=True, forbid_unknown_fields=Tru
         self._convert_rates()
         if not self.providers:
             raise ConfigError("providers: at least one is needed")
-        seen: set[str] = set()
+        names: set[str] = set()
         for index, provider in enumerate(self.providers):
-            if provider.name in seen:
+            if provider.name in names:
                 raise ConfigError(f"providers[{index}].name: {provider.name!r} is used twice")
-            seen.add(provider.name)
+            names.add(provider.name)
             if provider.forward_authorization and (self.server.auth_token or self.server.tokens):
                 raise ConfigError(
                     f"providers[{index}].forward_authorization: clients' Authorization holds the server's own token, "
@@ -65,7 +66,7 @@ class Config(ConfigSection, frozen=True, kw_only=True, forbid_unknown_fields=Tru
                 raise ConfigError(f"providers[{index}].inject: must be true where metering is required")
         for index, rule in enumerate(self.policies.rules):
             for name in rule.allowed_providers:
-                if name not in seen:
+                if name not in names:
                     raise ConfigError(f"policies.rules[{index}].allowed_providers: there is no provider {name!r}")
 
     def _convert_rates(self) -> None:
@@ -74,52 +75,52 @@ class Config(ConfigSection, frozen=True, kw_only=True, forbid_unknown_fields=Tru
             price = validation.rate("sats_per_usd", self.sats_per_usd)
             self._set("sats_per_usd", price)
             self._require_positive("sats_per_usd")
-        known = []
+        converted = []
         for index, provider in enumerate(self.providers):
             try:
-                known.append(provider.in_sats(price))
+                converted.append(provider.in_sats(price))
             except ConfigError as error:
                 raise ConfigError(f"providers[{index}].{error.message}") from None
-        self._set("providers", tuple(known))
+        self._set("providers", tuple(converted))
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], environ: Mapping[str, str] | None = None) -> Self:
-        """Read a TOML file. `environ` (default: the process's) fills in ${VARIABLES} and provider keys.
+        """Read a TOML file. `environ` (default: `os.environ`) fills in ${VARIABLES} and provider keys.
 
-        The files that it names for providers are relative to its own folder.
+        File names of providers are relative to the folder of the TOML file.
         """
-        filled = _filled(read_toml(path), os.environ if environ is None else environ)
+        expanded_mapping = _expand(read_toml(path), os.environ if environ is None else environ)
         folder = Path(path).absolute().parent
-        for provider in _dicts(filled.get("providers")):
+        for provider in _dicts(expanded_mapping.get("providers")):
             named = [name for name in _FILES if isinstance(provider.get(name), str) and provider[name]]
             provider.update({name: str(folder / provider[name]) for name in named})
-        return cls._checked(filled)
+        return cls._checked(expanded_mapping)
 
     @classmethod
     def parse(cls, mapping: Mapping[str, Any], environ: Mapping[str, str]) -> Self:
-        """Check `mapping`, with `${NAME}` filled in from `environ`.
+        """Validate `mapping`, with `${NAME}` filled in from `environ`.
 
-        A provider without a key takes `ARBSTR_<NAME>_API_KEY`, its name in capitals with `_` for everything else.
+        A provider without a key uses `ARBSTR_<NAME>_API_KEY`, its name in capitals with `_` for other characters.
         """
-        return cls._checked(_filled(mapping, environ))
+        return cls._checked(_expand(mapping, environ))
 
     @classmethod
-    def _checked(cls, filled: Mapping[str, Any]) -> Self:
+    def _checked(cls, expanded_mapping: Mapping[str, Any]) -> Self:
         try:
-            return msgspec.convert(filled, cls)
+            return msgspec.convert(expanded_mapping, cls)
         except msgspec.ValidationError as error:
-            said = error_with_path(error, filled, lambda value: msgspec.convert(value, cls))
-            raise ConfigError(said) from None
+            message = error_with_path(error, expanded_mapping, lambda value: msgspec.convert(value, cls))
+            raise ConfigError(message) from None
 
 
-def _filled(mapping: Mapping[str, Any], environ: Mapping[str, str]) -> dict[str, Any]:
+def _expand(mapping: Mapping[str, Any], environ: Mapping[str, str]) -> dict[str, Any]:
     check_supported(mapping)
-    filled: dict[str, Any] = expanded(mapping, environ)
-    for provider in _dicts(filled.get("providers")):
-        key = environ.get(conventional(str(provider.get("name", ""))))
+    expanded_mapping: dict[str, Any] = expanded(mapping, environ)
+    for provider in _dicts(expanded_mapping.get("providers")):
+        key = environ.get(key_variable(str(provider.get("name", ""))))
         if key and not {"api_key", "api_key_file"} & set(provider):
             provider["api_key"] = key
-    return filled
+    return expanded_mapping
 
 
 def _dicts(value: object) -> Iterable[dict[str, Any]]:

@@ -1,4 +1,4 @@
-"""Settings of the original arbstr that mean nothing here; each says what to do instead of being a mere unknown key."""
+"""Settings of the original arbstr that are not supported; each error says what to do instead."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -11,7 +11,7 @@ _STRATEGIES = ("cheapest",)
 
 
 def check_supported(mapping: Mapping[str, Any]) -> None:
-    """Raises ConfigError, with its path, for the first setting of the original that does not exist here."""
+    """Raises ConfigError, with its path, for the first unsupported setting."""
     for table in _TABLES:
         if table in mapping:
             raise ConfigError(f"{table}: not supported here; remove the table [{table}]")
@@ -32,9 +32,9 @@ def _check_strategy(path: str, section: Mapping[str, Any], key: str) -> None:
 
 
 def _sections(mapping: Mapping[str, Any], name: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """The table or tables called `name`, each with its path; what is none of them is the reader's to refuse."""
-    found = mapping.get(name)
-    if isinstance(found, Mapping):
-        yield name, found
-    elif isinstance(found, list | tuple):
-        yield from ((f"{name}[{i}]", section) for i, section in enumerate(found) if isinstance(section, Mapping))
+    """The table or tables called `name`, with their paths; other types are left to the validation."""
+    result = mapping.get(name)
+    if isinstance(result, Mapping):
+        yield name, result
+    elif isinstance(result, list | tuple):
+        yield from ((f"{name}[{i}]", section) for i, section in enumerate(result) if isinstance(section, Mapping))

@@ -1,4 +1,4 @@
-"""A configuration file: read, `${NAME}` filled in from the environment, and where in it a mistake is."""
+"""Reads a TOML file, fills in `${NAME}` from the environment, and adds the path to validation errors."""
 
 import os
 import re
@@ -12,11 +12,15 @@ import msgspec
 
 from arbstr_asgi.errors import ConfigError
 
+_VARIABLE = re.compile(r"\$\{([^}]*)\}")
 _ANY_KEY = "[...]"
+_STEP = re.compile(r"\.([^.\[]+)|\[(\d+)\]")
+# What our own checks begin with: the rest of the path, as in "headers.X-Team: …".
+_INNER = re.compile(r"[a-z0-9_]+(\[\d+\])?(\.[^:\s]+)*")
 
 
 def read_toml(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """What a TOML file says, its fractions as exact decimals. Raises ConfigError, which names the file."""
+    """Parse a TOML file, fractions as Decimal. Raises ConfigError, which names the file."""
     try:
         return tomllib.loads(Path(path).read_text("utf-8"), parse_float=Decimal)
     except OSError as error:
@@ -25,16 +29,8 @@ def read_toml(path: str | os.PathLike[str]) -> dict[str, Any]:
         raise ConfigError(f"{path}: not valid TOML: {error}") from None
 
 
-_VARIABLE = re.compile(r"\$\{([^}]*)\}")
-
-
-def names_in(text: str) -> list[str]:
-    """The variables that `text` names, in order."""
-    return _VARIABLE.findall(text)
-
-
 def expanded(value: Any, environ: Mapping[str, str], path: str = "") -> Any:
-    """A copy of `value` with the variables in all of its strings filled in. Raises ConfigError for one not set."""
+    """A copy of `value` with the variables in all strings filled in. Raises ConfigError for one that is not set."""
     if isinstance(value, Mapping):
         return {key: expanded(item, environ, f"{path}.{key}".lstrip(".")) for key, item in value.items()}
     if isinstance(value, list | tuple):
@@ -53,30 +49,30 @@ def expanded(value: Any, environ: Mapping[str, str], path: str = "") -> Any:
     return _VARIABLE.sub(look_up, value)
 
 
-_STEP = re.compile(r"\.([^.\[]+)|\[(\d+)\]")
-# What our own checks begin with: the rest of the path, as in "headers.X-Team: …".
-_INNER = re.compile(r"[a-z0-9_]+(\[\d+\])?(\.[^:\s]+)*")
+def variable_names(text: str) -> list[str]:
+    """The variables in `text`, in order."""
+    return _VARIABLE.findall(text)
 
 
 def error_with_path(
     error: msgspec.ValidationError, mapping: Mapping[str, Any], convert: Callable[[Any], object]
 ) -> str:
-    """The message of `error`, which `convert` has raised for `mapping`, with its whole path before it."""
-    what, found, where = str(error).rpartition(" - at `$")
-    if not found:
+    """The message of `error`, raised by `convert` for `mapping`, with the full path of the setting in front."""
+    message, has_path, path_text = str(error).rpartition(" - at `$")
+    if not has_path:
         return str(error)
-    path = where.rstrip("`")
+    path = path_text.rstrip("`")
     if _ANY_KEY in path:
         path = _with_key(path, str(error), mapping, convert)
     path = path.lstrip(".")
-    inner, separator, rest = what.partition(": ")
+    inner, separator, rest = message.partition(": ")
     if separator and _INNER.fullmatch(inner):
         return f"{path}.{inner}: {rest}".lstrip(".")
-    return f"{path}: {what}"
+    return f"{path}: {message}"
 
 
 def _with_key(path: str, message: str, mapping: Mapping[str, Any], convert: Callable[[Any], object]) -> str:
-    """`path` with the key that msgspec leaves out: the one that alone gives the same message."""
+    """`path` with the key that msgspec leaves out: the key that alone causes the same error."""
     before, _, after = path.partition(_ANY_KEY)
     steps = [name or int(index) for name, index in _STEP.findall(before)]
     table: Any = mapping
@@ -92,7 +88,7 @@ def _with_key(path: str, message: str, mapping: Mapping[str, Any], convert: Call
 
 
 def _replaced(value: Any, steps: list[Any], new: Any) -> Any:
-    """A copy of `value` with `new` at the end of `steps`."""
+    """A copy of `value` with `new` at the path `steps`."""
     if not steps:
         return new
     copy = dict(value) if isinstance(value, Mapping) else list(value)

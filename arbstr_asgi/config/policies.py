@@ -1,4 +1,4 @@
-"""Policies: which models and providers a kind of request may use, and how dear they may be."""
+"""Policies: which models and providers a kind of request may use, and their maximum rates."""
 
 from collections.abc import Sequence
 from decimal import Decimal
@@ -10,10 +10,10 @@ from arbstr_asgi.errors import ConfigError
 
 
 class Rule(ConfigSection, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """One policy, chosen by the header `X-Arbstr-Policy` or by one of its `keywords`, which are whole words.
+    """One policy, selected by the header `X-Arbstr-Policy` or by one of its `keywords`, which match whole words.
 
-    Empty lists allow every model and every provider. The caps are sats per 1,000,000 tokens; a provider whose rate is
-    unknown is within no cap.
+    Empty lists allow every model and every provider. The maximum rates are sats per 1,000,000 tokens; a provider with
+    an unknown rate exceeds any maximum.
     """
 
     name: str
@@ -35,7 +35,7 @@ class Rule(ConfigSection, frozen=True, kw_only=True, forbid_unknown_fields=True)
 
 
 class Policies(ConfigSection, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The rules, of which the first that matches applies."""
+    """The rules; the first match applies."""
 
     rules: Sequence[Rule] = ()
     default_strategy: Literal["cheapest"] = "cheapest"

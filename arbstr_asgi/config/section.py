@@ -1,4 +1,4 @@
-"""What every part of the configuration is: frozen, checked, and silent about secrets."""
+"""The base class of all parts of the configuration: frozen, validated, no secrets in its repr."""
 
 import functools
 import math
@@ -27,7 +27,7 @@ class ConfigSection(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
         return f"{type(self).__name__}({', '.join(shown)})"
 
     def __post_init__(self) -> None:
-        """Check what was built in code as what comes from a file is checked."""
+        """Validate values passed in code like those from a file."""
         for name, kind in _kinds(type(self)).items():
             try:
                 msgspec.convert(getattr(self, name), kind)

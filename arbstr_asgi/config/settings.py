@@ -1,4 +1,4 @@
-"""The other parts of the configuration: the server, its tokens, the database, the limits, the log."""
+"""Configuration of the server, tokens, database, limits, failover and logging."""
 
 import logging
 from collections.abc import Sequence
@@ -22,7 +22,7 @@ LONGEST_RETENTION = 36_500  # days
 
 
 class Token(ConfigSection, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A bearer token that makes its holder the end user `name`; an `operator` may ask about everybody's usage."""
+    """A bearer token that identifies the end user `name`; an `operator` sees the usage of all end users."""
 
     name: str
     token: str
@@ -35,7 +35,7 @@ class Token(ConfigSection, frozen=True, kw_only=True, forbid_unknown_fields=True
 
 
 class Server(ConfigSection, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Who may call and, for `arbstr serve`, where it listens and how long running streams get at shutdown (seconds)."""
+    """Authentication and, for `arbstr serve`, the address, workers, and seconds for running streams at shutdown."""
 
     listen: str = "127.0.0.1:8080"
     auth_token: str | None = None
@@ -61,12 +61,12 @@ class Server(ConfigSection, frozen=True, kw_only=True, forbid_unknown_fields=Tru
 
 
 class DatabaseConfig(ConfigSection, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Where the ledger is: a SQLAlchemy-style `url`, or `path` as the short form for an SQLite file.
+    """The database of the ledger: a SQLAlchemy-style `url`, or `path` as the short form for an SQLite file.
 
-    Below `spill`, a folder, rows wait that the database can't take. With `durability="strict"` an answer is complete
-    for its client only when its row is on disk. In memory at most `max_queued` entries wait (about `max_queued_bytes`),
-    which takes a database and a spill that both fail; then `on_full="serve"` loses rows, `"refuse"` refuses calls.
-    Rows older than `retention_days` are deleted; their statistics by hour and day stay.
+    `spill` is the folder for rows that the database does not accept. With `durability="strict"` a response completes
+    only when its row is on disk. At most `max_queued` entries (about `max_queued_bytes`) wait in memory, which takes a
+    database and a spill that both fail; at the limit `on_full="serve"` loses rows, `"refuse"` refuses calls. Rows older
+    than `retention_days` are deleted; their statistics by hour and day are kept.
     """
 
     url: str | None = None
@@ -93,12 +93,12 @@ class DatabaseConfig(ConfigSection, frozen=True, kw_only=True, forbid_unknown_fi
 
     @property
     def resolved_url(self) -> str:
-        """The URL to open; without any setting an SQLite file in the working directory."""
+        """The URL to open; by default an SQLite file in the working directory."""
         return self.url or f"sqlite+aiosqlite:///{quote(self.path or 'arbstr.db')}"
 
 
 class Limits(ConfigSection, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Bounds on what clients can make us hold: bytes and seconds."""
+    """Limits on request bodies: bytes per request, bytes of all requests at once, seconds to receive one."""
 
     max_body_bytes: int = 32 * 1024 * 1024
     max_body_bytes_in_flight: int = 256 * 1024 * 1024
@@ -110,10 +110,10 @@ class Limits(ConfigSection, frozen=True, kw_only=True, forbid_unknown_fields=Tru
 
 
 class Failover(ConfigSection, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Where a request may go to several providers: how often the last of them is asked again when all have failed.
+    """Retries when all providers of a request have failed: the last one is asked again, at most `retries` times.
 
-    That comes after its `retry-after` or a growing, jittered pause, `retries` times at most, and if the pause ends
-    within `deadline` seconds of the request's arrival.
+    The pause is its `retry-after` or an exponential backoff with jitter; it must end within `deadline` seconds of the
+    arrival of the request.
     """
 
     deadline: float = 30.0
@@ -125,10 +125,10 @@ class Failover(ConfigSection, frozen=True, kw_only=True, forbid_unknown_fields=T
 
 
 class Logging(ConfigSection, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What is logged: from which `level` on `arbstr serve` does, and whether each finished call is one line at INFO.
+    """The log level of `arbstr serve`, and whether each finished call is logged at INFO.
 
-    `level` is trace, debug, info, warn, warning or error, in any case. The lines of `log_requests` are those of the
-    logger `arbstr_asgi.requests`.
+    `level` is trace, debug, info, warn, warning or error, case-insensitive. `log_requests` uses the logger
+    `arbstr_asgi.requests`.
     """
 
     level: str = "info"
@@ -141,5 +141,5 @@ class Logging(ConfigSection, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
     @property
     def number(self) -> int:
-        """`level` as Python's logging counts."""
+        """`level` as a level of Python's logging."""
         return _LEVELS[self.level.lower()]

@@ -1,4 +1,4 @@
-"""What a setting must look like; each check raises ConfigError with the setting's name."""
+"""Validation of single settings; each function raises ConfigError with the name of the setting."""
 
 import re
 from collections.abc import Iterable, Mapping
@@ -14,16 +14,16 @@ _FRAMING = frozenset(
         *("trailer", "transfer-encoding", "upgrade"),
     )
 )
-# What frames the message, or says who the host or its users are; never forwarded in either direction.
+# Headers that frame the message or carry credentials; never forwarded in either direction.
 UNFORWARDABLE = _FRAMING | {
     *("authorization", "cookie", "location", "proxy-authenticate", "proxy-authorization", "refresh", "set-cookie"),
 }
-OURS = _FRAMING | {"accept-encoding"}  # what we send ourselves
+OURS = _FRAMING | {"accept-encoding"}  # headers that we set ourselves
 HEADER = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+")
 
 
 def http_url(url: str) -> str:
-    """`url` without a slash at its end; it must be one to which a path can be added."""
+    """`url` without trailing slashes; it must be an HTTP URL that a path can be appended to."""
     parts = _split(url)
     if parts is None:
         raise ConfigError("url: must be http:// or https:// with a host, such as https://api.openai.com/v1")
@@ -35,7 +35,7 @@ def http_url(url: str) -> str:
 
 
 def check_proxy_url(url: str) -> None:
-    """Raises ConfigError unless `url` is that of a proxy, with or without a user and a password."""
+    """Raises ConfigError unless `url` is the URL of an HTTP proxy, with optional credentials."""
     parts = _split(url)
     if parts is None:
         raise ConfigError("proxy: must be http:// or https:// with a host, such as http://user:password@127.0.0.1:3128")
@@ -56,7 +56,7 @@ def _split(url: str) -> SplitResult | None:
 
 
 def rate(name: str, value: Any) -> Decimal | None:
-    """`value` as an exact amount; None, for anything but a base fee, stays unknown."""
+    """`value` as an exact Decimal; None (unknown) is allowed for all but a base fee."""
     if value is None and name != "base_fee":
         return None
     try:
@@ -69,14 +69,14 @@ def rate(name: str, value: Any) -> Decimal | None:
 
 
 def strings(name: str, values: Iterable[str]) -> tuple[str, ...]:
-    """`values` as a tuple; a lone string is no list of its letters."""
+    """`values` as a tuple; a single string is rejected."""
     if isinstance(values, str):
         raise ConfigError(f"{name}: must be a list of strings")
     return tuple(values)
 
 
 def header_names(name: str, values: Iterable[str]) -> tuple[str, ...]:
-    """Names of headers in lower case, none of which says who somebody is or frames the message."""
+    """Header names in lower case; rejects those that carry credentials or frame the message."""
     names = tuple(value.lower() for value in strings(name, values))
     for header in names:
         if not HEADER.fullmatch(header):
@@ -87,14 +87,14 @@ def header_names(name: str, values: Iterable[str]) -> tuple[str, ...]:
 
 
 def check_headers(headers: Mapping[str, str]) -> None:
-    """Raises ConfigError unless all of these can be sent beside our own."""
+    """Raises ConfigError unless all of these headers can be sent beside our own."""
     for name, value in headers.items():
         if not HEADER.fullmatch(name) or not printable(value) or name.lower() in OURS:
             raise ConfigError(f"headers.{name if printable(name) else '?'}: not a header that can be set")
 
 
 def auth_header(name: str) -> str:
-    """The name of the header that carries a key, in lower case."""
+    """The name of the header for the key, in lower case."""
     name = name.lower()
     if not HEADER.fullmatch(name) or name in OURS or name == "content-type":
         raise ConfigError("auth_header: must be the name of a header that can be set, such as api-key")
@@ -102,7 +102,7 @@ def auth_header(name: str) -> str:
 
 
 def printable(value: str) -> bool:
-    """Whether `value` fits in a header and on a log line."""
+    """Whether `value` is printable ASCII, safe in a header and on a log line."""
     return value.isascii() and value.isprintable()
 
 

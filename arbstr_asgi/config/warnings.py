@@ -1,47 +1,47 @@
-"""What is probably not meant in a configuration, in a line each."""
+"""Warnings about a configuration that is valid and probably a mistake."""
 
 import os
 import stat
 from collections.abc import Sequence
 from pathlib import Path
 
-from arbstr_asgi.config.api_keys import KeySource, conventional
+from arbstr_asgi.config.api_keys import KeySource, key_variable
 from arbstr_asgi.config.config import Config
 from arbstr_asgi.config.provider import Provider
 
 
-def about_settings(config: Config) -> list[str]:
-    """Costs that are unknown, keys that are missing, a path that nobody guards."""
-    found = [
+def settings_warnings(config: Config) -> list[str]:
+    """Warnings about unknown costs, missing keys, and a server without authentication."""
+    result = [
         f"provider {provider.name}: input_rate or output_rate is not set, so its cost is unknown (NULL)"
         for provider in config.providers
         if _costs_unknown(provider)
     ]
-    found += [
+    result += [
         f"provider {provider.name}: no key for an https:// provider; "
-        f"set {conventional(provider.name)}, or api_key or api_key_file"
+        f"set {key_variable(provider.name)}, or api_key or api_key_file"
         for provider in config.providers
         if provider.url.startswith("https:")
         and not (provider.forward_authorization or provider.sends_own_credentials(client_authorizes=False))
     ]
     server = config.server
     if not (server.public or server.auth_token or server.tokens):
-        found.append("nobody guards the server: set server.auth_token, or server.public = true if that is meant")
-    return found
+        result.append("nobody guards the server: set server.auth_token, or server.public = true if that is meant")
+    return result
 
 
-def about_keys(config: Config, sources: Sequence[KeySource], path: Path) -> list[str]:
-    """Keys that are in the configuration file, at `path`, itself, and files that others can read."""
-    found = [
+def key_warnings(config: Config, sources: Sequence[KeySource], path: Path) -> list[str]:
+    """Warnings about keys in the configuration file at `path`, and about files that others can read."""
+    result = [
         f"provider {source.provider}: its key itself is in {path}; "
-        f'say api_key = "${{VARIABLE}}" or api_key_file, or set {conventional(source.provider)} instead'
+        f'say api_key = "${{VARIABLE}}" or api_key_file, or set {key_variable(source.provider)} instead'
         for source in sources
         if source.kind == "literal"
     ]
     if _open_to_others(path):
-        found.append(f"{path} can be read by others; chmod 600 it if it holds a key")
+        result.append(f"{path} can be read by others; chmod 600 it if it holds a key")
     files = [provider.api_key_file for provider in config.providers if provider.api_key_file is not None]
-    return found + [f"{file} can be read by others; chmod 600 it" for file in files if _open_to_others(Path(file))]
+    return result + [f"{file} can be read by others; chmod 600 it" for file in files if _open_to_others(Path(file))]
 
 
 def _costs_unknown(provider: Provider) -> bool:
@@ -50,7 +50,7 @@ def _costs_unknown(provider: Provider) -> bool:
 
 
 def _open_to_others(path: Path) -> bool:
-    """On Windows modes say nothing; a file that isn't there is for others to report."""
+    """Whether the mode lets others read a file; False on Windows, and for a missing file."""
     try:
         return os.name != "nt" and bool(path.stat().st_mode & (stat.S_IRWXG | stat.S_IRWXO))
     except OSError:

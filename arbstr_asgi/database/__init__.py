@@ -1,1 +1,1 @@
-"""One way to three databases: rows, columns, SQL, connections, migrations."""
+"""Storage on SQLite, PostgreSQL and MySQL/MariaDB: columns, values, SQL, connections, migrations."""

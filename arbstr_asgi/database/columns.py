@@ -1,11 +1,11 @@
-"""The columns of the tables, in their order; the tables themselves are made in `migrations/`."""
+"""Columns of the ledger tables, in table order; the tables themselves are created in `migrations/`."""
 
 from enum import Enum
 from typing import NamedTuple
 
 
 class Kind(Enum):
-    """What a column holds, whatever the database calls it."""
+    """The data type of a column, independent of the database."""
 
     IDENTIFIER = "printable ASCII, cut to a number of characters"
     TEXT = "text, cut to a number of characters"
@@ -18,7 +18,7 @@ class Kind(Enum):
 
 
 class Column(NamedTuple):
-    """One column; its name is also the attribute of `Entry` or `Attempt`."""
+    """One column; `name` is also the attribute of `LedgerEntry` or `AttemptEntry`, `length` its limit (0: none)."""
 
     name: str
     kind: Kind
@@ -92,5 +92,5 @@ ROLLUP_COLUMNS = ("period", "dimensions", "start", "key1", "key2", "total", "sum
 
 
 def positions(columns: Columns, *kinds: Kind) -> tuple[int, ...]:
-    """Where in a row the columns of these kinds are."""
-    return tuple(place for place, column in enumerate(columns) if column.kind in kinds)
+    """Indexes, in a row, of the columns of these kinds."""
+    return tuple(index for index, column in enumerate(columns) if column.kind in kinds)

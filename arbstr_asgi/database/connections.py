@@ -1,4 +1,4 @@
-"""Connections for one piece of work each, in tasks that no caller can cancel, or kept while there is work."""
+"""Runs work on database connections, in tasks that cancelling the caller does not stop."""
 
 import asyncio
 import contextvars
@@ -10,7 +10,7 @@ from databases import Database
 
 from arbstr_asgi.database.drivers.base import Driver
 
-IDLE = 5.0  # seconds without work after which the connection is closed
+IDLE_TIMEOUT = 5.0  # seconds
 
 
 T = TypeVar("T")
@@ -18,10 +18,11 @@ Work = Callable[[Any], Awaitable[T]]
 
 
 class ConnectionTasks:
-    """Runs work on a raw connection of its own.
+    """Runs each piece of work on a raw connection of its own, in a task of its own.
 
-    A task for each, because `databases` ties a connection to the task: a client that hangs up can't cancel it half
-    way, a connection that could not be released is not met again, and a host's open transaction is not ours.
+    A task for each, because `databases` ties a connection to the task: a client that disconnects can not cancel the
+    work half-way, a connection that failed to be released is not reused, and an open transaction of the host is not
+    joined.
     """
 
     def __init__(self, database: Database, driver: Driver, *, own: bool, durable: bool = False) -> None:
@@ -33,23 +34,24 @@ class ConnectionTasks:
         self._opening: set[asyncio.Task[Any]] = set()
 
     async def run(self, work: Work[T], *, timeout: float | None = None) -> T:
-        """Acquire, work, release, in `timeout` seconds (SQLite: no limit, a call there can't be given up).
+        """Acquire a connection, run `work(raw)`, release it, within `timeout` seconds (SQLite: no timeout).
 
-        What the database raises comes out as it is. Cancelling the caller doesn't stop the work.
+        Raises what the database raises, and ConnectionAbortedError after `end`. Cancelling the caller does not stop the
+        work.
         """
         limit = timeout if timeout is not None else self.driver.batch_timeout
-        task = asyncio.create_task(self._session(work, limit), context=contextvars.Context())
+        task = asyncio.create_task(self._run_on_connection(work, limit), context=contextvars.Context())
         self._tasks.add(task)
         task.add_done_callback(self._forget)
         try:
             return await asyncio.shield(task)
         except asyncio.CancelledError:
-            if not _this_task().cancelling():  # `end` cancelled the work, nobody the caller
+            if not _this_task().cancelling():  # `end` cancelled the work; the caller was not cancelled
                 raise ConnectionAbortedError("the ledger is closing") from None
             raise
 
     async def end(self, grace: float) -> None:
-        """Cancel what still runs and wait for it, at most `grace` seconds."""
+        """Cancel the running work and wait for it, at most `grace` seconds."""
         if self._opening:  # cancelled while it opens a file, aiosqlite leaves its thread behind
             await asyncio.wait(set(self._opening), timeout=grace / 2)
         tasks = set(self._tasks)
@@ -58,21 +60,23 @@ class ConnectionTasks:
         if tasks:
             await asyncio.wait(tasks, timeout=grace)
 
-    async def _session(self, work: Work[T], timeout: float | None) -> T:
+    async def _run_on_connection(self, work: Work[T], timeout: float | None) -> T:
         if self.driver.batch_timeout is None:
             timeout = None
             self._opening.add(_this_task())
         try:
             async with asyncio.timeout(timeout), self.database.connection() as connection:
                 self._opening.discard(_this_task())
-                return await self._work(work, connection.raw_connection)
+                return await self._run_prepared(work, connection.raw_connection)
         except BaseException:
-            if _this_task() in self._opening:  # aiosqlite's thread still has a word for the loop, which may close now
+            if _this_task() in self._opening:  # aiosqlite's thread still calls the loop, which may close now
                 await asyncio.sleep(0.02)
             raise
 
-    async def _work(self, work: Work[T], raw: Any) -> T:
-        shared = self.driver.in_transaction(raw)  # force_rollback: everyone's connection, not ours to close
+    async def _run_prepared(self, work: Work[T], raw: Any) -> T:
+        shared = self.driver.in_transaction(
+            raw
+        )  # force_rollback: a connection shared with the host, so not closed here
         try:
             await self.driver.prepare(raw, own=self._own, durable=self._durable)
             return await work(raw)
@@ -85,7 +89,7 @@ class ConnectionTasks:
         self._tasks.discard(task)
         self._opening.discard(task)
         with suppress(asyncio.CancelledError):
-            task.exception()  # its caller may have gone: nothing to complain about at exit
+            task.exception()  # the caller may be gone; retrieving it avoids a warning at exit
 
 
 def _this_task() -> "asyncio.Task[Any]":
@@ -93,58 +97,61 @@ def _this_task() -> "asyncio.Task[Any]":
 
 
 class HeldConnection:
-    """Runs pieces of work one after the other; a connection on which one failed is not used for the next."""
+    """Runs queued work one piece at a time on a connection that is kept until it has been idle for IDLE_TIMEOUT.
 
-    def __init__(self, sessions: ConnectionTasks) -> None:
-        self._sessions = sessions
-        self._waiting: asyncio.Queue[tuple[Work[Any], asyncio.Future[Any]]] = asyncio.Queue()
+    A connection on which work failed is not used for the next piece.
+    """
+
+    def __init__(self, connections: ConnectionTasks) -> None:
+        self._connections = connections
+        self._queue: asyncio.Queue[tuple[Work[Any], asyncio.Future[Any]]] = asyncio.Queue()
         self._task: asyncio.Task[None] | None = None
 
     async def run(self, work: Work[T]) -> T:
-        """As `Sessions.run`: what the database raises comes out, and cancelling the caller doesn't stop the work."""
+        """As `ConnectionTasks.run`, in the order of the calls."""
         future: asyncio.Future[T] = asyncio.get_running_loop().create_future()
-        self._waiting.put_nowait((work, future))
+        self._queue.put_nowait((work, future))
         if self._task is None or self._task.done():
-            self._task = asyncio.create_task(self._hold(), name="arbstr-holder", context=contextvars.Context())
+            self._task = asyncio.create_task(self._run_all(), name="arbstr-connection", context=contextvars.Context())
         return await future
 
-    async def _hold(self) -> None:
-        while not self._waiting.empty():
+    async def _run_all(self) -> None:
+        while not self._queue.empty():
             try:
-                await self._sessions.run(self._serve)
+                await self._connections.run(self._run_queued)
             except Exception as error:  # noqa: BLE001 - the connection could not be opened, whyever
-                self._fail_next(error)
+                self._fail_queued(error)
             except asyncio.CancelledError:
-                while not self._waiting.empty():
-                    self._fail_next(ConnectionAbortedError("the ledger is closing"))
+                while not self._queue.empty():
+                    self._fail_queued(ConnectionAbortedError("the ledger is closing"))
                 raise
 
-    async def _serve(self, raw: Any) -> None:
+    async def _run_queued(self, raw: Any) -> None:
         while True:
             try:
-                work, future = await asyncio.wait_for(self._waiting.get(), IDLE)
+                work, future = await asyncio.wait_for(self._queue.get(), IDLE_TIMEOUT)
             except TimeoutError:
                 return
             try:
-                _settle(future, await work(raw))
+                _set_result(future, await work(raw))
             except Exception as error:  # noqa: BLE001 - it is the caller's
-                _fail(future, error)
+                _set_exception(future, error)
                 return
             except asyncio.CancelledError:
-                _fail(future, ConnectionAbortedError("the ledger is closing"))
+                _set_exception(future, ConnectionAbortedError("the ledger is closing"))
                 raise
 
-    def _fail_next(self, error: Exception) -> None:
-        if not self._waiting.empty():
-            _, future = self._waiting.get_nowait()
-            _fail(future, error)
+    def _fail_queued(self, error: Exception) -> None:
+        if not self._queue.empty():
+            _, future = self._queue.get_nowait()
+            _set_exception(future, error)
 
 
-def _settle(future: "asyncio.Future[Any]", result: Any) -> None:
-    if not future.done():  # whoever asked may have gone
+def _set_result(future: "asyncio.Future[Any]", result: Any) -> None:
+    if not future.done():  # cancelled, if the caller is gone
         future.set_result(result)
 
 
-def _fail(future: "asyncio.Future[Any]", error: Exception) -> None:
+def _set_exception(future: "asyncio.Future[Any]", error: Exception) -> None:
     if not future.done():
         future.set_exception(error)

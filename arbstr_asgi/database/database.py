@@ -1,4 +1,4 @@
-"""The database that the rows go to: ours, by its URL, or one that the host has connected; and its migration."""
+"""The ledger's database: connected by URL, or handed over by the host; checks and migrates its schema."""
 
 import asyncio
 import logging
@@ -17,67 +17,67 @@ _DISCONNECT_TIMEOUT = 2.0  # seconds
 
 
 class LedgerDatabase:
-    """Opens and closes; knows the dialect and the prefix before anything is open."""
+    """Connects, checks the schema and disconnects; dialect and prefix are known before anything is open."""
 
-    def __init__(self, place: DatabaseUrl | Database, dialect: str, prefix: str, *, durable: bool) -> None:
+    def __init__(self, source: DatabaseUrl | Database, dialect: str, prefix: str, *, durable: bool) -> None:
         self.dialect = dialect
         self.prefix = prefix
         self.schema = ""  # what `open` found or did: `0003 (up to date)`, `nothing -> 0003`
-        self._place = place
+        self._source = source
         self._durable = durable
         self.driver: Driver = load(dialect)
         self._database: Database | None = None
 
     @classmethod
-    def create(cls, place: str | Database, prefix: str | None, *, durable: bool = False) -> "LedgerDatabase":
-        """Check a URL, or a database of the host's; `durable` commits survive a power cut. Raises ConfigError."""
-        if isinstance(place, Database):
+    def create(cls, source: str | Database, prefix: str | None, *, durable: bool = False) -> "LedgerDatabase":
+        """From a URL or a database of the host; `durable` commits survive a power cut. Raises ConfigError."""
+        if isinstance(source, Database):
             prefix = check_prefix("arbstr_" if prefix is None else prefix)
-            return cls(place, dialect_of(place), prefix, durable=durable)
-        location = DatabaseUrl.parse(place)
-        return cls(location, location.dialect, check_prefix(prefix or ""), durable=durable)
+            return cls(source, dialect_of(source), prefix, durable=durable)
+        url = DatabaseUrl.parse(source)
+        return cls(url, url.dialect, check_prefix(prefix or ""), durable=durable)
 
     def __str__(self) -> str:
-        return str(self._place) if isinstance(self._place, DatabaseUrl) else str(self._place.url.obscure_password)
+        return str(self._source) if isinstance(self._source, DatabaseUrl) else str(self._source.url.obscure_password)
 
     def spill_folder(self, base: str | None) -> Path:
-        """Where rows wait on disk while this database can't take them."""
-        url = DatabaseURL(self._place.url) if isinstance(self._place, DatabaseUrl) else self._place.url
+        """The folder for rows that this database did not accept; `base` is `database.spill` of the config."""
+        url = DatabaseURL(self._source.url) if isinstance(self._source, DatabaseUrl) else self._source.url
         return spill_folder(url, self.dialect, self.prefix, base)
 
     @property
     def database(self) -> Database | None:
-        """The database as it was last connected."""
+        """The `databases.Database` of the last `open`."""
         return self._database
 
     @property
     def own(self) -> bool:
-        """Whether it is ours to connect, to set up and to disconnect."""
-        return isinstance(self._place, DatabaseUrl)
+        """Whether we connect and disconnect the database, rather than the host."""
+        return isinstance(self._source, DatabaseUrl)
 
-    def check(self, *, there: bool = False) -> None:
-        """Raises LedgerError for a place that can't be one: a missing folder, an unconnected or too small database.
+    def check(self, *, must_exist: bool = False) -> None:
+        """Raises LedgerError for a missing folder, a host's database that is not connected, or a pool of one.
 
-        With `there` also for an SQLite file that would have to be made.
+        With `must_exist` also for an SQLite file that does not exist yet.
         """
-        if isinstance(self._place, Database):
-            _check_handed_over(self._place, self.dialect)
+        if isinstance(self._source, Database):
+            _check_host_database(self._source, self.dialect)
             return
-        problem = self._place.check_folder() or (self._place.check_file() if there else None)
+        problem = self._source.check_folder() or (self._source.check_file() if must_exist else None)
         if problem is not None:
             raise LedgerError(f"can't open the ledger at {self}: {problem}")
 
-    async def open(self, *, migrate: bool, visit: bool = False) -> ConnectionTasks:
-        """Connect ours or check the host's, then see to the schema. Leaves nothing open when it fails.
+    async def open(self, *, migrate: bool, read_only: bool = False) -> ConnectionTasks:
+        """Connect our database or check that of the host, then check or migrate the schema. Closes it again on failure.
 
-        On a `visit` nothing lasting is set on a database, as if it were the host's.
-        Raises LedgerUnavailable where trying again may help, another LedgerError where somebody must do something.
+        With `read_only` no lasting setting of the database is changed, as on one of the host. Raises LedgerUnavailable
+        where a retry may succeed, another LedgerError where an operator has to act.
         """
         try:
-            sessions = ConnectionTasks(
-                await self._connect(), self.driver, own=self.own and not visit, durable=self._durable
+            connections = ConnectionTasks(
+                await self._connect(), self.driver, own=self.own and not read_only, durable=self._durable
             )
-            self.schema = await schema.ensure(sessions, self.prefix, migrate=migrate)
+            self.schema = await schema.ensure(connections, self.prefix, migrate=migrate)
         except LedgerError:
             await self.close()
             raise
@@ -88,10 +88,10 @@ class LedgerDatabase:
         except asyncio.CancelledError:
             await self.close()
             raise
-        return sessions
+        return connections
 
     async def close(self) -> None:
-        """Disconnect ours; a server that doesn't answer is left behind. Never raises."""
+        """Disconnect our database, for two seconds at most. Never raises."""
         if not self.own or self._database is None:
             return
         try:
@@ -102,21 +102,21 @@ class LedgerDatabase:
 
     async def _connect(self) -> Database:
         self.check()
-        if isinstance(self._place, Database):
-            self._database = self._place
+        if isinstance(self._source, Database):
+            self._database = self._source
         else:
-            self._database = self._place.connectable(self.driver.options)
+            self._database = self._source.connectable(self.driver.options)
             await self._database.connect()
         return self._database
 
 
 def _cause(error: Exception) -> BaseException:
-    """What the driver raised, below what SQLAlchemy makes of it during a migration."""
-    below = getattr(error, "orig", None) or error
-    return below.__cause__ or below
+    """The exception of the driver, below the one that SQLAlchemy wraps it in during a migration."""
+    original = getattr(error, "orig", None) or error
+    return original.__cause__ or original
 
 
-def _check_handed_over(database: Database, dialect: str) -> None:
+def _check_host_database(database: Database, dialect: str) -> None:
     if not database.is_connected:
         raise LedgerError("the database that was handed over is not connected: connect it before the ledger opens")
     options = {**database.url.options, **database.options}
@@ -137,7 +137,7 @@ async def migrate(url_or_database: str | Database, *, table_prefix: str | None =
 
 
 def migration_sql(url: str, *, table_prefix: str | None = None) -> str:
-    """The SQL script that makes the tables in an empty database; nothing is opened. Raises ConfigError."""
+    """The SQL script that creates the tables in an empty database; opens nothing. Raises ConfigError."""
     from arbstr_asgi.database import migrations
 
     return migrations.script(DatabaseUrl.parse(url).dialect, check_prefix(table_prefix or ""))

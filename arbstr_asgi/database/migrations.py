@@ -1,11 +1,11 @@
-"""Runs the Alembic scripts in `migrations/`, on a connection that is open already or into a text."""
+"""Runs the Alembic scripts in `migrations/`, on an open connection or as an SQL script."""
 
 import asyncio
 import io
 import threading
 from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from alembic import command
 from alembic.config import Config
@@ -16,16 +16,15 @@ from sqlalchemy.pool import StaticPool
 from arbstr_asgi.database.drivers.base import Driver
 from arbstr_asgi.database.statements import table_names
 
-T = TypeVar("T")
-
 _ENGINES = {"sqlite": "sqlite+aiosqlite", "postgresql": "postgresql+asyncpg", "mysql": "mysql+aiomysql"}
 _ALEMBIC = threading.Lock()  # Alembic keeps its context in module globals: one migration at a time in a process
 
 
-async def upgrade(driver: Driver, raw: Any, prefix: str, behind: Callable[[], Awaitable[T | None]]) -> T | None:
-    """Under a lock over all processes, ask `behind` and, if it returns something, upgrade; returns that.
+async def upgrade(driver: Driver, raw: Any, prefix: str, outdated: Callable[[], Awaitable[str | None]]) -> str | None:
+    """Take the migration lock, await `outdated` and upgrade unless it returns None; returns its result.
 
-    `raw` comes from the pool of `databases`, which keeps its TLS, credentials and sockets.
+    The lock excludes all other processes. `raw` comes from the pool of `databases`, so its TLS, credentials and sockets
+    are used.
     """
 
     async def creator(*_: Any, **__: Any) -> Any:
@@ -36,8 +35,8 @@ async def upgrade(driver: Driver, raw: Any, prefix: str, behind: Callable[[], Aw
         await connection.exec_driver_sql("SELECT 1")  # begins SQLAlchemy's transaction, for the lock to be inside
         await driver.lock(raw, prefix)
         try:
-            found = await behind()
-            if found is not None:
+            result = await outdated()
+            if result is not None:
                 while not _ALEMBIC.acquire(blocking=False):  # noqa: ASYNC110 - may be held by another thread's loop
                     await asyncio.sleep(0.01)
                 try:
@@ -47,7 +46,7 @@ async def upgrade(driver: Driver, raw: Any, prefix: str, behind: Callable[[], Aw
             await connection.commit()
         finally:
             await driver.unlock(raw, prefix)
-    return found
+    return result
 
 
 def script(dialect: str, prefix: str) -> str:
@@ -62,7 +61,7 @@ def script(dialect: str, prefix: str) -> str:
 def folder() -> Path:
     """`migrations/`: inside the package when installed from a wheel, beside it in a checkout.
 
-    In an editable install the copy inside site-packages is a frozen one; this finds the live one.
+    In an editable install the copy in site-packages is outdated; this finds the checkout's.
     """
     package = Path(__file__).resolve().parents[1]
     shipped = package / "migrations"

@@ -1,4 +1,4 @@
-"""One row of the ledger as Python values."""
+"""The rows of the ledger as Python values: one LedgerEntry per call, one AttemptEntry per request to a provider."""
 
 from datetime import datetime
 from decimal import Decimal
@@ -22,11 +22,12 @@ UsageSource = Literal["provider", "provider_partial", "estimated", "none"]
 
 
 class AttemptEntry(msgspec.Struct, frozen=True, kw_only=True, gc=False):
-    """One request to a provider, of which a call may take several. The field names are the columns of `attempts`.
+    """One request to a provider; a call has several after a failover. The field names are the columns of `attempts`.
 
-    `timestamp` is when it was sent, `model` what the provider was asked for, `status` its answer's, `latency_ms` from
-    the sending to the answer or to its failing. `maybe_billed`: it was sent, and the provider has neither refused it
-    nor said what it used. `revision` is 0 while it goes on, then 1, and 2 if that had to be corrected.
+    `timestamp` is when the request was sent, `model` the model name sent, `status` the HTTP status of the response,
+    `latency_ms` the time from sending to the response or the failure. `maybe_billed`: the request was sent, and the
+    provider neither rejected it nor reported its usage. `revision` is 0 while the attempt runs, then 1, and 2 after a
+    correction.
     """
 
     number: int
@@ -44,10 +45,10 @@ class AttemptEntry(msgspec.Struct, frozen=True, kw_only=True, gc=False):
 
 
 class LedgerEntry(msgspec.Struct, frozen=True, kw_only=True, gc=False):
-    """What is known of one call. The field names are the columns of `requests`; see the README for their meanings.
+    """The state of one call. The field names are the columns of `requests`; the README documents each.
 
-    `revision` orders the states of one call: 0 in flight, 1 finished, 2 corrected. Milliseconds are integers from the
-    monotonic clock, money is Decimal, None is unknown.
+    `revision` orders the states of a call: 0 in flight, 1 finished, 2 corrected. Durations are integer milliseconds on
+    the monotonic clock, money is Decimal, None is unknown. `tries` are the attempts so far, each a row of `attempts`.
     """
 
     correlation_id: str
@@ -93,13 +94,16 @@ class LedgerEntry(msgspec.Struct, frozen=True, kw_only=True, gc=False):
 
 
 class PendingEntry(Protocol):
-    """One that goes on: its first state is made when that is to be written, and not where the last one is there."""
+    """A running call whose first row is built only when the writer takes it from the queue.
+
+    No first row is written for a call that has finished by then.
+    """
 
     @property
     def correlation_id(self) -> str:
-        """Which call it is."""
+        """The call's id."""
         ...
 
     def entry(self) -> LedgerEntry:
-        """What is known of it now."""
+        """The current state of the call."""
         ...

@@ -1,6 +1,6 @@
-"""What of our tables is there, and what to do about it."""
+"""Checks the revision of the tables, and migrates them."""
 
-from typing import Any, NamedTuple
+from typing import Any
 
 from arbstr_asgi.database.columns import ATTEMPT_COLUMNS, FIRST_COLUMNS, ROLLUP_COLUMNS
 from arbstr_asgi.database.connections import ConnectionTasks
@@ -13,61 +13,54 @@ HEAD = "0003"  # the newest revision in migrations/versions, known without impor
 _MIGRATION_TIMEOUT = 120.0  # seconds
 
 
-class SchemaState(NamedTuple):
-    """The tables as they are; `version` None: never migrated to the end."""
+async def ensure(connections: ConnectionTasks, prefix: str, *, migrate: bool) -> str:
+    """Bring the tables up to date. Raises LedgerError where they are not and `migrate` is off.
 
-    version: str | None
-
-
-async def ensure(sessions: ConnectionTasks, prefix: str, *, migrate: bool) -> str:
-    """Bring the tables up to date, or raise LedgerError when they aren't and may not be changed.
-
-    Returns what was done: `0003 (up to date)` or `nothing -> 0003`. A newer schema is fine: within a major version
+    Returns what was done: `0003 (up to date)` or `nothing -> 0003`. A newer schema is accepted: within a major version
     it only has more columns.
     """
-    sql = statements(sessions.driver.dialect, prefix)
-    found = await sessions.run(lambda raw: inspect_schema(sessions.driver, raw, sql))
-    if found.version is not None and found.version >= HEAD:
-        return f"{found.version} (up to date)"
+    sql = statements(connections.driver.dialect, prefix)
+    revision = await connections.run(lambda raw: current_revision(connections.driver, raw, sql))
+    if revision is not None and revision >= HEAD:
+        return f"{revision} (up to date)"
     if not migrate:
-        what = "is missing" if found.version is None else f"is at revision {found.version}, {HEAD} is needed"
-        raise LedgerError(f"the ledger's table {sql.table} {what}: run `arbstr migrate`, or set migrate=True")
+        what = "is missing" if revision is None else f"is at revision {revision}, {HEAD} is needed"
+        raise LedgerError(f"the ledger's table {sql.names.requests} {what}: run `arbstr migrate`, or set migrate=True")
 
-    async def upgrade(raw: Any) -> SchemaState | None:
-        async def behind() -> SchemaState | None:  # asked under the lock: another process may have been quicker
-            now = await inspect_schema(sessions.driver, raw, sql)
-            return now if now.version is None or now.version < HEAD else None
+    async def upgrade(raw: Any) -> str | None:
+        async def outdated() -> str | None:  # under the lock: another process may have migrated
+            revision = await current_revision(connections.driver, raw, sql)
+            return revision or "nothing" if revision is None or revision < HEAD else None
 
         from arbstr_asgi.database import migrations
 
-        return await migrations.upgrade(sessions.driver, raw, prefix, behind)
+        return await migrations.upgrade(connections.driver, raw, prefix, outdated)
 
-    before = await sessions.run(upgrade, timeout=_MIGRATION_TIMEOUT)
-    return f"{HEAD} (up to date)" if before is None else f"{before.version or 'nothing'} -> {HEAD}"
+    before = await connections.run(upgrade, timeout=_MIGRATION_TIMEOUT)
+    return f"{HEAD} (up to date)" if before is None else f"{before} -> {HEAD}"
 
 
-async def inspect_schema(driver: Driver, raw: Any, sql: Statements) -> SchemaState:
-    """Raises LedgerError when a table of our names isn't ours, or one of ours has gone."""
-    # The tables before their version: another process may be migrating, and both appear at once, the version never
-    # later.
-    there = [await driver.has_table(raw, name) for name, _, _ in _tables(sql)]
-    versioned = await driver.has_table(raw, sql.version_table)
+async def current_revision(driver: Driver, raw: Any, sql: Statements) -> str | None:
+    """None: not migrated. Raises LedgerError for a foreign table with one of our names, or a missing table."""
+    # Tables first, then the version: another process may be migrating, and the version never appears later.
+    present = [await driver.has_table(raw, name) for name, _, _ in _tables(sql)]
+    versioned = await driver.has_table(raw, sql.names.version)
     versions = await driver.fetch(raw, sql.version) if versioned else []
     version = str(versions[0][0]) if versions else None
-    for (name, since, columns), found in zip(_tables(sql), there, strict=True):
-        made = version is not None and version >= since
-        if found and not made and not (versioned and await _left_unfinished(driver, raw, name, columns)):
+    for (name, since, columns), result in zip(_tables(sql), present, strict=True):
+        expected = version is not None and version >= since
+        if result and not expected and not (versioned and await _is_unfinished_migration(driver, raw, name, columns)):
             raise LedgerError(
-                f"there is a table {name} that is not the ledger's (no version in {sql.version_table} that has it); "
+                f"there is a table {name} that is not the ledger's (no version in {sql.names.version} that has it); "
                 "it was not touched. Set table_prefix, or rename it"
             )
-        if made and not found and not await driver.has_table(raw, name):
-            raise LedgerError(f"{sql.version_table} says {version}, but the table {name} is missing")
-    return SchemaState(version)
+        if expected and not result and not await driver.has_table(raw, name):
+            raise LedgerError(f"{sql.names.version} says {version}, but the table {name} is missing")
+    return version
 
 
 def _tables(sql: Statements) -> list[tuple[str, str, set[str]]]:
-    """Our tables, the revision that made each, and its columns then."""
+    """Our tables: name, the revision that created it, and its columns in that revision."""
     return [
         (sql.names.requests, "0001", {"id", *(column.name for column in FIRST_COLUMNS)}),
         (sql.names.attempts, "0002", {"id", *(column.name for column in ATTEMPT_COLUMNS)}),
@@ -76,14 +69,14 @@ def _tables(sql: Statements) -> list[tuple[str, str, set[str]]]:
     ]
 
 
-async def _left_unfinished(driver: Driver, raw: Any, table: str, columns: set[str]) -> bool:
-    """Whether a migration of ours was killed between CREATE TABLE and the version's INSERT.
+async def _is_unfinished_migration(driver: Driver, raw: Any, table: str, columns: set[str]) -> bool:
+    """Whether a migration was killed between CREATE TABLE and the INSERT of its version; it can then be resumed.
 
-    Only on MySQL, where DDL commits by itself. Ours: the version table is there, without this revision, and the columns
-    are exactly those of the revision. The migration then goes on from there.
+    Only on MySQL, where DDL commits implicitly. The table is ours if the version table exists without this revision,
+    and the columns are exactly those of the revision.
     """
     if driver.dialect != "mysql":
         return False
     sql = "SELECT column_name FROM information_schema.columns WHERE table_schema = DATABASE() AND table_name = %s"
-    found = {str(row[0]) for row in await driver.fetch(raw, sql, (table,))}
-    return found == columns
+    result = {str(row[0]) for row in await driver.fetch(raw, sql, (table,))}
+    return result == columns

@@ -1,4 +1,4 @@
-"""Where the ledger's database is: a URL, checked and in one spelling; nothing is opened here."""
+"""The ledger's database URL: validated and normalised; opens nothing."""
 
 import hashlib
 import importlib
@@ -34,14 +34,14 @@ _PREFIX = re.compile(r"([A-Za-z_][A-Za-z0-9_]{0,30})?")
 
 @dataclass(frozen=True, slots=True)
 class DatabaseUrl:
-    """A database of ours: `dialect` is sqlite, postgresql or mysql; `str()` shows no password."""
+    """A validated database URL: `dialect` is sqlite, postgresql or mysql; `str()` hides the password."""
 
     dialect: str
     url: str = field(repr=False)
 
     @classmethod
     def parse(cls, url: str) -> "DatabaseUrl":
-        """Check a URL and bring it into the one spelling that `databases` knows. Raises ConfigError."""
+        """Validate a URL and normalise its scheme for `databases`. Raises ConfigError."""
         try:
             parts = urlsplit(url)
             _ = parts.port
@@ -65,25 +65,25 @@ class DatabaseUrl:
         return str(DatabaseURL(self.url).obscure_password)
 
     def connectable(self, options: Mapping[str, Any]) -> Database:
-        """A fresh `Database` with these options, not connected."""
+        """A new `Database` with these options, not connected."""
         return Database(self.url, **options)
 
     def check_folder(self) -> str | None:
-        """What is wrong with the folder of an SQLite file, if anything; this looks at the file system."""
+        """What is wrong with the folder of an SQLite file, or None; reads the file system."""
         if self.dialect != "sqlite":
             return None
         folder = Path(DatabaseURL(self.url).database).absolute().parent
         return None if folder.is_dir() else f"the folder {folder} does not exist; create it"
 
     def check_file(self) -> str | None:
-        """The same of the file itself, for whoever must not make a new one."""
+        """What is wrong with the SQLite file itself, or None; for readers, which must not create it."""
         if self.dialect != "sqlite" or Path(DatabaseURL(self.url).database).is_file():
             return None
         return "there is no such file"
 
 
 def dialect_of(database: Database) -> str:
-    """The dialect of a handed-over database. Raises ConfigError for one that we can't write to."""
+    """The dialect of a host's database. Raises ConfigError for one that is not supported."""
     url = database.url
     dialect = _SCHEMES.get(url.dialect)
     if dialect is None or url.driver in {"aiopg", "asyncmy"}:
@@ -94,9 +94,9 @@ def dialect_of(database: Database) -> str:
 
 
 def spill_folder(url: DatabaseURL, dialect: str, prefix: str, base: str | None) -> Path:
-    """Where rows for this database wait on disk: below `base`, else beside an SQLite file or in `arbstr-spill`.
+    """The folder for rows that this database did not accept: below `base`, beside an SQLite file, or `arbstr-spill`.
 
-    Each database and prefix has a folder of its own there, so that no row is ever replayed into another.
+    Each database and prefix has its own folder, so that no row is replayed into another database.
     """
     if dialect == "sqlite":
         file = Path(url.database).absolute()
@@ -111,7 +111,7 @@ def spill_folder(url: DatabaseURL, dialect: str, prefix: str, base: str | None) 
 
 
 def check_prefix(prefix: str) -> str:
-    """The prefix itself. Raises ConfigError when it could be anything but part of an identifier."""
+    """The prefix itself. Raises ConfigError if it can not be a part of an identifier."""
     if not _PREFIX.fullmatch(prefix):
         raise ConfigError("table_prefix: letters, digits and _ only, no digit first, at most 31 characters")
     return prefix

@@ -1,7 +1,8 @@
-"""Values for the ledger: made fit for every database once, before any driver sees them; and read back.
+"""Normalises values before they reach a driver, and converts stored values back.
 
-Each driver bites differently (a NUL, a lone surrogate, an over-long text, an offset, NaN). What comes out of here is
-taken by all three and means the same in each."""
+Each driver fails on different values (NUL, a lone surrogate, text that is too long, a UTC offset, NaN). Normalised
+values are accepted by all three databases and mean the same in each.
+"""
 
 import math
 from collections.abc import Callable, Sequence
@@ -14,31 +15,28 @@ from arbstr_asgi.database.columns import ATTEMPT_COLUMNS, COLUMNS, Column, Colum
 from arbstr_asgi.database.records import AttemptEntry, LedgerEntry
 
 Row = tuple[Any, ...]
-
-_LEAST, _MOST = -(2**63), 2**63 - 1
+_MIN_INTEGER, _MAX_INTEGER = -(2**63), 2**63 - 1
 _WITHIN_A_MILLISECOND = [timedelta(microseconds=number) for number in range(1000)]
+_NANO = Decimal("1e-9")
+_ZERO = Decimal("0.000000000")
+# A context of our own, since the host may change the thread's. More digits than NUMERIC(24, 9) has are refused.
+_MONEY = Context(prec=24, rounding=ROUND_HALF_EVEN, traps=[InvalidOperation])
 
 
 class Record(NamedTuple):
-    """One state of a call as it is stored: its row, and one for each of its attempts."""
+    """One normalised state of a call: its row in `requests`, and one row for each of its attempts."""
 
     row: Row
     attempts: tuple[Row, ...] = ()
 
     @property
     def correlation_id(self) -> str:
-        """Which call it is."""
+        """The call's id."""
         return str(self.row[0])
 
 
-_NANO = Decimal("1e-9")
-_NOTHING = Decimal("0.000000000")
-# Our own, since the host may have changed the thread's; what needs more digits than NUMERIC(24, 9) has is refused.
-_MONEY = Context(prec=24, rounding=ROUND_HALF_EVEN, traps=[InvalidOperation])
-
-
 def identifier(value: Any, length: int = 36) -> str:
-    """A correlation id as it is stored: printable ASCII, anything else becomes `?`."""
+    """A correlation id as it is stored: printable ASCII, any other character becomes `?`."""
     text = str(value)
     if not (text.isascii() and text.isprintable()):
         text = "".join(c if c.isascii() and c.isprintable() else "?" for c in text)
@@ -46,7 +44,7 @@ def identifier(value: Any, length: int = 36) -> str:
 
 
 def text(value: Any, length: int) -> str:
-    """Without NUL and lone surrogates (they become U+FFFD), at most `length` characters."""
+    """At most `length` characters; NUL and lone surrogates become U+FFFD."""
     clean = value if type(value) is str else str(value)
     if not clean.isascii():
         clean = clean[: 2 * length].encode("utf-16", "surrogatepass").decode("utf-16", "replace")
@@ -54,16 +52,16 @@ def text(value: Any, length: int) -> str:
 
 
 def document(value: Any, length: int) -> str:
-    """The same, at most `length` bytes of UTF-8."""
+    """As `text`, at most `length` bytes of UTF-8."""
     clean = text(value, length)
     return clean.encode()[:length].decode(errors="ignore")
 
 
 def integer(value: Any) -> int | None:
-    """An int of 64 bits, or None; a bool is not a number."""
+    """A signed 64-bit int, or None for anything else; a bool is not a number."""
     if not isinstance(value, int) or isinstance(value, bool):
         return None
-    return int(value) if _LEAST <= value <= _MOST else None
+    return int(value) if _MIN_INTEGER <= value <= _MAX_INTEGER else None
 
 
 def real(value: Any) -> float | None:
@@ -78,19 +76,19 @@ def real(value: Any) -> float | None:
 
 
 def money(value: Any) -> Decimal | None:
-    """Nine decimals, the even neighbour at a tie; None when it isn't a finite amount below 10**15."""
+    """An amount with nine decimals, rounded half to even; None unless finite and below 10**15."""
     if isinstance(value, int) and not isinstance(value, bool):
         value = Decimal(value)
     if not isinstance(value, Decimal) or value.is_nan():
         return None
     try:
-        return _MONEY.quantize(value, _NANO) or _NOTHING  # no database keeps the sign of a zero
+        return _MONEY.quantize(value, _NANO) or _ZERO  # databases drop the sign of zero
     except InvalidOperation:
         return None
 
 
 def timestamp(value: datetime) -> datetime:
-    """Aware UTC, cut to milliseconds (one driver would round up, into the next day); naive means UTC."""
+    """Aware UTC, truncated to milliseconds (one driver would round up, into the next day); naive means UTC."""
     try:
         utc = value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
     except OverflowError:
@@ -98,31 +96,31 @@ def timestamp(value: datetime) -> datetime:
     return utc - _WITHIN_A_MILLISECOND[utc.microsecond % 1000]  # ten times as fast as `replace`; nor is it folded
 
 
-# What is right as it is, as nearly everything is, passes with one call and few questions.
+# Fast paths: nearly all values are valid as they are.
 
 
-def _fits_text(column: Column, convert: Callable[[Any, int], str]) -> Callable[[Any], str | None]:
-    length, absent = column.length, "" if column.required else None
+def _text_converter(column: Column, convert: Callable[[Any, int], str]) -> Callable[[Any], str | None]:
+    length, default = column.length, "" if column.required else None
 
-    def fit(value: Any) -> str | None:
+    def convert_value(value: Any) -> str | None:
         if value is None:
-            return absent
+            return default
         if type(value) is str and len(value) <= length and value.isascii() and "\0" not in value:
             return value
         return convert(value, length)
 
-    return fit
+    return convert_value
 
 
-def _fits_integer(column: Column) -> Callable[[Any], int | None]:
-    absent = 0 if column.required else None
+def _integer_converter(column: Column) -> Callable[[Any], int | None]:
+    default = 0 if column.required else None
 
-    def fit(value: Any) -> int | None:
-        if type(value) is int and _LEAST <= value <= _MOST:
+    def convert_value(value: Any) -> int | None:
+        if type(value) is int and _MIN_INTEGER <= value <= _MAX_INTEGER:
             return value
-        return absent if (number := integer(value)) is None else number
+        return default if (number := integer(value)) is None else number
 
-    return fit
+    return convert_value
 
 
 def _converter(column: Column) -> Callable[[Any], Any]:
@@ -130,11 +128,11 @@ def _converter(column: Column) -> Callable[[Any], Any]:
         case Kind.IDENTIFIER:
             return lambda value: identifier(value, column.length)
         case Kind.TEXT:
-            return _fits_text(column, text)
+            return _text_converter(column, text)
         case Kind.DOCUMENT:
-            return _fits_text(column, document)
+            return _text_converter(column, document)
         case Kind.INTEGER:
-            return _fits_integer(column)
+            return _integer_converter(column)
     others: dict[Kind, Callable[[Any], Any]] = {Kind.REAL: real, Kind.MONEY: money, Kind.BOOLEAN: bool}
     return others.get(column.kind, timestamp)
 
@@ -145,8 +143,14 @@ _facts = attrgetter(*(column.name for column in COLUMNS))
 _facts_of_attempt = attrgetter(*(column.name for column in ATTEMPT_COLUMNS[1:]))
 
 
+def record(entry: LedgerEntry) -> Record:
+    """The row of an entry and those of its attempts."""
+    row = normalise(entry)
+    return Record(row, tuple([normalise_attempt(row[0], attempt) for attempt in entry.tries]))
+
+
 def normalise(entry: LedgerEntry) -> Row:
-    """The row of an entry, in the order of `COLUMNS`, in Python values that fit every database."""
+    """The normalised row of an entry, in the order of `COLUMNS`."""
     return tuple([convert(value) for convert, value in zip(_CONVERTERS, _facts(entry), strict=True)])
 
 
@@ -156,14 +160,8 @@ def normalise_attempt(correlation_id: str, attempt: AttemptEntry) -> Row:
     return (correlation_id, *converted)
 
 
-def record(entry: LedgerEntry) -> Record:
-    """The row of an entry and those of its attempts."""
-    row = normalise(entry)
-    return Record(row, tuple([normalise_attempt(row[0], attempt) for attempt in entry.tries]))
-
-
 def salvage(entry: LedgerEntry, now: datetime) -> Row:
-    """The row of an entry that can't be normalised: what of it can be, with `now` for an arrival that is none."""
+    """The row of an entry that `record` fails on: a column that fails becomes NULL, a required one gets a default."""
     substitutes: dict[Kind, Any] = {Kind.TIMESTAMP: timestamp(now), Kind.BOOLEAN: False, Kind.INTEGER: 0}
     row: list[Any] = []
     for column, convert in zip(COLUMNS, _CONVERTERS, strict=True):
@@ -175,9 +173,9 @@ def salvage(entry: LedgerEntry, now: datetime) -> Row:
 
 
 def read_timestamp(value: Any) -> datetime:
-    """A stored moment as aware UTC."""
-    found = datetime.fromisoformat(value) if isinstance(value, str) else value
-    return found.replace(tzinfo=UTC) if found.tzinfo is None else found.astimezone(UTC)
+    """A stored timestamp as aware UTC."""
+    result = datetime.fromisoformat(value) if isinstance(value, str) else value
+    return result.replace(tzinfo=UTC) if result.tzinfo is None else result.astimezone(UTC)
 
 
 def _read_money(value: Any) -> Decimal:
@@ -192,14 +190,14 @@ _READERS: dict[Kind, Callable[[Any], Any]] = {
 
 
 def read_row(row: Sequence[Any], columns: Columns = COLUMNS) -> Row:
-    """A stored row as it was normalised."""
+    """A stored row as normalised values."""
     return tuple(read(row, columns).values())
 
 
 def read(row: Sequence[Any], columns: Columns = COLUMNS) -> dict[str, Any]:
-    """A stored row in Python values, equal on every database."""
-    found: dict[str, Any] = {}
+    """A stored row as a dict of Python values, equal on every database."""
+    result: dict[str, Any] = {}
     for column, value in zip(columns, row, strict=True):
         reader = _READERS.get(column.kind)
-        found[column.name] = value if value is None or reader is None else reader(value)
-    return found
+        result[column.name] = value if value is None or reader is None else reader(value)
+    return result

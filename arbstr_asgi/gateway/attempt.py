@@ -2,10 +2,10 @@
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Awaitable, Callable, Mapping
+from collections import deque
+from collections.abc import Callable, Mapping
 from time import monotonic
-from types import TracebackType
-from typing import NamedTuple, Self
+from typing import NamedTuple
 
 import msgspec
 
@@ -29,73 +29,95 @@ REFUSES = (400, 422)
 STREAM_OPTIONS = b"stream_options"
 
 
-class Lookahead:
-    """A reply's body of which some has been read already; iterating gives all of it."""
+class PeekedReply:
+    """A reply some of whose body has been read ahead; `read` gives all of it."""
 
     def __init__(self, reply: ProviderReply) -> None:
-        self._rest = reply.__aiter__()
-        self._read: list[bytes] = []
-        self._coming: asyncio.Task[bytes | None] | None = None
+        self.status = reply.status
+        self.headers = reply.headers
+        self.ended = False
+        self._reply = reply
+        self._buffered: deque[bytes] = deque()
+        self._reading: asyncio.Task[bytes] | None = None
+        self._complete = False
         self.error: UpstreamError | None = None
         """How the body broke off, if it has."""
-        self._ended = False
 
     @property
-    def whole(self) -> bytes | None:
-        """All of the body, where it has ended well; None where it has not, or not yet."""
-        return b"".join(self._read) if self._ended and self.error is None else None
+    def body(self) -> bytes | None:
+        """All of the body, where it has ended well and none of it has been read; None where it has not, or not yet."""
+        return b"".join(self._buffered) if self._complete and self.error is None else None
 
-    async def read(self, enough: Callable[[bytes], bool], seconds: float | None = None) -> None:
-        """Read until a chunk is `enough`, to the end, or for so many seconds. A failure is kept for the iterating."""
-        deadline = None if seconds is None else asyncio.get_running_loop().time() + seconds
-        while not self._ended:
-            if self._coming is None:
-                self._coming = asyncio.create_task(self._next())
-            left = None if deadline is None else max(deadline - asyncio.get_running_loop().time(), 0.0)
-            done, _ = await asyncio.wait({self._coming}, timeout=left)
+    async def peek(self, enough: Callable[[bytes], bool], seconds: float | None = None) -> None:
+        """Read until a chunk is `enough`, to the end, or for so many seconds. A failure is kept for `read`."""
+        loop = asyncio.get_running_loop()
+        deadline = None if seconds is None else loop.time() + seconds
+        while not self._complete:
+            if self._reading is None:
+                self._reading = asyncio.create_task(self._reply.read())
+            left = None if deadline is None else max(deadline - loop.time(), 0.0)
+            done, _ = await asyncio.wait({self._reading}, timeout=left)
             if not done:
                 return
             chunk = await self._take()
-            if chunk is not None:
-                self._read.append(chunk)
+            if chunk:
+                self._buffered.append(chunk)
                 if enough(chunk):
                     return
 
-    async def close(self) -> None:
-        """Read no more."""
-        if self._coming is not None:
-            self._coming.cancel()
-            await asyncio.wait({self._coming})
-        assert isinstance(self._rest, AsyncGenerator)
-        await self._rest.aclose()
-
-    async def __aiter__(self) -> AsyncIterator[bytes]:
-        """Raises UpstreamError where the body breaks off."""
-        while self._read:
-            yield self._read.pop(0)
-        if self._coming is not None:
+    async def read(self) -> bytes:
+        """The next bytes, none at the end. Raises UpstreamError where the body breaks off."""
+        if self._buffered:
+            return self._buffered.popleft()
+        if self._reading is not None:
             chunk = await self._take()
-            if chunk is not None:
-                yield chunk
+            if chunk:
+                return chunk
         if self.error is not None:
             raise self.error
-        if not self._ended:
-            async for chunk in self._rest:
-                yield chunk
-
-    async def _next(self) -> bytes | None:
-        return await anext(self._rest, None)
-
-    async def _take(self) -> bytes | None:
-        """What has come, or None at the end."""
-        assert self._coming is not None
-        try:
-            chunk = await self._coming
-        except UpstreamError as error:
-            chunk, self.error = None, error
-        self._coming = None
-        self._ended = chunk is None
+        if self._complete:
+            self.ended = True
+            return b""
+        chunk = await self._reply.read()
+        self.ended = self._reply.ended
         return chunk
+
+    async def aclose(self) -> None:
+        """Let go of the reply."""
+        if self._reading is not None:
+            self._reading.cancel()
+            await asyncio.wait({self._reading})
+        await self._reply.aclose()
+
+    async def _take(self) -> bytes:
+        """What has come, nothing at the end."""
+        assert self._reading is not None
+        try:
+            chunk = await self._reading
+        except UpstreamError as error:
+            chunk, self.error = b"", error
+        self._reading = None
+        self._complete = not chunk
+        return chunk
+
+
+class BufferedReply:
+    """A reply that has been read and closed."""
+
+    def __init__(self, reply: ProviderReply, body: bytes) -> None:
+        self.status = reply.status
+        self.headers = reply.headers
+        self.ended = False
+        self._body = body
+
+    async def read(self) -> bytes:
+        """All of the body, then nothing."""
+        body, self._body = self._body, b""
+        self.ended = True
+        return body
+
+    async def aclose(self) -> None:
+        """There is nothing to close."""
 
 
 class FirstEventWatcher:
@@ -121,54 +143,15 @@ class FirstEventWatcher:
         self._meter.finish()
 
 
-Close = Callable[[], Awaitable[None]]
-
-
-class Closing:
-    """Closes what it was given at the end of a block, the last first, whatever fails.
-
-    What `contextlib.AsyncExitStack` does for any context, for a fifth of the CPU: each call needs one.
-    """
-
-    __slots__ = ("_closes",)
-
-    def __init__(self) -> None:
-        self._closes: list[Close] = []
-
-    def add(self, close: Close) -> None:
-        """Call this at the end."""
-        self._closes.append(close)
-
-    async def close(self) -> None:
-        """Close everything now; more can be added."""
-        try:
-            while self._closes:
-                await self._closes.pop()()
-        finally:
-            if self._closes:
-                await self.close()
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        if self._closes:
-            await self.close()
-
-
 class ProviderResponse(NamedTuple):
-    """What the client is to get: whose reply, its body, whether `stream_options` were added, and when it came (ms).
-
-    Where the body is the reply's own, iterating raises what the transport raises (see `client.read_error`).
-    """
+    """What one provider answered."""
 
     provider: Provider
     reply: ProviderReply
-    chunks: AsyncIterable[bytes]
     injected: bool
+    """Whether `stream_options` were added to its request."""
     latency_ms: int
+    """Milliseconds from the call's arrival to the beginning of the reply."""
 
 
 class ProviderAttempt:
@@ -191,14 +174,9 @@ class ProviderAttempt:
         self._require = require
 
     async def send(
-        self,
-        closing: Closing,
-        record: CallRecord,
-        request: ChatRequest,
-        candidate: Candidate,
-        client_headers: h.Headers,
+        self, record: CallRecord, request: ChatRequest, candidate: Candidate, client_headers: h.Headers
     ) -> ProviderResponse:
-        """The answer, which stays open until `closing` is closed. Raises UpstreamError."""
+        """Its response, whose reply is to be closed. Raises UpstreamError."""
         provider = candidate.provider
         if candidate.model != request.model:
             body = with_model(request.body, request, candidate.model)
@@ -208,26 +186,36 @@ class ProviderAttempt:
         outgoing = await self._begin(record, candidate, client_headers, record.correlation_id)
         reply = await self._client.send(provider, body, outgoing)
         del body
-        answer = _answered(record, provider, reply, closing)
+        latency_ms = record.attempts.mark_answered(reply.status)
         if injected and 200 <= reply.status < 300:
             self._stream_options.mark_supported(provider.name, request.model, monotonic())
         chose_itself = request.stream_options not in (None, b"null")
         may_be_ours = reply.status in REFUSES and reply.headers.is_plain
-        if not injected or self._require or chose_itself or not may_be_ours:
-            return answer._replace(injected=True) if injected else answer
-        refusal = Lookahead(reply)
-        closing.add(refusal.close)
-        if not await _mentions_stream_options(refusal):
-            return answer._replace(injected=True, chunks=refusal)
-        await closing.close()
+        if injected and may_be_ours and not self._require and not chose_itself:
+            reply = PeekedReply(reply)
+            try:
+                refused = await _mentions_stream_options(reply)
+            except BaseException:
+                await reply.aclose()
+                raise
+            if refused:
+                await reply.aclose()
+                return await self._send_again(record, request, candidate, client_headers)
+        return ProviderResponse(provider, reply, injected, latency_ms)
+
+    async def _send_again(
+        self, record: CallRecord, request: ChatRequest, candidate: Candidate, client_headers: h.Headers
+    ) -> ProviderResponse:
+        """The same without `stream_options`, which were refused."""
+        provider = candidate.provider
         record.attempts.mark_failed("stream_options refused", maybe_billed=False)
         # A provider that keeps to idempotency keys would repeat its refusal, or refuse the key.
         outgoing = await self._begin(record, candidate, client_headers, f"{record.correlation_id}-2")
         reply = await self._client.send(provider, request.body, outgoing)
-        answer = _answered(record, provider, reply, closing)
+        latency_ms = record.attempts.mark_answered(reply.status)
         if 200 <= reply.status < 300:
             self._learn(provider, request.model, record.end_user)
-        return answer
+        return ProviderResponse(provider, reply, False, latency_ms)
 
     async def _begin(
         self, record: CallRecord, candidate: Candidate, client_headers: h.Headers, idempotency_key: str
@@ -260,12 +248,7 @@ class ProviderAttempt:
             )
 
 
-def _answered(record: CallRecord, provider: Provider, reply: ProviderReply, closing: Closing) -> ProviderResponse:
-    closing.add(reply.close)
-    return ProviderResponse(provider, reply, reply.body, False, record.attempts.mark_answered(reply.status))
-
-
-async def _mentions_stream_options(refusal: Lookahead) -> bool:
+async def _mentions_stream_options(refusal: PeekedReply) -> bool:
     """Read on until `stream_options` is named, to the end, or for at most 64 KiB."""
     seen = bytearray()
 
@@ -273,5 +256,5 @@ async def _mentions_stream_options(refusal: Lookahead) -> bool:
         seen.extend(chunk[: MAX_REFUSAL_BYTES - len(seen)])
         return STREAM_OPTIONS in seen or len(seen) == MAX_REFUSAL_BYTES
 
-    await refusal.read(enough)
+    await refusal.peek(enough)
     return STREAM_OPTIONS in seen

@@ -5,35 +5,52 @@ from collections import Counter
 from collections.abc import Callable
 from enum import Enum
 from types import TracebackType
-from typing import Any
+from typing import Any, Self
 
 from starlette.types import Receive
 
 from arbstr_asgi.config.provider import Drain
+from arbstr_asgi.gateway.deadline import Deadline
 
+SECONDS_UNTIL_LISTENING = 0.05  # a call that is answered sooner needs no task beside its own
 MAX_MESSAGES = 16  # a server has nothing to say between the request and the hang-up; never spin on one that has
 
 
 class DisconnectListener:
-    """A block during which `left` is called from the event loop when `receive` says that the client is gone."""
+    """A block during which `on_disconnect` is called from the event loop when `receive` says that the client is gone.
 
-    __slots__ = ("_on_disconnect", "_receive", "_task")
+    It listens from `start` on: at once, or 50 ms later where a deadline's block is around.
+    """
 
-    def __init__(self, receive: Receive, left: Callable[[], None]) -> None:
+    __slots__ = ("_deadline", "_on_disconnect", "_receive", "_task")
+
+    def __init__(self, receive: Receive, on_disconnect: Callable[[], None], deadline: Deadline | None = None) -> None:
         self._receive = receive
-        self._on_disconnect: Callable[[], None] | None = left
+        self._on_disconnect: Callable[[], None] | None = on_disconnect
+        self._deadline = deadline
+        self._task: asyncio.Task[None] | None = None
 
-    def __enter__(self) -> None:
-        self._task = asyncio.get_running_loop().create_task(self._watch())
+    def __enter__(self) -> Self:
+        if self._deadline is None:
+            self.start()
+        else:
+            self._deadline.call_later(SECONDS_UNTIL_LISTENING, self.start)
+        return self
+
+    def start(self) -> None:
+        """Listen from now on, if it does not yet and the block has not been left."""
+        if self._task is None and self._on_disconnect is not None:
+            self._task = asyncio.get_running_loop().create_task(self._listen())
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self._on_disconnect = None
-        self._task.cancel()
-        del self._task  # its last traceback leads here, and nobody should have to look for such circles
+        if self._task is not None:
+            self._task.cancel()
+            self._task = None  # its last traceback leads here, and nobody should have to look for such circles
 
-    async def _watch(self) -> None:
+    async def _listen(self) -> None:
         gone, messages = False, 0
         try:
             while not gone and messages < MAX_MESSAGES:

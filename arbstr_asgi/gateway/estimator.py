@@ -13,6 +13,7 @@ import msgspec
 from arbstr_asgi._utils import Throttle
 from arbstr_asgi.database.records import LedgerEntry
 from arbstr_asgi.protocols import token_estimate
+from arbstr_asgi.protocols.meter import Meter
 from arbstr_asgi.protocols.usage import Usage
 
 logger = logging.getLogger("arbstr_asgi")
@@ -79,6 +80,30 @@ class ReplySample:
         self._taken = 0
         self.request = None
         self.reply = bytearray()
+
+
+class SampledMeter:
+    """A meter that keeps what it is fed as a sample."""
+
+    def __init__(self, meter: Meter, sample: ReplySample) -> None:
+        self.summary = meter.summary
+        self.edits = meter.edits
+        self.finish = meter.finish
+        self.abandon = meter.abandon
+        self.resume = meter.resume
+        self._meter = meter
+        self._feed = meter.feed
+        self._add = sample.add
+
+    @property
+    def pending(self) -> bool:
+        """Whether part of what it was fed is still to be read."""
+        return self._meter.pending
+
+    def feed(self, chunk: bytes) -> bytes:
+        """What the client gets for `chunk`."""
+        self._add(chunk)
+        return self._feed(chunk)
 
 
 Price = Callable[[Usage], Decimal | None]

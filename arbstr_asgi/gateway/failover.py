@@ -1,16 +1,15 @@
 """Asks one candidate after the other, until one answers of whose response the client may have the first byte."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Sequence
+import random
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from math import inf
 from typing import NamedTuple
 
-from tenacity import AsyncRetrying, RetryCallState, wait_exponential, wait_random
-
 from arbstr_asgi.config.settings import Failover as Settings
 from arbstr_asgi.errors import UpstreamError, UpstreamTimeout
-from arbstr_asgi.gateway.attempt import Closing, FirstEventWatcher, Lookahead, ProviderAttempt, ProviderResponse
+from arbstr_asgi.gateway.attempt import BufferedReply, FirstEventWatcher, PeekedReply, ProviderAttempt, ProviderResponse
 from arbstr_asgi.gateway.deadline import Deadline
 from arbstr_asgi.gateway.record import CallRecord
 from arbstr_asgi.protocols.chat import ChatRequest
@@ -18,17 +17,17 @@ from arbstr_asgi.protocols.reply import ReplySummary
 from arbstr_asgi.providers import headers as h
 from arbstr_asgi.providers import retry_policy
 from arbstr_asgi.providers.circuit_breaker import BreakerTicket, CircuitBreaker, CircuitBreakers
+from arbstr_asgi.providers.client import ProviderReply
 from arbstr_asgi.providers.routing import Candidate
 
 SECONDS_FOR_FIRST_EVENT = 0.5
 MAX_KEPT_BYTES = 64 * 1024  # of a reply that passes where no later one comes
 SECONDS_TO_KEEP = 0.2
-_PAUSES = wait_exponential(multiplier=0.5, max=8.0) + wait_random(0, 0.5)  # seconds
 _NOTHING = ReplySummary()
 
 
 class AttemptFailure(NamedTuple):
-    """Why an attempt is not the response."""
+    """Why the response of an attempt is not what the client gets, or that there is none."""
 
     reason: str
     error: UpstreamError | None = None
@@ -36,7 +35,7 @@ class AttemptFailure(NamedTuple):
     failover: bool = True
     """Whether another candidate may be asked."""
     retryable: bool = False
-    """Whether the same one may response better in a while."""
+    """Whether the same one may answer better in a while."""
     provider_fault: bool = True
     retry_after: float | None = None
     """The seconds for which it asks to be left alone."""
@@ -44,53 +43,72 @@ class AttemptFailure(NamedTuple):
 
 
 class Failover:
-    """The attempts of one request."""
+    """The attempts of one call, and the reply that one of them has got."""
+
+    __slots__ = (
+        "_attempt",
+        "_breakers",
+        "_buffered",
+        "_deadline",
+        "_record",
+        "_repeats",
+        "_reply",
+        "_settings",
+        "_ticket",
+    )
 
     def __init__(
         self,
-        provider_attempt: ProviderAttempt,
+        attempt: ProviderAttempt,
         breakers: CircuitBreakers,
         record: CallRecord,
         settings: Settings,
         deadline: Deadline,
     ) -> None:
-        """`interrupt` is what the call may be left by; its deadline is that of the attempt that goes on."""
-        self._provider_attempt = provider_attempt
+        """`deadline` is what the call may be left by; its limit is that of the running attempt."""
+        self._attempt = attempt
         self._breakers = breakers
         self._record = record
         self._settings = settings
         self._deadline = deadline
         self._ticket: tuple[CircuitBreaker, BreakerTicket] | None = None
+        self._reply: ProviderReply | None = None
         self._buffered: ProviderResponse | None = None
         self._repeats = 0
 
     async def send(
-        self, closing: Closing, request: ChatRequest, found: Sequence[Candidate], client_headers: h.Headers
+        self, request: ChatRequest, candidates: Sequence[Candidate], client_headers: h.Headers
     ) -> ProviderResponse:
-        """The response, which stays open until `closing` is closed. Raises UpstreamError where there is none.
+        """The response that the client is to get, open until `close`. Raises UpstreamError where there is none.
 
         The last candidate is asked again after a pause; but where there is only one in all, it is asked once, and to
         ask again is its client's own affair.
         """
-        left, retries = list(found), self._settings.retries if len(found) > 1 else 0
+        left, retries = list(candidates), self._settings.retries if len(candidates) > 1 else 0
         while True:
             candidate = self._breakers.choose(left, self._deadline.now())
             alone = len(left) == 1
-            response, failure = await self._attempt(closing, request, candidate, client_headers, watch=not alone)
+            response, failure = await self._send_to(request, candidate, client_headers, watch=not alone)
             if failure is None:
                 assert response is not None
-                self._answered(response)
+                self._mark_started(response)
                 return response
             pause = self._pause(failure, retries) if alone else self._next(failure)
             if pause is None:
                 return response or self._earlier_response(failure)
-            await self._discard(closing, response, failure)
+            await self._discard(response, failure)
             if alone:
                 await asyncio.sleep(pause)
             else:
                 left.remove(candidate)
             if self._record.outcome.client_gone:  # nobody else is asked, and billed, for nobody
                 raise failure.error or UpstreamError("The client has left.", code="client_disconnected")
+
+    async def close(self) -> None:
+        """Let go of the reply that is open, if one is."""
+        reply, self._reply = self._reply, None
+        if reply is not None:
+            await reply.aclose()
 
     def report(self) -> None:
         """The call has ended: tell the breaker what its response says of the provider."""
@@ -112,20 +130,14 @@ class Failover:
         else:
             self._report_to_breaker(CircuitBreaker.mark_ignored)
 
-    async def _attempt(
-        self,
-        closing: Closing,
-        request: ChatRequest,
-        candidate: Candidate,
-        client_headers: h.Headers,
-        *,
-        watch: bool,
+    async def _send_to(
+        self, request: ChatRequest, candidate: Candidate, client_headers: h.Headers, *, watch: bool
     ) -> tuple[ProviderResponse | None, AttemptFailure | None]:
         provider, breaker = candidate.provider, self._breakers.get(candidate.provider.name)
         self._ticket = breaker, breaker.acquire(self._deadline.now())
         self._deadline.start(provider.first_byte_timeout)
         try:
-            response = await self._provider_attempt.send(closing, self._record, request, candidate, client_headers)
+            response = await self._attempt.send(self._record, request, candidate, client_headers)
         except asyncio.CancelledError:
             if not self._deadline.consume():
                 raise
@@ -134,13 +146,14 @@ class Failover:
             error = raised
         else:
             self._deadline.limit = inf
+            self._reply = response.reply
             ours = provider.sends_own_credentials(client_authorizes=b"authorization" in client_headers)
-            return await self._inspect(closing, response, ours=ours, watch=watch)
+            return await self._inspect(response, ours=ours, watch=watch)
         self._deadline.limit = inf
         return None, _no_response(error, retry_sent=provider.retry_sent)
 
     async def _inspect(
-        self, closing: Closing, response: ProviderResponse, *, ours: bool, watch: bool
+        self, response: ProviderResponse, *, ours: bool, watch: bool
     ) -> tuple[ProviderResponse, AttemptFailure | None]:
         """The response, perhaps with its beginning read, and what is wrong with it."""
         status, headers = response.reply.status, response.reply.headers
@@ -152,14 +165,13 @@ class Failover:
             )
         if not (watch and self._record.streaming and 200 <= status < 300 and headers.is_plain):
             return response, None
-        first, ahead = FirstEventWatcher(headers), Lookahead(response.reply)
-        closing.add(ahead.close)
-        await ahead.read(first.complete, SECONDS_FOR_FIRST_EVENT)
-        if ahead.whole is not None:
+        first, reply = FirstEventWatcher(headers), self._peeked(response.reply)
+        await reply.peek(first.complete, SECONDS_FOR_FIRST_EVENT)
+        if reply.body is not None:
             first.end()
-        response = response._replace(chunks=ahead)
-        if ahead.error is not None and not first.summary.events:
-            return response, _no_response(ahead.error, retry_sent=response.provider.retry_sent)
+        response = response._replace(reply=reply)
+        if reply.error is not None and not first.summary.events:
+            return response, _no_response(reply.error, retry_sent=response.provider.retry_sent)
         error = first.summary.error
         if error is None or retry_policy.is_client_fault(error):
             return response, None
@@ -167,6 +179,12 @@ class Failover:
         return response, AttemptFailure(
             f"error in the reply: {error}", retryable=True, provider_fault=sick, summary=first.summary
         )
+
+    def _peeked(self, reply: ProviderReply) -> PeekedReply:
+        """The open reply as one that can be read ahead."""
+        peeked = reply if isinstance(reply, PeekedReply) else PeekedReply(reply)
+        self._reply = peeked
+        return peeked
 
     def _next(self, failure: AttemptFailure) -> float | None:
         """0 where the next candidate may be asked, at once."""
@@ -178,10 +196,10 @@ class Failover:
             return None
         self._repeats += 1
         pause = _backoff(self._repeats) if failure.retry_after is None else failure.retry_after
-        in_time = self._record.elapsed_ms() / 1000 + pause < self._settings.deadline
+        in_time = self._record.clock.seconds() + pause < self._settings.deadline
         return pause if in_time else None
 
-    def _answered(self, response: ProviderResponse) -> None:
+    def _mark_started(self, response: ProviderResponse) -> None:
         if self._ticket is not None and 200 <= response.reply.status < 300:
             breaker, ticket = self._ticket
             breaker.mark_started(ticket, self._deadline.now())
@@ -196,8 +214,8 @@ class Failover:
         self._record.provider = self._buffered.provider
         return self._buffered
 
-    async def _discard(self, closing: Closing, response: ProviderResponse | None, failure: AttemptFailure) -> None:
-        """Note a failed attempt, and let go of it."""
+    async def _discard(self, response: ProviderResponse | None, failure: AttemptFailure) -> None:
+        """Note a failed attempt, and let go of its reply."""
         summary, usage = failure.summary, failure.summary.usage
         self._record.attempts.mark_failed(
             failure.reason,
@@ -208,24 +226,22 @@ class Failover:
         )
         self._report_to_breaker(CircuitBreaker.mark_failure if failure.provider_fault else CircuitBreaker.mark_ignored)
         if response is not None:
-            await self._buffer(closing, response)
-        await closing.close()
+            await self._buffer(response)
+        await self.close()
 
-    async def _buffer(self, closing: Closing, response: ProviderResponse) -> None:
+    async def _buffer(self, response: ProviderResponse) -> None:
         """Keep a reply that is there and not large, for the case that no other comes."""
-        ahead, size = response.chunks, 0
-        if not isinstance(ahead, Lookahead):
-            ahead = Lookahead(response.reply)
-            closing.add(ahead.close)
+        reply, size = self._peeked(response.reply), 0
 
         def too_large(chunk: bytes) -> bool:
             nonlocal size
             size += len(chunk)
             return size > MAX_KEPT_BYTES
 
-        await ahead.read(too_large, SECONDS_TO_KEEP)
-        if ahead.whole is not None:
-            self._buffered = response._replace(chunks=_once(ahead.whole))
+        await reply.peek(too_large, SECONDS_TO_KEEP)
+        body = reply.body
+        if body is not None:
+            self._buffered = response._replace(reply=BufferedReply(reply, body))
 
     def _report_to_breaker(self, mark: Callable[[CircuitBreaker, BreakerTicket, float], None]) -> None:
         if self._ticket is not None:
@@ -239,11 +255,5 @@ def _no_response(error: UpstreamError, *, retry_sent: bool) -> AttemptFailure:
 
 
 def _backoff(number: int) -> float:
-    """The seconds of a pause, of which this is the first, the second and so on."""
-    state = RetryCallState(AsyncRetrying(), None, (), {})
-    state.attempt_number = number
-    return _PAUSES(state)
-
-
-async def _once(body: bytes) -> AsyncIterator[bytes]:
-    yield body
+    """Seconds of pause `number` (from 1): 0.5, doubled each time to at most 8, and up to 0.5 more at random."""
+    return min(0.5 * 2.0 ** (number - 1), 8.0) + random.uniform(0, 0.5)  # noqa: S311 - nothing is kept secret by it

@@ -20,8 +20,10 @@ from arbstr_asgi.errors import ArbstrError, ConfigError, LedgerError, ServerErro
 from arbstr_asgi.gateway.attempt import ProviderAttempt
 from arbstr_asgi.gateway.auth import Authenticator, Caller, Identify
 from arbstr_asgi.gateway.call import Call, CallDependencies
+from arbstr_asgi.gateway.deadline import DeadlineTimer
 from arbstr_asgi.gateway.disconnects import DrainLimiter
 from arbstr_asgi.gateway.estimator import Estimator
+from arbstr_asgi.gateway.record import Stopwatch
 from arbstr_asgi.gateway.request_body import BodyChunks, BodyReader, ClientDisconnected, check_headers
 from arbstr_asgi.gateway.responses import our_headers, send_error
 from arbstr_asgi.ledger.ledger import Ledger
@@ -33,14 +35,14 @@ from arbstr_asgi.providers.circuit_breaker import CircuitBreakers
 from arbstr_asgi.providers.client import HttpxClient
 from arbstr_asgi.providers.routing import PolicyMatcher
 from arbstr_asgi.providers.stream_options import StreamOptionsSupport
-from arbstr_asgi.telemetry.access_log import logging_finished
+from arbstr_asgi.telemetry.access_log import AccessLog
+from arbstr_asgi.telemetry.observer import CallObserver
 
 if TYPE_CHECKING:
     from arbstr_asgi.protocols.tokenizer import Tokenizer
     from arbstr_asgi.telemetry.prometheus import Metrics
 
 logger = logging.getLogger("arbstr_asgi")
-CHAT_PATH = "/v1/chat/completions"
 START_TIMEOUT = 5.0  # seconds for the ledger's database at start
 REQUEST_START_TIMEOUT = 0.5  # the same when nobody has opened it before the first one
 SECONDS_UNTIL_RETRY = 1.0  # those who waited for an opening that failed share its failure
@@ -168,6 +170,11 @@ class Gateway:
         )
         self.drains = DrainLimiter()
         self.metrics = create_metrics(config) if measured else None
+        self._observers: list[CallObserver] = []
+        if self.metrics is not None:
+            self._observers.append(self.metrics)
+        if config.logging.log_requests:
+            self._observers.append(AccessLog())
         self._measuring: asyncio.Task[None] | None = None
         self._estimator: Estimator | None = None
         self._stream_options = StreamOptionsSupport()
@@ -182,7 +189,7 @@ class Gateway:
         self._active = ActiveCalls()
         self._opening: asyncio.Lock | None = None
         self._try_again = 0.0
-        self._last_rites: asyncio.Task[None] | None = None
+        self._on_loop_end: asyncio.Task[None] | None = None
 
     async def open(self, patience: float = START_TIMEOUT) -> None:
         """Open the ledger, unless a request has; its database may come later if it takes longer than `patience`.
@@ -193,26 +200,23 @@ class Gateway:
             return
         self._client.load_certificates()
         await self.ledger.open(patience)
-        record: Callable[[LedgerEntry], None] = self.ledger.record
-        commit: Callable[[LedgerEntry], Awaitable[None]] = self.ledger.commit
-        if self.config.logging.log_requests:
-            record, commit = logging_finished(record), logging_finished(commit)
         self._estimator = create_estimator(self.config, self.ledger.record, self.metrics)
-        passages = {provider.name: h.HeaderPolicy(provider) for provider in self.config.providers}
+        policies = {provider.name: h.HeaderPolicy(provider) for provider in self.config.providers}
         require = self.config.metering == "require"
         self._deps = CallDependencies(
             config=self.config,
-            attempt=ProviderAttempt(self._client, self._stream_options, self._api_keys, passages, require=require),
+            attempt=ProviderAttempt(self._client, self._stream_options, self._api_keys, policies, require=require),
             drains=self.drains,
             matcher=self.matcher,
             breakers=self.breakers,
-            header_policies=passages,
+            header_policies=policies,
             record_started=self.ledger.record_started,
-            record=record,
-            commit=commit if self.config.database.durability == "strict" else None,
+            record=self.ledger.record,
+            commit=self.ledger.commit if self.config.database.durability == "strict" else None,
             worker_id=self.ledger.worker_id,
             estimator=self._estimator,
-            on_finish=None if self.metrics is None else self.metrics.finished,
+            observers=self._observers,
+            timer=DeadlineTimer(asyncio.get_running_loop()),
         )
         if self.metrics is not None and self.metrics.shared:
             self._measuring = asyncio.create_task(self._update_gauges_often(), context=contextvars.Context())
@@ -224,9 +228,11 @@ class Gateway:
 
     async def close(self) -> None:
         """End what still runs, write every row, and close what is ours."""
-        self._deps = None
+        deps, self._deps = self._deps, None
         self._active.stop()
         await self._active.wait_ended(STOP_SECONDS)
+        if deps is not None:
+            deps.timer.close()
         if self._measuring is not None:
             self._measuring.cancel()
             self._measuring = None
@@ -236,9 +242,9 @@ class Gateway:
         await self.ledger.close()
         self.update_gauges()
         await self._client.close()
-        if self._last_rites is not None:
-            self._last_rites.cancel()
-            self._last_rites = None
+        if self._on_loop_end is not None:
+            self._on_loop_end.cancel()
+            self._on_loop_end = None
 
     def wind_down(self, grace: float) -> None:
         """The server has begun to stop: end the reading-on for clients that have left, and the rest in `grace` seconds.
@@ -277,10 +283,10 @@ class Gateway:
         return await self._authenticator.identify(scope)
 
     @asynccontextmanager
-    async def ask_ledger(self, scope: Scope, receive: Receive) -> AsyncIterator[ChatRequest]:
-        """The chat completion in a request's body, for a block; nothing is done about it.
+    async def read_request(self, scope: Scope, receive: Receive) -> AsyncIterator[ChatRequest]:
+        """The chat completion in a request's body, for a block; it is not sent to anybody.
 
-        Raises RequestError, ServerError and ClientGone as for a call.
+        Raises RequestError, ServerError and ClientDisconnected as for a call.
         """
         client_headers = h.Headers(scope["headers"])
         check_headers(client_headers)
@@ -299,7 +305,8 @@ class Gateway:
         self, scope: Scope, receive: Receive, send: Send, chunks: AsyncIterator[bytes], caller: Caller | None
     ) -> None:
         """Answer one request whose body is `chunks`; a `caller` that is given has been let in already."""
-        arrival, arrived, correlation_id = datetime.now(UTC), asyncio.get_running_loop().time(), new_request_id()
+        arrival, clock = datetime.now(UTC), asyncio.get_running_loop().time
+        stopwatch, correlation_id = Stopwatch(clock(), clock), new_request_id()
         body = None
         try:
             deps = self._deps or await self._open_lazily()
@@ -311,24 +318,24 @@ class Gateway:
                 caller = await self.identify(scope)
             client_headers = h.Headers(scope["headers"])
             check_headers(client_headers)
-            body = await self._bodies.read(chunks, client_headers.get(b"content-length"))
-            call = Call(deps, parse(body), caller, correlation_id, arrival, arrived)
+            body = await self._bodies.read(chunks, client_headers.get(b"content-length"), deps.timer)
+            call = Call(deps, parse(body), caller, correlation_id, arrival, stopwatch)
         except ClientDisconnected:
             return
         except ArbstrError as error:
             if body is not None:
                 self._bodies.release(len(body))
-            if self.metrics is not None:
-                self.metrics.refused(error.status_code)
+            for observer in self._observers:
+                observer.on_refused(error.status_code)
             await send_error(send, error, our_headers(correlation_id))
             return
-        sent = self._bodies.held(len(body))
+        release_body = self._bodies.held(len(body))
         del body
         self._active.add(call)
         try:
-            await call.handle(client_headers, receive, send, sent)
+            await call.handle(client_headers, receive, send, release_body)
         finally:
-            sent()
+            release_body()
             self._active.discard(call)
 
     async def _open_lazily(self) -> CallDependencies:
@@ -346,7 +353,7 @@ class Gateway:
                     logger.critical("the ledger can't be opened: %s", error)
                     self._try_again = clock() + SECONDS_UNTIL_RETRY
                     raise ServerError("The usage ledger is not available.", code="ledger_unavailable") from None
-                self._last_rites = asyncio.create_task(self._close_with_loop(), context=contextvars.Context())
+                self._on_loop_end = asyncio.create_task(self._close_with_loop(), context=contextvars.Context())
         assert self._deps is not None
         return self._deps
 
@@ -355,7 +362,7 @@ class Gateway:
         try:
             await asyncio.get_running_loop().create_future()
         finally:
-            self._deps = self._opening = self._last_rites = None  # the next loop opens it anew
+            self._deps = self._opening = self._on_loop_end = None  # the next loop opens it anew
             if self._estimator is not None:
                 self._estimator.stop()
                 self._estimator = None

@@ -15,33 +15,29 @@ from arbstr_asgi.protocols.reply import ReplySummary
 from arbstr_asgi.protocols.usage import Usage
 from arbstr_asgi.providers.pricing import cost
 
-_COUNTS = (
-    "input_tokens",
-    "output_tokens",
-    "total_tokens",
-    "cached_tokens",
-    "cache_write_tokens",
-    "reasoning_tokens",
-)
+_NO_USAGE = Usage()
 _DURATIONS = ("latency_ms", "ttft_ms", "stream_duration_ms")
 
 
 class CallOutcome(msgspec.Struct):
-    """What happened to one call, as far as it is known.
-
-    `status` is what the client got (None: nothing yet), `upstream_status` what the provider said. `left` means that
-    the client hung up before the reply was complete, `drains` that the provider was read on all the same, `whole` that
-    its reply was read to its end, `held` that the client has not been sent the end, which waits for its row, `stopped`
-    that the server ended the call.
-    """
+    """What happened to one call, as far as it is known."""
 
     status: int | None = None
+    """What the client got; None: nothing yet."""
     upstream_status: int | None = None
+    """What the provider answered; None: nothing yet."""
     client_gone: bool = False
+    """The client hung up before the reply was complete."""
     drains: bool = False
+    """The provider's reply is read on for a client that has hung up."""
     complete: bool = False
+    """The provider's reply was read to its end."""
     held: bool = False
+    """The end has not been sent to the client: it waits for the row to be durable."""
+    end_sent: bool = False
+    """The end has been handed to the server."""
     stopped: bool = False
+    """The server ended the call."""
     error: ArbstrError | None = None
 
     def end_reason(self, reading: ReplySummary) -> EndReason:
@@ -106,29 +102,63 @@ def usage_source(reading: ReplySummary) -> UsageSource:
     return "provider" if reading.usage_is_final else "provider_partial"
 
 
-class AttemptLog:
-    """What has been asked of which provider. `arrival` is when the call came, `elapsed_ms` counts from there."""
+class Stopwatch:
+    """Counts from `start`, which is a time of the clock `now`, in seconds."""
 
-    def __init__(self, arrival: datetime, elapsed_ms: Callable[[], int]) -> None:
+    __slots__ = ("_now", "_start")
+
+    def __init__(self, start: float, now: Callable[[], float]) -> None:
+        self._start = start
+        self._now = now
+
+    def seconds(self) -> float:
+        """Seconds since the start."""
+        return self._now() - self._start
+
+    def ms(self) -> int:
+        """Milliseconds since the start."""
+        return round((self._now() - self._start) * 1000)
+
+
+class AttemptLog:
+    """The requests to providers of one call. Milliseconds count from the call's arrival."""
+
+    __slots__ = (
+        "_arrival",
+        "_began_ms",
+        "_clock",
+        "_finished",
+        "_latency_ms",
+        "_model",
+        "_provider",
+        "_status",
+        "sent",
+    )
+
+    def __init__(self, arrival: datetime, clock: Stopwatch) -> None:
+        """`arrival` is when the call came, and `clock` began."""
         self._arrival = arrival
-        self._elapsed_ms = elapsed_ms
+        self._clock = clock
         self._finished: list[AttemptEntry] = []
-        self._running: AttemptEntry | None = None
+        self._provider: str | None = None  # of the running attempt, like what follows
+        self._model = ""
         self._began_ms = 0
+        self._status: int | None = None
+        self._latency_ms: int | None = None
         self.sent = False
-        """Whether the provider may have anything of the one that goes on."""
+        """Whether the provider may have received anything of the running attempt."""
 
     def __len__(self) -> int:
-        return len(self._finished) + (self._running is not None)
+        return len(self._finished) + (self._provider is not None)
 
     @property
     def all(self) -> tuple[AttemptEntry, ...]:
-        """Those that have ended and the one that goes on, if one does."""
-        return (*self._finished, *(() if self._running is None else (self._running,)))
+        """The finished attempts and the running one, if there is one."""
+        return tuple(self._finished) if self._provider is None else (*self._finished, self._running())
 
     @property
     def failures_by_provider(self) -> dict[str, int]:
-        """How many have failed before the one that goes on, by provider, in the order of their first."""
+        """The number of failed attempts by provider, in the order of their first."""
         found: dict[str, int] = {}
         for attempt in self._finished:
             found[attempt.provider] = found.get(attempt.provider, 0) + 1
@@ -136,34 +166,32 @@ class AttemptLog:
 
     @property
     def is_running(self) -> bool:
-        """Whether one has not ended."""
-        return self._running is not None
+        """Whether an attempt has not finished."""
+        return self._provider is not None
 
     @property
     def answered_well(self) -> bool:
-        """Whether the one that goes on has a 2xx."""
-        status = None if self._running is None else self._running.status
-        return status is not None and 200 <= status < 300
+        """Whether the running attempt was answered 2xx."""
+        return self._provider is not None and self._status is not None and 200 <= self._status < 300
 
     @property
     def spent_sats(self) -> Decimal | None:
-        """What those that have ended are known to have cost; None where nothing is known."""
+        """The known cost of the finished attempts; None where none is known."""
+        if not self._finished:
+            return None
         known = [attempt.cost_sats for attempt in self._finished if attempt.cost_sats is not None]
         return sum(known, Decimal(0)) if known else None
 
     def begin(self, provider: str, model: str) -> None:
-        """A request is about to go out."""
+        """A request is about to be sent."""
         self.sent = False
-        self._began_ms = self._elapsed_ms()
-        sent = self._arrival + timedelta(milliseconds=self._began_ms)
-        self._running = AttemptEntry(number=len(self) + 1, provider=provider, timestamp=sent, model=model)
+        self._began_ms = self._clock.ms()
+        self._provider, self._model, self._status, self._latency_ms = provider, model, None, None
 
     def mark_answered(self, status: int) -> int:
-        """Its answer has begun; returns the milliseconds since the call came."""
-        assert self._running is not None
-        elapsed_ms = self._elapsed_ms()
-        latency_ms = elapsed_ms - self._began_ms
-        self._running = msgspec.structs.replace(self._running, status=status, latency_ms=latency_ms)
+        """The running attempt's reply has begun; returns the milliseconds since the call came."""
+        elapsed_ms = self._clock.ms()
+        self._status, self._latency_ms = status, elapsed_ms - self._began_ms
         return elapsed_ms
 
     def mark_failed(
@@ -175,19 +203,18 @@ class AttemptLog:
         output_tokens: int | None = None,
         cost_sats: Decimal | None = None,
     ) -> None:
-        """It has failed, and another may follow."""
-        assert self._running is not None
-        failed = msgspec.structs.replace(
-            self._timed(self._running),
+        """The running attempt has failed, and another may follow."""
+        self._measure()
+        failed = self._running(
+            maybe_billed=maybe_billed,
+            error_message=reason,
             input_tokens=input_tokens,
             output_tokens=output_tokens,
             cost_sats=cost_sats,
-            maybe_billed=maybe_billed,
-            error_message=reason,
             revision=1,
         )
         self._finished.append(failed)
-        self._running = None
+        self._provider = None
 
     def finish(
         self,
@@ -198,13 +225,12 @@ class AttemptLog:
         output_tokens: int | None,
         cost_sats: Decimal | None,
     ) -> tuple[AttemptEntry, ...]:
-        """All of them, were the one that goes on to end like this."""
-        if self._running is None:
+        """All attempts, where the running one ends like this."""
+        if self._provider is None:
             return tuple(self._finished)
         if error_message is not None:
-            self._running = self._timed(self._running)
-        last = msgspec.structs.replace(
-            self._running,
+            self._measure()
+        last = self._running(
             maybe_billed=maybe_billed,
             error_message=error_message,
             input_tokens=input_tokens,
@@ -212,22 +238,50 @@ class AttemptLog:
             cost_sats=cost_sats,
             revision=1,
         )
-        return (*self._finished, last)
+        return (*self._finished, last) if self._finished else (last,)
 
-    def _timed(self, attempt: AttemptEntry) -> AttemptEntry:
-        """With the time that it took to fail, where there was no answer."""
-        if attempt.latency_ms is not None:
-            return attempt
-        return msgspec.structs.replace(attempt, latency_ms=self._elapsed_ms() - self._began_ms)
+    def _running(self, **facts: Any) -> AttemptEntry:
+        assert self._provider is not None
+        return AttemptEntry(
+            number=len(self._finished) + 1,
+            provider=self._provider,
+            timestamp=self._arrival + timedelta(milliseconds=self._began_ms),
+            model=self._model,
+            status=self._status,
+            latency_ms=self._latency_ms,
+            **facts,
+        )
 
-
-def corrected(tries: tuple[AttemptEntry, ...]) -> tuple[AttemptEntry, ...]:
-    """The same as a state that replaces one that was taken for the last."""
-    return tuple(msgspec.structs.replace(attempt, revision=2) for attempt in tries)
+    def _measure(self) -> None:
+        """Note the time that the running attempt took to fail, where there was no answer."""
+        if self._latency_ms is None:
+            self._latency_ms = self._clock.ms() - self._began_ms
 
 
 class CallRecord:
-    """Collects the facts of a call while it goes on. Milliseconds count from its arrival, as `elapsed_ms` says them."""
+    """What is known of a call while it runs, and the states of its row."""
+
+    __slots__ = (
+        "_arrival",
+        "_requested_model",
+        "_tags",
+        "_tenant",
+        "_worker_id",
+        "attempts",
+        "candidates",
+        "clock",
+        "committed",
+        "correlation_id",
+        "end_user",
+        "latency_ms",
+        "model",
+        "outcome",
+        "policy",
+        "provider",
+        "reply",
+        "streaming",
+        "ttft_ms",
+    )
 
     def __init__(
         self,
@@ -238,37 +292,33 @@ class CallRecord:
         worker_id: str,
         *,
         streaming: bool,
-        elapsed_ms: Callable[[], int],
+        clock: Stopwatch,
     ) -> None:
+        """`arrival` is the time of day when the request came, and `clock` began."""
+        self.clock = clock
         self.correlation_id = correlation_id
         self.end_user = caller.end_user
         self.model = model
         self.streaming = streaming
-        self.elapsed_ms = elapsed_ms
         self.outcome = CallOutcome()
         self.reply = ReplySummary()
         self.provider: Provider | None = None
         self.candidates: Sequence[Provider] = ()
         self.policy: str | None = None
-        self.attempts = AttemptLog(arrival, elapsed_ms)
+        self.attempts = AttemptLog(arrival, clock)
         self.committed: LedgerEntry | None = None
+        """The state that was made durable before the client had the end of its reply; None: none was."""
         self.latency_ms: int | None = None
         self.ttft_ms: int | None = None
-        self._asked_for = model
-        self._entry = LedgerEntry(
-            correlation_id=correlation_id,
-            timestamp=arrival,
-            model=model,
-            streaming=streaming,
-            end_user=caller.end_user,
-            tenant=caller.tenant,
-            tags=caller.tags_json(),
-            worker_id=worker_id,
-        )
+        self._requested_model = model
+        self._arrival = arrival
+        self._tenant = caller.tenant
+        self._tags = caller.tags_json()
+        self._worker_id = worker_id
 
     def begin(self, provider: Provider, model: str) -> None:
         """A request goes out to `provider`, for what it calls `model`."""
-        self.provider, self._asked_for = provider, model
+        self.provider, self._requested_model = provider, model
         self.attempts.begin(provider.name, model)
 
     @property
@@ -297,7 +347,7 @@ class CallRecord:
         """What so much usage costs at the provider that is asked, by the model that it says has answered."""
         if self.provider is None:
             return None
-        return cost(usage, self.provider.rates(response_model, self.model, self._asked_for))
+        return cost(usage, self.provider.rates(response_model, self.model, self._requested_model))
 
     @property
     def dearest_cost_sats(self) -> Decimal | None:
@@ -327,59 +377,68 @@ class CallRecord:
         return None if msgspec.structs.replace(entry, **timeless) == committed else _corrected(entry)
 
     def _finished(self, outcome: CallOutcome) -> LedgerEntry:
-        reading = self.reply
-        end_reason = outcome.end_reason(reading)
-        counts, sats = self._counts(), self.attempt_sats
-        error_message = outcome.error_message(reading)
-        tries = self.attempts.finish(
-            maybe_billed=self.attempts.sent and outcome.maybe_billed(reading),
+        summary = self.reply
+        usage = summary.usage or _NO_USAGE
+        end_reason = outcome.end_reason(summary)
+        sats = None if usage is _NO_USAGE else self.attempt_sats
+        error_message = outcome.error_message(summary)
+        attempts = self.attempts.finish(
+            maybe_billed=self.attempts.sent and outcome.maybe_billed(summary),
             error_message=error_message,
-            input_tokens=counts.get("input_tokens"),
-            output_tokens=counts.get("output_tokens"),
+            input_tokens=usage.input_tokens,
+            output_tokens=usage.output_tokens,
             cost_sats=sats,
         )
         return self._row(
             1,
-            tries,
-            stream_duration_ms=self.elapsed_ms() if self.streaming and self.latency_ms is not None else None,
+            attempts,
+            stream_duration_ms=self.clock.ms() if self.streaming and self.latency_ms is not None else None,
             success=outcome.answered_well and end_reason in ("completed", "client_disconnected"),
             error_status=outcome.error_status,
             error_message=error_message,
             cost_sats=self._of_all(sats),
             dearest_cost_sats=self.dearest_cost_sats,
-            response_model=reading.model,
-            response_id=reading.id,
-            finish_reason=reading.finish_reason,
-            service_tier=reading.service_tier,
-            usage_source=usage_source(reading),
+            response_model=summary.model,
+            response_id=summary.id,
+            finish_reason=summary.finish_reason,
+            service_tier=summary.service_tier,
+            usage_source=usage_source(summary),
             end_reason=end_reason,
-            disconnect=outcome.disconnect(reading),
+            disconnect=outcome.disconnect(summary),
             ttft_ms=self.ttft_ms,
-            **counts,
+            input_tokens=usage.input_tokens,
+            output_tokens=usage.output_tokens,
+            total_tokens=usage.total_tokens,
+            cached_tokens=usage.cached_tokens,
+            cache_write_tokens=usage.cache_write_tokens,
+            reasoning_tokens=usage.reasoning_tokens,
+            usage_json=usage.raw_json,
+            provider_cost_usd=None if usage.cost_usd is None else Decimal(usage.cost_usd),
         )
 
-    def _counts(self) -> dict[str, Any]:
-        usage = self.reply.usage
-        if usage is None:
-            return {}
-        facts = {name: getattr(usage, name) for name in _COUNTS}
-        facts["usage_json"] = usage.raw_json
-        facts["provider_cost_usd"] = None if usage.cost_usd is None else Decimal(usage.cost_usd)
-        return facts
-
-    def _row(self, revision: int, tries: tuple[AttemptEntry, ...], **facts: Any) -> LedgerEntry:
-        return msgspec.structs.replace(
-            self._entry,
+    def _row(self, revision: int, attempts: tuple[AttemptEntry, ...], **facts: Any) -> LedgerEntry:
+        provider = self.provider
+        return LedgerEntry(
+            correlation_id=self.correlation_id,
+            timestamp=self._arrival,
+            model=self.model,
+            streaming=self.streaming,
+            end_user=self.end_user,
+            tenant=self._tenant,
+            tags=self._tags,
+            worker_id=self._worker_id,
             revision=revision,
-            provider=self.provider.name if self.provider else None,
-            tier=self.provider.tier if self.provider else None,
+            provider=None if provider is None else provider.name,
+            tier=None if provider is None else provider.tier,
             policy=self.policy,
             latency_ms=self.latency_ms,
-            attempts=len(tries),
-            tries=tries,
+            attempts=len(attempts),
+            tries=attempts,
             **facts,
         )
 
 
 def _corrected(entry: LedgerEntry) -> LedgerEntry:
-    return msgspec.structs.replace(entry, revision=2, tries=corrected(entry.tries))
+    """The same as a state that replaces one which was taken for the last."""
+    attempts = tuple(msgspec.structs.replace(attempt, revision=2) for attempt in entry.tries)
+    return msgspec.structs.replace(entry, revision=2, tries=attempts)

@@ -1,67 +1,25 @@
-"""Relays a provider's reply to the client: its headers, then its chunks."""
+"""The client's side of a call: the head of its response, and the ways to send the body."""
 
 import asyncio
-from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable
+from collections.abc import Awaitable, Callable
 from math import inf
+from typing import Protocol
 
 from starlette.types import Message, Send
 
+from arbstr_asgi.database.records import LedgerEntry
 from arbstr_asgi.gateway.deadline import Deadline
-from arbstr_asgi.gateway.estimator import ReplySample
 from arbstr_asgi.gateway.record import CallRecord
 from arbstr_asgi.gateway.responses import RawHeaders, our_headers
 from arbstr_asgi.gateway.strict import StrictHold
 from arbstr_asgi.protocols.body_meter import MAX_PLAIN_BYTES
-from arbstr_asgi.protocols.meter import Meter
-from arbstr_asgi.providers import headers as h
-from arbstr_asgi.providers.client import ProviderReply, read_error
+from arbstr_asgi.providers.client import ProviderReply
+from arbstr_asgi.providers.headers import HeaderPolicy
 
-EVENTS = "text/event-stream"
+EVENT_STREAM = "text/event-stream"
+SECONDS_TO_NOTIFY = 0.5  # for a client to take the news that the server stops
 
-
-class ResponseHead:
-    """What the client is told in front of a provider's reply."""
-
-    def __init__(
-        self, reply: ProviderReply, policy: h.HeaderPolicy, record: CallRecord, *, changed: bool, says_cost: bool
-    ) -> None:
-        """`changed`: the body's bytes will not be the provider's. `says_cost` wants the cost where it is known."""
-        self._record = record
-        self._provider_headers = policy.response_headers(reply.headers, changed=changed)
-        self._is_events = reply.headers.media_type == EVENTS
-        if self._is_events:
-            self._provider_headers.append((b"x-accel-buffering", b"no"))
-        self.says_cost = says_cost and not record.streaming
-        """Whether it should wait until the cost is known."""
-
-    def headers(self) -> RawHeaders:
-        """Theirs and ours, as things are now."""
-        record = self._record
-        headers = self._provider_headers + call_headers(record)
-        if self.says_cost and record.outcome.complete:  # else the head went first
-            headers.append((b"x-arbstr-latency-ms", str(record.elapsed_ms()).encode()))
-            sats = record.cost_sats
-            if sats is not None:
-                headers.append((b"x-arbstr-cost-sats", f"{sats:f}".encode()))
-        return headers
-
-    @property
-    def length(self) -> int | None:
-        """How many bytes the client has been told of; None where it was not told, or is to wait for the end."""
-        said = h.Headers(self._provider_headers).get(b"content-length")
-        return int(said) if said is not None and said.isdecimal() and len(said) < 20 else None
-
-    @property
-    def is_all(self) -> bool:
-        """Whether the client has all of the reply with its head."""
-        return (
-            self._record.outcome.upstream_status == 204
-            or h.Headers(self._provider_headers).get(b"content-length") == "0"
-        )
-
-    def strict_hold(self) -> StrictHold:
-        """What of the body makes the reply whole."""
-        return StrictHold(has_length=b"content-length" in h.Headers(self._provider_headers), is_events=self._is_events)
+Commit = Callable[[LedgerEntry], Awaitable[None]]
 
 
 def call_headers(record: CallRecord) -> RawHeaders:
@@ -72,161 +30,71 @@ def call_headers(record: CallRecord) -> RawHeaders:
     )
 
 
-class ResponseRelay:
-    """The client's side of one call. `complete` says that the end of the reply has been handed to the server."""
+def response_headers(reply: ProviderReply, policy: HeaderPolicy, record: CallRecord, *, changed: bool) -> RawHeaders:
+    """The provider's headers that the client gets, and ours. `changed`: the body's bytes will not be the provider's."""
+    headers = policy.response_headers(reply.headers, changed=changed)
+    if reply.headers.media_type == EVENT_STREAM:
+        headers.append((b"x-accel-buffering", b"no"))
+    headers.extend(call_headers(record))
+    return headers
+
+
+def cost_headers(record: CallRecord) -> RawHeaders:
+    """What a call took and cost, for a reply that has been read to its end before its head is sent."""
+    headers = [(b"x-arbstr-latency-ms", str(record.clock.ms()).encode())]
+    sats = record.cost_sats
+    if sats is not None:
+        headers.append((b"x-arbstr-cost-sats", f"{sats:f}".encode()))
+    return headers
+
+
+class Writer(Protocol):
+    """The client's side of a response."""
+
+    async def start(self) -> None:
+        """The provider's reply has begun: the head may be sent."""
+        ...
+
+    async def write(self, out: bytes) -> None:
+        """Some bytes of the body, while the client is not gone."""
+        ...
+
+    async def end(self, out: bytes) -> None:
+        """The last bytes of the body, perhaps none."""
+        ...
+
+
+class ResponseWriter:
+    """Sends a response to the client as it comes, and nothing once the client is gone."""
 
     def __init__(
-        self,
-        send: Send,
-        record: CallRecord,
-        deadline: Deadline,
-        *,
-        left: Callable[[bool], None],
-        commit: Callable[[], Awaitable[None]],
+        self, send: Send, record: CallRecord, headers: RawHeaders, on_disconnect: Callable[[bool], None]
     ) -> None:
-        """`commit` returns when the reply's row may be taken for durable.
-
-        `left` is called when it turns out that the client has gone, with whether bytes were lost by that.
-        """
-        self.complete = False
+        """`on_disconnect` is called when sending fails, with whether bytes were lost by that."""
+        self._headers = headers
         self._send = send
-        self._record = record
         self._outcome = record.outcome
-        self._deadline = deadline
-        self._head: ResponseHead | None = None
-        self._on_disconnect = left
-        self._commit = commit
-        self._started = False
-        self._idle_timeout = inf
-        self._held: list[bytes] | None = None
-        self._strict_hold: StrictHold | None = None
-        self._last = b""
-        self._rest = b""
+        self._on_disconnect = on_disconnect
 
-    async def stream(
-        self,
-        head: ResponseHead,
-        chunks: AsyncIterable[bytes],
-        meter: Meter,
-        *,
-        hold_all: bool,
-        holding: StrictHold | None,
-        idle_timeout: float,
-        kept_of: ReplySample | None = None,
-    ) -> None:
-        """The head and the body, chunk by chunk, through the meter; what comes of its end is for `end`.
-
-        `chunks` may raise anything. `hold_all` keeps everything until the body has been read, so that the head can
-        say what it cost. `holding` keeps back what must not go before the row is durable. `kept_of` keeps what comes.
-        """
-        self._head, self._idle_timeout = head, idle_timeout
-        if hold_all:
-            self._held = []
-        else:
-            await self._start()
-        self._strict_hold = holding
-        coming = aiter(chunks)
-        try:
-            if hold_all or holding is not None or kept_of is not None:
-                await self._stream_held(coming, meter, kept_of)
-            else:
-                await self._stream(coming, meter)
-            self._last += await _rest(meter)
-        except BaseException:
-            meter.abandon()  # what has come of it may be whole, and say what it used
-            raise
-        kept = b"" if self._strict_hold is None else self._strict_hold.flush()
-        self._rest = b"".join((kept, *(self._held or ()), self._last, meter.finish()))
-        self._outcome.complete = True
-        self._deadline.limit = inf
-
-    async def _stream(self, coming: AsyncIterator[bytes], meter: Meter) -> None:
-        """What nearly every chunk meets, and nothing else."""
-        outcome, deadline, send, feed, summary = self._outcome, self._deadline, self._send, meter.feed, meter.summary
-        now, idle_timeout, next_chunk = asyncio.get_running_loop().time, self._idle_timeout, coming.__anext__
-        record, is_to_start, missing = self._record, True, self._head.length if self._head else None
-        while True:
-            if meter.pending:
-                await asyncio.sleep(0)
-                out = meter.resume()
-            else:
-                try:
-                    chunk = await next_chunk()
-                except StopAsyncIteration:
-                    return
-                except Exception as error:  # noqa: BLE001 - transports let more through than httpx.HTTPError
-                    raise read_error(error) from None
-                out = feed(chunk)
-            if is_to_start and summary.started:
-                record.ttft_ms, is_to_start = record.elapsed_ms(), False
-            if missing is not None:
-                missing -= len(out)
-                if not missing:  # nothing can follow, whatever the provider does: it goes with the end
-                    self._last = out
-                    return
-            if out and not outcome.client_gone:
-                deadline.limit = inf  # what a slow client takes is not the provider's idleness
-                try:
-                    await send({"type": "http.response.body", "body": out, "more_body": True})
-                except OSError:
-                    await self._on_send_error(out)
-            deadline.limit = now() + idle_timeout
-
-    async def _stream_held(self, coming: AsyncIterator[bytes], meter: Meter, kept_of: ReplySample | None) -> None:
-        record, deadline, size = self._record, self._deadline, 0
-        while (chunk := await _next(coming)) is not None:
-            out = meter.feed(chunk)
-            out += await _rest(meter)
-            if kept_of is not None:
-                kept_of.add(chunk)
-            if record.ttft_ms is None and meter.summary.started:
-                record.ttft_ms = record.elapsed_ms()
-            if self._held is not None:
-                self._held.append(out)
-                size += len(out)
-                if size > MAX_PLAIN_BYTES:  # too large to be held, or to be read for its cost
-                    out, self._held = b"".join(self._held), None
-                    await self._start()
-            if self._held is None:
-                await self._send_held(out, meter)
-            deadline.limit = deadline.now() + self._idle_timeout
-
-    async def _send_held(self, out: bytes, meter: Meter) -> None:
-        """Bytes that may go, but for those that wait for the row."""
-        if self._strict_hold is not None:
-            out = self._strict_hold.push(out, meter.summary)
-        if out and not self._outcome.client_gone:
-            self._deadline.limit = inf
-            await self._body(out)
-        if self._strict_hold is not None and meter.summary.seen_done:
-            await self._release(self._strict_hold.flush())
-            self._strict_hold = None
-
-    async def end(self) -> None:
-        """The rest of the reply."""
-        await self._release(self._rest, more=False)
-
-    async def _release(self, out: bytes, *, more: bool = True) -> None:
-        """Send what makes the reply whole, once its row is durable."""
+    async def start(self) -> None:
+        """The head."""
         outcome = self._outcome
+        status = outcome.upstream_status
+        await self._send_message({"type": "http.response.start", "status": status, "headers": self._headers})
         if not outcome.client_gone:
-            await self._commit()
-        if not self._started:
-            await self._start()
-        self.complete = not more
-        await self._body(out, more=more)
-        outcome.held = False
+            outcome.status = status
 
-    async def _start(self) -> None:
-        self._started = True
-        assert self._head is not None
-        status = self._outcome.upstream_status
-        await self._send_message({"type": "http.response.start", "status": status, "headers": self._head.headers()})
-        if not self._outcome.client_gone:
-            self._outcome.status = status
+    async def write(self, out: bytes) -> None:
+        """Some bytes of the body, while the client is not gone."""
+        try:
+            await self._send({"type": "http.response.body", "body": out, "more_body": True})
+        except OSError:
+            await self._on_send_error(out)
 
-    async def _body(self, out: bytes, *, more: bool = True) -> None:
-        await self._send_message({"type": "http.response.body", "body": out, "more_body": more})
+    async def end(self, out: bytes) -> None:
+        """The last bytes of the body, perhaps none."""
+        self._outcome.end_sent = True
+        await self._send_message({"type": "http.response.body", "body": out, "more_body": False})
 
     async def _send_message(self, message: Message) -> None:
         if self._outcome.client_gone:
@@ -242,18 +110,132 @@ class ResponseRelay:
         await asyncio.sleep(0)  # a task that cancelled itself would notice too late, outside of the deadline
 
 
-async def _rest(meter: Meter) -> bytes:
-    """What is pending, part by part, while others run."""
-    out = b""
-    while meter.pending:
-        await asyncio.sleep(0)
-        out += meter.resume()
-    return out
+class CostHeadersWriter:
+    """Holds a response until it has been read to its end, so that its head can say what it took and cost.
+
+    One of more than 1 MiB is not held: its head goes without.
+    """
+
+    def __init__(self, writer: Writer, headers: RawHeaders, record: CallRecord) -> None:
+        """`headers` are those that `writer` sends."""
+        self._writer = writer
+        self._headers = headers
+        self._record = record
+        self._held: list[bytes] | None = []
+        self._size = 0
+
+    async def start(self) -> None:
+        """Nothing is sent yet."""
+
+    async def write(self, out: bytes) -> None:
+        """Hold it, or send it where too much is held."""
+        if self._held is None:
+            await self._writer.write(out)
+            return
+        self._held.append(out)
+        self._size += len(out)
+        if self._size > MAX_PLAIN_BYTES:
+            held, self._held = b"".join(self._held), None
+            await self._writer.start()
+            if not self._record.outcome.client_gone:
+                await self._writer.write(held)
+
+    async def end(self, out: bytes) -> None:
+        """The head, with cost and latency, and all that was held."""
+        if self._held is not None:
+            self._headers.extend(cost_headers(self._record))
+            out = b"".join((*self._held, out))
+            await self._writer.start()
+        await self._writer.end(out)
 
 
-async def _next(coming: AsyncIterator[bytes]) -> bytes | None:
-    """The next chunk, None at the end. Raises UpstreamError."""
-    try:
-        return await anext(coming, None)
-    except Exception as error:  # noqa: BLE001 - transports let more through than httpx.HTTPError
-        raise read_error(error) from None
+class DurableRow:
+    """Has the row of a call made durable, once, before the client has all of its response."""
+
+    def __init__(self, record: CallRecord, commit: Commit) -> None:
+        """`commit` records an entry, and returns when it may be taken for durable."""
+        self._record = record
+        self._commit = commit
+        self._stopping = False
+        self.waiting = False
+        """Whether the response waits for the row now."""
+
+    def stop(self) -> None:
+        """The server stops: end soon after the row is there."""
+        self._stopping = True
+
+    async def commit(self, deadline: Deadline, status: int | None = None) -> None:
+        """Wait for the row of a client that gets `status`; without it, the provider's. `deadline` pauses meanwhile."""
+        record = self._record
+        if record.committed is not None:
+            return
+        deadline.extend(inf)
+        self.waiting = record.outcome.held = True
+        try:
+            await self._commit(record.commit(status or record.outcome.upstream_status))
+        finally:
+            self.waiting = False
+        if self._stopping:
+            deadline.limit_total(SECONDS_TO_NOTIFY, "shutdown")
+
+
+class StrictWriter:
+    """Sends a response, but for the bytes that make it whole, which wait until its row is durable."""
+
+    def __init__(
+        self,
+        writer: Writer,
+        headers: RawHeaders,
+        reply: ProviderReply,
+        record: CallRecord,
+        row: DurableRow,
+        deadline: Deadline,
+    ) -> None:
+        """`headers` are those that `writer` sends; `deadline` is that of the block around."""
+        length = next((value for name, value in headers if name == b"content-length"), None)
+        self._hold: StrictHold | None = StrictHold(
+            has_length=length is not None, is_events=reply.headers.media_type == EVENT_STREAM
+        )
+        self._whole_with_head = reply.status == 204 or length == b"0"
+        self._writer = writer
+        self._outcome = record.outcome
+        self._summary = record.reply
+        self._row = row
+        self._deadline = deadline
+
+    async def start(self) -> None:
+        """The head, unless the response is whole with it."""
+        if not self._whole_with_head:
+            await self._writer.start()
+
+    async def write(self, out: bytes) -> None:
+        """Send what may go of these bytes and those that are held; with `[DONE]`, all, once the row is durable."""
+        if self._hold is None:
+            await self._writer.write(out)
+            return
+        out = self._hold.push(out, self._summary)
+        if out:
+            await self._writer.write(out)
+        if self._summary.seen_done:
+            held, self._hold = self._hold.flush(), None
+            await self._commit()
+            if held and not self._outcome.client_gone:
+                await self._writer.write(held)
+            self._outcome.held = False
+
+    async def end(self, out: bytes) -> None:
+        """The rest, once the row is durable."""
+        if self._hold is not None:
+            going = self._hold.push(out, self._summary)
+            if going and not self._outcome.client_gone:
+                await self._writer.write(going)
+            out = self._hold.flush()
+        await self._commit()
+        if self._whole_with_head:
+            await self._writer.start()
+        await self._writer.end(out)
+        self._outcome.held = False
+
+    async def _commit(self) -> None:
+        if not self._outcome.client_gone:
+            await self._row.commit(self._deadline)

@@ -7,7 +7,7 @@ from starlette.types import Receive
 
 from arbstr_asgi.config.settings import Limits
 from arbstr_asgi.errors import RequestError, ServerError
-from arbstr_asgi.gateway.deadline import Deadline
+from arbstr_asgi.gateway.deadline import Deadline, DeadlineTimer
 from arbstr_asgi.providers import headers as h
 
 
@@ -22,17 +22,20 @@ class BodyReader:
         self._limits = limits
         self.in_flight = 0
 
-    async def read(self, chunks: AsyncIterator[bytes], content_length: str | None) -> bytes:
+    async def read(
+        self, chunks: AsyncIterator[bytes], content_length: str | None, timer: DeadlineTimer | None = None
+    ) -> bytes:
         """The whole body, which counts as held until `release`.
 
-        Raises RequestError (413 too large, 408 too slow), ServerError (503, too much held over all), ClientGone.
+        Raises RequestError (413 too large, 408 too slow), ServerError (503, too much held over all),
+        ClientDisconnected.
         """
         if content_length and content_length.isdecimal():
             self._check(int(content_length[:20]))
         parts: list[bytes] = []
         size = 0
-        with Deadline() as interrupt:
-            interrupt.start(self._limits.body_timeout)
+        with Deadline(timer) as deadline:
+            deadline.start(self._limits.body_timeout)
             try:
                 async for chunk in chunks:
                     size += len(chunk)
@@ -42,7 +45,7 @@ class BodyReader:
             except BaseException:
                 self.in_flight -= size
                 raise
-        if interrupt.reason is not None:
+        if deadline.reason is not None:
             raise RequestError(408, "The request body took too long to arrive.", code="request_timeout")
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
@@ -78,7 +81,7 @@ class BodyRelease:
 
 
 class BodyChunks:
-    """The chunks of a body as an ASGI server hands them over. Raises ClientGone.
+    """The chunks of a body as an ASGI server hands them over. Raises ClientDisconnected.
 
     An iterator rather than a generator, of which every event loop keeps a register.
     """

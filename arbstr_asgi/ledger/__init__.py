@@ -1,1 +1,1 @@
-"""Recording: one row for each call, written in batches, never lost."""
+"""Recording: queues one row per call, writes batches with retries, spills to disk while the database is down."""

@@ -1,4 +1,4 @@
-"""What the writer has taken and not committed yet: rows, usage updates and flush markers, in batches."""
+"""Batches that the writer has taken from the queue and not committed yet: rows, usage updates, flush markers."""
 
 import logging
 from collections import deque
@@ -19,47 +19,36 @@ from arbstr_asgi.ledger.status import LossCounters
 from arbstr_asgi.stats.rollups.dirty_hours import DirtyHours, HourMark
 
 logger = logging.getLogger("arbstr_asgi.ledger")
-LEVELS = 2  # how often a row can be refused and cut down again
+Operation = Record | UsageUpdate | FlushMarker
+MAX_SPILLED_IN_MEMORY = 5000  # operations whose rows are on disk too
+MAX_DEGRADE_LEVEL = 2
 _REFUSED = "(refused)"
-KEPT = 5000  # operations in memory while their rows are on disk
-
-
-_NAMES = tuple(column.name for column in COLUMNS)
-_LAST = {"correlation_id", "timestamp", "streaming", "success", "end_reason", "attempts", "worker_id", "revision"}
-_KEPT = _LAST | {
+_COLUMN_NAMES = tuple(column.name for column in COLUMNS)
+_MINIMAL_COLUMNS = {
+    *("correlation_id", "timestamp", "streaming", "success", "end_reason", "attempts", "worker_id", "revision"),
+}
+_DEGRADED_COLUMNS = _MINIMAL_COLUMNS | {
     *("model", "provider", "policy", "end_user", "tenant"),
     *("latency_ms", "ttft_ms", "stream_duration_ms", "error_status", "disconnect"),
 }
 
 
-def degraded_record(record: Record, level: int, reason: str) -> Record:
-    """The record cut down: at level 1 to identity, model and timing; at level 2 to what no client had a word in.
-
-    The attempts, of which nothing is anybody's text but the model, stay at level 1.
-    """
-    keep = _KEPT if level == 1 else _LAST
-    known = {name: value if name in keep else None for name, value in zip(_NAMES, record.row, strict=True)}
-    known["usage_source"] = "none"
-    known["model"] = _REFUSED if known["model"] is None else known["model"]
-    known["error_message"] = values.text(f"degraded: {reason}", 500)
-    return Record(tuple(known.values()), record.attempts if level == 1 else ())
-
-
-Operation = Record | UsageUpdate | FlushMarker
-
-
 @dataclass(slots=True, eq=False)
 class Batch:
-    """What is committed together. `spilled` says that its rows are on disk as well, `level` how degraded they are."""
+    """Operations to commit in one transaction, the oldest queued at `since` (monotonic seconds), about `size` bytes.
+
+    `spilled`: its rows are on disk too. `level` and `reason`: how far its rows are degraded, and why. `waiting` counts
+    the operations that are not on disk.
+    """
 
     operations: list[Operation]
-    since: float = 0.0  # when the oldest came, on the monotonic clock
+    since: float = 0.0  # monotonic seconds
     size: int = 0  # bytes, about
     spilled: bool = False
     committed: bool = False
     level: int = 0
-    reason: str = ""  # for that
-    waiting: int = field(init=False, default=0)  # operations that are not on disk
+    reason: str = ""
+    waiting: int = field(init=False, default=0)  # operations that are in memory only
 
     def __post_init__(self) -> None:
         self.waiting = len(self.operations) - (len(self.records) if self.spilled else 0)
@@ -70,121 +59,121 @@ class Batch:
         return [item for item in self.operations if isinstance(item, Record)]
 
     def resolve_spilled(self) -> None:
-        """The rows are on disk: tell whoever waits for no more than that."""
+        """Note that the rows are on disk, and resolve the flush markers that wait for no more than that."""
         self.spilled = True
         self.waiting = len(self.operations) - len(self.records)
-        self.size = 0  # what is kept of them is bounded by their number
+        self.size = 0  # bounded by MAX_SPILLED_IN_MEMORY instead
         for item in self.operations:
             if isinstance(item, FlushMarker) and item.spilled:
                 item.resolve(0)
 
 
 class PendingBatches:
-    """Chunks in the order in which they are to be committed; one leaves only after its COMMIT."""
+    """A FIFO of batches to commit; a batch leaves it only after its COMMIT."""
 
-    def __init__(self, driver: Driver, statements: Statements, losses: LossCounters, marker: DirtyHours) -> None:
+    def __init__(self, driver: Driver, statements: Statements, losses: LossCounters, dirty_hours: DirtyHours) -> None:
         self._driver = driver
         self._statements = statements
         self._losses = losses
-        self._marker = marker
-        self.chunks: deque[Batch] = deque()
-        self.stale: list[Record] = []  # committed, and still on disk
+        self._dirty_hours = dirty_hours
+        self.batches: deque[Batch] = deque()
+        self.stale: list[Record] = []  # committed, to be deleted from the spill
 
     def __len__(self) -> int:
-        return sum(len(chunk.operations) for chunk in self.chunks)
+        return sum(len(batch.operations) for batch in self.batches)
 
     @property
     def waiting(self) -> int:
-        """How much of it is not on disk."""
-        return sum([chunk.waiting for chunk in self.chunks])
+        """The number of operations that are not on disk."""
+        return sum([batch.waiting for batch in self.batches])
 
     @property
     def size(self) -> int:
-        """About how many bytes this keeps of what is not on disk."""
-        return sum([chunk.size for chunk in self.chunks])
+        """About how many bytes the operations that are not on disk take."""
+        return sum([batch.size for batch in self.batches])
 
     @property
     def since(self) -> float | None:
-        """When the oldest operation came."""
-        return self.chunks[0].since if self.chunks else None
+        """When the oldest operation was queued, in monotonic seconds."""
+        return self.batches[0].since if self.batches else None
 
     @property
     def unspilled(self) -> list[Batch]:
-        """The chunks that are in memory alone and have rows."""
-        return [chunk for chunk in self.chunks if not chunk.spilled and chunk.records]
+        """The batches with rows that are in memory only."""
+        return [batch for batch in self.batches if not batch.spilled and batch.records]
 
     @property
     def needs_order(self) -> bool:
-        """Whether something waits here that must stay behind what was recorded before it."""
-        return any(not isinstance(item, Record) for chunk in self.chunks for item in chunk.operations)
+        """Whether an operation waits here that must be carried out after all earlier rows."""
+        return any(not isinstance(item, Record) for batch in self.batches for item in batch.operations)
 
     @property
     def can_wait(self) -> bool:
-        """Whether nothing here would be missed if the process ended now: rows on disk, and nobody waiting."""
+        """Whether nothing would be lost if the process ended now: all rows on disk, and no usage update."""
         return not self.unspilled and not any(
-            isinstance(i, UsageUpdate) for chunk in self.chunks for i in chunk.operations
+            isinstance(i, UsageUpdate) for batch in self.batches for i in batch.operations
         )
 
-    def take(self, backlog: WriteQueue, limit: int) -> None:
-        """Add one chunk of at most `limit` items from the backlog."""
-        taken = backlog.take(limit)
+    def take(self, queue: WriteQueue, limit: int) -> None:
+        """Move at most `limit` items from the queue into one new batch."""
+        queued = queue.take(limit)
         operations: list[Operation] = [
-            *normalized_records(pending_entries(taken.entries, self._losses), self._losses),
-            *taken.updates,
-            *taken.marks,
+            *normalized_records(pending_entries(queued.entries, self._losses), self._losses),
+            *queued.updates,
+            *queued.markers,
         ]
         if operations:
-            self.chunks.append(Batch(operations, taken.since, taken.size))
+            self.batches.append(Batch(operations, queued.since, queued.size))
 
-    def mark_spilled(self, chunk: Batch) -> None:
-        """Its rows are on disk, so they need not be kept here, but for a few: those need not be read again."""
-        chunk.resolve_spilled()
-        if chunk.committed:  # meanwhile
-            self._record_stale(chunk)
-        elif len(self) > KEPT and any(chunk is other for other in list(self.chunks)[1:]):
-            chunk.operations = [i for i in chunk.operations if not isinstance(i, Record) and not _is_resolved(i)]
-            chunk.waiting = len(chunk.operations)
-            self.chunks = deque(other for other in self.chunks if other.operations)
+    def mark_spilled(self, batch: Batch) -> None:
+        """Note that a batch's rows are on disk; those beyond MAX_SPILLED_IN_MEMORY are dropped from memory."""
+        batch.resolve_spilled()
+        if batch.committed:
+            self._record_stale(batch)
+        elif len(self) > MAX_SPILLED_IN_MEMORY and any(batch is other for other in list(self.batches)[1:]):
+            batch.operations = [i for i in batch.operations if not isinstance(i, Record) and not _is_resolved(i)]
+            batch.waiting = len(batch.operations)
+            self.batches = deque(other for other in self.batches if other.operations)
 
     def put(self, records: Sequence[Record]) -> None:
-        """Add one chunk of records that are on disk."""
-        self.chunks.append(Batch([*records], spilled=True))
+        """Add one batch of records that are on disk already."""
+        self.batches.append(Batch([*records], spilled=True))
 
     async def write(self, raw: Any) -> None:
-        """Commit the first chunk; instead of a chunk with a bad row its halves come next, until the row is alone.
+        """Commit the first batch. A batch with a refused row is replaced by its halves, until that row is alone.
 
-        A bad row alone is degraded, step by step; the log names its id and the kind of reason, never values. Any
-        other trouble is raised, and the chunk stays.
+        A refused row is degraded step by step (see `degraded_record`); the log names its id and the kind of error,
+        never a value. Any other error is raised, and the batch stays.
         """
-        chunk = self.chunks[0]
+        batch = self.batches[0]
         try:
-            counts = await self._commit(raw, chunk.operations)
+            counts = await self._commit(raw, batch.operations)
         except Exception as error:
             reason = self._driver.is_row_error(error)
             if reason is None:
                 raise
-            await self._driver.fetch(raw, "SELECT 1")  # if that fails too, the row is not to blame
-            self.chunks.popleft()
-            self.chunks.extendleft(reversed(self._isolate_bad_rows(chunk, reason)))
+            await self._driver.fetch(raw, "SELECT 1")  # raises if the connection itself has failed
+            self.batches.popleft()
+            self.batches.extendleft(reversed(self._isolate_bad_rows(batch, reason)))
         else:
-            self.chunks.popleft()
-            chunk.committed = True
-            for record in chunk.records if chunk.level else ():
-                self._losses.degrade(record.correlation_id, chunk.reason)
-            if chunk.spilled:
-                self._record_stale(chunk)
-            _resolve(chunk.operations, counts)
+            self.batches.popleft()
+            batch.committed = True
+            for record in batch.records if batch.level else ():
+                self._losses.degrade(record.correlation_id, batch.reason)
+            if batch.spilled:
+                self._record_stale(batch)
+            _resolve(batch.operations, counts)
 
     def clear(self) -> list[Operation]:
-        """Everything that is left and not on disk."""
-        left = [item for chunk in self.chunks for item in chunk.operations]
-        spilled = {id(record) for chunk in self.chunks if chunk.spilled for record in chunk.records}
-        self.chunks.clear()
-        return [item for item in left if id(item) not in spilled]
+        """Remove and return every operation that is not on disk."""
+        operations = [item for batch in self.batches for item in batch.operations]
+        spilled = {id(record) for batch in self.batches if batch.spilled for record in batch.records}
+        self.batches.clear()
+        return [item for item in operations if id(item) not in spilled]
 
-    def _record_stale(self, chunk: Batch) -> None:
-        if len(self.stale) < KEPT:  # the others are brought back once more, which changes nothing
-            self.stale += chunk.records
+    def _record_stale(self, batch: Batch) -> None:
+        if len(self.stale) < MAX_SPILLED_IN_MEMORY:  # the rest is replayed once more, which is idempotent
+            self.stale += batch.records
 
     async def _commit(self, raw: Any, operations: list[Operation]) -> list[int]:
         driver, sql = self._driver, self._statements
@@ -196,41 +185,55 @@ class PendingBatches:
         ]
         if not records and not updates:
             return []
-        rows = [*upsert_operations(driver, sql, records), *self._mark_hours(self._marker.of_records(records))]
+        rows = [*upsert_operations(driver, sql, records), *self._mark_hours(self._dirty_hours.record_marks(records))]
         if not updates:
             await driver.write(raw, rows)
             return []
         async with driver.begin(raw):
             await driver.write(raw, rows)
             counts = [await driver.execute(raw, sql.update_usage, update) for update in updates]
-            found = [await driver.fetch(raw, sql.arrival, update[-1:]) for update in updates]
-            moments = [values.read_timestamp(row[0]) for rows in found for row in rows]
-            await driver.write(raw, self._mark_hours(self._marker.of(moments)))
+            entries_now = [await driver.fetch(raw, sql.select_timestamp, update[-1:]) for update in updates]
+            moments = [values.read_timestamp(row[0]) for rows in entries_now for row in rows]
+            await driver.write(raw, self._mark_hours(self._dirty_hours.marks(moments)))
             return counts
 
-    def _mark_hours(self, marks: list[HourMark]) -> list[BulkStatement]:
-        return [BulkStatement(self._statements.mark_hour, marks)] if marks else []
+    def _mark_hours(self, markers: list[HourMark]) -> list[BulkStatement]:
+        return [BulkStatement(self._statements.mark_hour, markers)] if markers else []
 
-    def _isolate_bad_rows(self, chunk: Batch, reason: str) -> list[Batch]:
-        """What to try instead of a chunk that was refused."""
-        half = len(chunk.operations) // 2
+    def _isolate_bad_rows(self, batch: Batch, reason: str) -> list[Batch]:
+        """The batches that replace one that was refused: its halves, or a degraded row."""
+        half = len(batch.operations) // 2
         if half:
-            parts = chunk.operations[:half], chunk.operations[half:]
-            return [replace(chunk, operations=part, size=chunk.size // 2) for part in parts]
-        (item,) = chunk.operations
+            parts = batch.operations[:half], batch.operations[half:]
+            return [replace(batch, operations=part, size=batch.size // 2) for part in parts]
+        (item,) = batch.operations
         if not isinstance(item, Record):
             item.resolve(LedgerError(f"refused by the database: {reason}"))
             return []
-        if chunk.level == LEVELS:
+        if batch.level == MAX_DEGRADE_LEVEL:
             logger.error("ledger: the row of %s was refused in every form and is lost: %s", item.correlation_id, reason)
             self._losses.add(1, "refused by the database")
             return []
-        level = chunk.level + 1
-        return [replace(chunk, operations=[degraded_record(item, level, reason)], level=level, reason=reason)]
+        level = batch.level + 1
+        return [replace(batch, operations=[degraded_record(item, level, reason)], level=level, reason=reason)]
+
+
+def _is_resolved(item: UsageUpdate | FlushMarker) -> bool:
+    """Whether this marker waits only for the spill."""
+    return isinstance(item, FlushMarker) and item.spilled
+
+
+def _resolve(operations: list[Operation], counts: list[int]) -> None:
+    waiting = iter(counts)
+    for item in operations:
+        if isinstance(item, UsageUpdate):
+            item.resolve(next(waiting))
+        elif isinstance(item, FlushMarker):
+            item.resolve(0)
 
 
 def upsert_operations(driver: Driver, sql: Statements, records: Sequence[Record]) -> list[BulkStatement]:
-    """What writes records, in one transaction; a newer state that is there stays."""
+    """The statements that upsert these records and their attempts, for one transaction."""
     rows = [driver.encode(record.row) for record in records]
     attempts = [driver.encode(row, IN_ATTEMPTS) for record in records for row in record.attempts]
     return [
@@ -239,18 +242,18 @@ def upsert_operations(driver: Driver, sql: Statements, records: Sequence[Record]
 
 
 def pending_entries(entries: Sequence[LedgerEntry | PendingEntry], losses: LossCounters) -> list[LedgerEntry]:
-    """Entries, and what the calls among them say of themselves now; one that can't is counted, if no other."""
-    found: list[LedgerEntry] = []
+    """Resolve pending entries to their current state; one that raises is counted as lost, the others are kept."""
+    entries_now: list[LedgerEntry] = []
     for entry in entries:
         try:
-            found.append(entry if isinstance(entry, LedgerEntry) else entry.entry())
+            entries_now.append(entry if isinstance(entry, LedgerEntry) else entry.entry())
         except Exception as error:  # noqa: BLE001 - one odd call must not stop the others
             losses.add(1, f"a call that can't be told: {type(error).__name__}")
-    return found
+    return entries_now
 
 
 def normalized_records(entries: Sequence[LedgerEntry], losses: LossCounters) -> list[Record]:
-    """The records of entries; what can't be one loses what is wrong with it, and is counted as degraded."""
+    """Normalise entries; one that fails is degraded and counted."""
     records: list[Record] = []
     for entry in entries:
         try:
@@ -262,15 +265,16 @@ def normalized_records(entries: Sequence[LedgerEntry], losses: LossCounters) -> 
     return records
 
 
-def _is_resolved(item: UsageUpdate | FlushMarker) -> bool:
-    """Whether it asked for no more than the spill."""
-    return isinstance(item, FlushMarker) and item.spilled
+def degraded_record(record: Record, level: int, reason: str) -> Record:
+    """A copy of a refused record with fewer columns, and `degraded: reason` as its error message.
 
-
-def _resolve(operations: list[Operation], counts: list[int]) -> None:
-    waiting = iter(counts)
-    for item in operations:
-        if isinstance(item, UsageUpdate):
-            item.resolve(next(waiting))
-        elif isinstance(item, FlushMarker):
-            item.resolve(0)
+    Level 1 keeps identity, model, timing and the attempts; level 2 keeps no text that a client or a provider has sent.
+    """
+    kept_columns = _DEGRADED_COLUMNS if level == 1 else _MINIMAL_COLUMNS
+    values_by_column = {
+        name: value if name in kept_columns else None for name, value in zip(_COLUMN_NAMES, record.row, strict=True)
+    }
+    values_by_column["usage_source"] = "none"
+    values_by_column["model"] = _REFUSED if values_by_column["model"] is None else values_by_column["model"]
+    values_by_column["error_message"] = values.text(f"degraded: {reason}", 500)
+    return Record(tuple(values_by_column.values()), record.attempts if level == 1 else ())

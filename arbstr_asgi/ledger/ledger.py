@@ -1,4 +1,4 @@
-"""The ledger as the gateway sees it."""
+"""The ledger: records calls, and answers queries about them."""
 
 import asyncio
 import logging
@@ -14,7 +14,7 @@ from arbstr_asgi.database.drivers.base import describe_error
 from arbstr_asgi.database.records import LedgerEntry, PendingEntry
 from arbstr_asgi.database.statements import statements
 from arbstr_asgi.errors import ConfigError, LedgerError, LedgerUnavailable
-from arbstr_asgi.ledger.queries import AT_ONCE, LedgerQueries, QueryRunner
+from arbstr_asgi.ledger.queries import MAX_CONCURRENT_QUERIES, LedgerQueries, QueryRunner
 from arbstr_asgi.ledger.queue import FlushMarker, Resolve, UsageUpdate, make_future
 from arbstr_asgi.ledger.spill.locks import new_worker_id
 from arbstr_asgi.ledger.spill.store import open_spill
@@ -26,19 +26,19 @@ from arbstr_asgi.stats.sql import SqlDialect
 
 logger = logging.getLogger("arbstr_asgi.ledger")
 
-COMMIT_PATIENCE = 2.0  # seconds for which an answer is held for its row
+COMMIT_PATIENCE = 2.0  # seconds
 
 _CLOSED = "the ledger is not open"
 
 
 class Ledger(LedgerQueries):
-    """Records one row for each call; give it a `url`, or a connected `database` of the host's.
+    """Records one row for each call, in the database at `url` or in a connected `database` of the host.
 
-    The table prefix is "" on a database of our own and "arbstr_" on the host's; `migrate` (at start) is on for our own
-    and off for the host's. `spill` is the folder below which rows wait for a database that can't take them (default:
-    beside an SQLite file, else `arbstr-spill`). `durable` commits survive a power cut on SQLite too. At most `bounds`
-    wait in memory. Rows older than `retention_days` are deleted, and their roll-ups kept. Raises ConfigError for what
-    can't work; nothing is read or opened before `open()`.
+    The table prefix is "" in our own database and "arbstr_" in the host's; `migrate` (at start) defaults to True for
+    our own and False for the host's. `spill` is the folder for rows that the database does not accept (default: beside
+    an SQLite file, else `arbstr-spill`). `durable` commits survive a power cut on SQLite too. `bounds` limits the queue
+    in memory. Rows older than `retention_days` are deleted, their roll-ups are kept. Raises ConfigError for arguments
+    that can not work; nothing is read or opened before `open()`.
     """
 
     def __init__(
@@ -53,16 +53,16 @@ class Ledger(LedgerQueries):
         bounds: QueueLimits = QueueLimits(),  # noqa: B008 - a frozen value
         retention_days: float | None = None,
     ) -> None:
-        place = url if database is None else database
-        if place is None or (url is not None and database is not None):
+        source = url if database is None else database
+        if source is None or (url is not None and database is not None):
             raise ConfigError("database: give either a url or a connected database")
-        self._target = LedgerDatabase.create(place, table_prefix, durable=durable)
+        self._target = LedgerDatabase.create(source, table_prefix, durable=durable)
         self._spill_below = spill
         self._durable = durable
         self._limits = bounds
         self._migrate = self._target.own if migrate is None else migrate
         self._statements = statements(self._target.dialect, self._target.prefix)
-        self._fragments = SqlDialect(self._target.dialect, self._target.prefix)
+        self._sql_dialect = SqlDialect(self._target.dialect, self._target.prefix)
         self._losses = LossCounters()
         self._writer: Writer | None = None
         self._opening = False
@@ -77,31 +77,31 @@ class Ledger(LedgerQueries):
 
     @property
     def is_open(self) -> bool:
-        """Whether `record` keeps what it is given."""
+        """Whether `record` accepts entries."""
         return self._writer is not None and self._writer.accepting
 
     @property
     def queued(self) -> int:
-        """Entries that are recorded and neither committed nor on disk."""
+        """The number of entries in memory that are neither committed nor on disk."""
         return 0 if self._writer is None else self._writer.queued
 
     @property
     def lost(self) -> int:
-        """Entries that could not be kept, since this object was made."""
+        """The number of entries lost since this object was created."""
         return self._losses.count
 
     @property
     def worker_id(self) -> str:
-        """Who writes: host, process and, where there is a spill, its folder; different for each opening."""
+        """Identifies the writing process: host, process id, spill folder; different after each `open()`."""
         return self._worker_id
 
     @property
     def spill_folder(self) -> Path:
-        """Where rows wait on disk while the database can't take them."""
+        """The folder for rows that the database does not accept."""
         return self._target.spill_folder(self._spill_below)
 
     def snapshot(self) -> Snapshot:
-        """What waits, and what went wrong."""
+        """Queue length, spilled rows, and counters of losses."""
         writer = self._writer
         spill = writer.spill if writer is not None else None
         ages = [] if writer is None or writer.oldest is None else [writer.oldest]
@@ -120,45 +120,44 @@ class Ledger(LedgerQueries):
         )
 
     def has_room(self, calls: int = 0) -> bool:
-        """Whether the entries of so many more calls could be kept in memory."""
+        """Whether the queue has room for the entries of this many more calls."""
         return self._writer is not None and self._limits.has_room(self._writer.queued + 2 * calls, self._writer.size)
 
     async def open(self, patience: float = 5.0) -> None:
-        """Start writing: connect, migrate or check the schema.
+        """Connect, migrate or check the schema, and start the writer.
 
-        Where the database does not answer, or not within `patience` seconds, rows are spilled until it does. Raises
-        LedgerError for what will not work until somebody mends it (a missing schema, a wrong folder), and leaves
-        nothing open then.
+        Where the database does not answer within `patience` seconds, rows are spilled until it does. Raises LedgerError
+        where an operator has to act (a missing schema, a wrong folder); nothing is left open then.
         """
         if self.is_open or self._opening:
             raise LedgerError("the ledger is open already")
         self._target.check()
         self._opening = True
         try:
-            found = await open_spill(self.spill_folder, durable=self._durable)
-            self._worker_id = new_worker_id(found.slots.id if found else "")
-            if found is not None:
-                found.spill.slot.sign(self._worker_id)
-            self._writer = Writer(self._target, self._statements, self._losses, found, migrate=self._migrate)
+            spill = await open_spill(self.spill_folder, durable=self._durable)
+            self._worker_id = new_worker_id(spill.locks.id if spill else "")
+            if spill is not None:
+                spill.store.slot.write_owner(self._worker_id)
+            self._writer = Writer(self._target, self._statements, self._losses, spill, migrate=self._migrate)
             try:
                 await self._writer.opened(patience)
             except asyncio.CancelledError:
                 await self._writer.stop(1.0)
                 raise
-            self._at_once = asyncio.Semaphore(AT_ONCE)
+            self._query_slots = asyncio.Semaphore(MAX_CONCURRENT_QUERIES)
             self._cache = RollupCache()
             writer = self._writer
             self._scheduler = RollupScheduler(
-                lambda: writer.sessions if writer.accepting else None, self._fragments, self._retention
+                lambda: writer.connections if writer.accepting else None, self._sql_dialect, self._retention
             )
         finally:
             self._opening = False
 
     async def close(self, timeout: float = 10.0) -> None:
-        """Write everything recorded and every spawned update, for at most `timeout` seconds, then disconnect ours.
+        """Flush the queue, for at most `timeout` seconds, stop the writer and disconnect.
 
-        What the database did not take is in the spill for the next start; what that can't take either is counted in
-        `lost` and logged as CRITICAL. A second call does nothing.
+        Rows that were not committed are in the spill, for the next start; rows that could not be spilled either are
+        counted in `lost` and logged as CRITICAL. A second call does nothing.
         """
         if self._scheduler is not None:
             await self._scheduler.stop()
@@ -166,16 +165,16 @@ class Ledger(LedgerQueries):
             await self._writer.stop(timeout)
 
     def record(self, entry: LedgerEntry) -> None:
-        """Queue one state of a call; the highest revision stays. Never raises, never waits, from any thread."""
+        """Queue one state of a call; of its states the highest revision is kept. Thread-safe, never raises or waits."""
         if isinstance(entry, LedgerEntry):
             self._add(entry)
         else:
             self._losses.add(1, "not an entry")
 
     def record_started(self, call: PendingEntry) -> None:
-        """Queue the first state of a call, of which it is asked on the loop's thread when that is to be written.
+        """Queue the first state of a call; the writer asks it for `entry()` on the event loop's thread.
 
-        It isn't, where its entry is recorded before. Never raises, never waits, from any thread.
+        It is not written if the finished entry is recorded before. Thread-safe, never raises or waits.
         """
         self._add(call)
 
@@ -192,13 +191,13 @@ class Ledger(LedgerQueries):
             self._losses.add(1, type(error).__name__)
 
     async def commit(self, entry: LedgerEntry) -> None:
-        """Record, and return once that is in the database or in the spill; after two seconds in any case, counted."""
+        """Record, and wait until it is committed or spilled; after COMMIT_PATIENCE it is counted as late."""
         self.record(entry)
         writer = self._writer
         if writer is None or not writer.accepting:
             return
-        settle, future = make_future()
-        writer.add(FlushMarker(settle, spilled=True), urgent=True)
+        resolve, future = make_future()
+        writer.add(FlushMarker(resolve, spilled=True), urgent=True)
         try:
             async with asyncio.timeout(COMMIT_PATIENCE):
                 await future
@@ -206,10 +205,10 @@ class Ledger(LedgerQueries):
             self._losses.add_late()
 
     async def flush(self) -> None:
-        """Return when everything recorded so far is committed. Raises LedgerError if it is closed before."""
+        """Wait until everything recorded so far is committed. Raises LedgerError if the ledger is closed before."""
         if self._writer is not None and self._writer.accepting:
-            settle, future = make_future()
-            self._writer.add(FlushMarker(settle), urgent=True)
+            resolve, future = make_future()
+            self._writer.add(FlushMarker(resolve), urgent=True)
             await future
 
     async def update_usage(
@@ -217,19 +216,19 @@ class Ledger(LedgerQueries):
     ) -> int:
         """Write exactly these three columns of one row; None writes NULL.
 
-        Returns the number of rows matched, after the commit: 1, or 0 for an unknown id. Stays behind what was recorded
+        Returns the number of rows matched, after the commit: 1, or 0 for an unknown id. Ordered behind entries recorded
         before. Raises LedgerError when the ledger is not open, or is closed before the commit.
         """
-        settle, future = make_future()
-        self._update(UsageUpdate.create(correlation_id, input_tokens, output_tokens, cost_sats, settle), urgent=True)
+        resolve, future = make_future()
+        self._update(UsageUpdate.create(correlation_id, input_tokens, output_tokens, cost_sats, resolve), urgent=True)
         return await future
 
     def spawn_usage_update(
         self, correlation_id: str, input_tokens: int | None, output_tokens: int | None, cost_sats: Decimal | None
     ) -> None:
-        """The same without waiting; never raises. Logs WARNING on zero rows and on failure, DEBUG on success.
+        """As `update_usage`, without waiting; never raises. Logs WARNING on zero rows or failure, DEBUG on success.
 
-        Finished before `close()` is.
+        Carried out before `close()` returns.
         """
         try:
             self._update(
@@ -242,9 +241,9 @@ class Ledger(LedgerQueries):
     def _open_reader(self) -> QueryRunner:
         if self._writer is None or not self.is_open:
             raise LedgerError(_CLOSED)
-        if self._writer.sessions is None:
+        if self._writer.connections is None:
             raise LedgerUnavailable("the database can't answer: it has not been reached yet")
-        return QueryRunner(self._writer.sessions, self._statements, self._fragments, self._cache)
+        return QueryRunner(self._writer.connections, self._statements, self._sql_dialect, self._cache)
 
     def _update(self, update: UsageUpdate, *, urgent: bool) -> None:
         if self._writer is None or not self._writer.accepting:
@@ -255,7 +254,7 @@ class Ledger(LedgerQueries):
 
 
 def _report(correlation_id: str) -> Resolve:
-    def settle(outcome: int | LedgerError) -> None:
+    def resolve(outcome: int | LedgerError) -> None:
         if isinstance(outcome, LedgerError):
             logger.warning("ledger: usage of %s not updated: %s", correlation_id, outcome)
         elif outcome == 0:
@@ -263,4 +262,4 @@ def _report(correlation_id: str) -> Resolve:
         else:
             logger.debug("ledger: usage of %s updated", correlation_id)
 
-    return settle
+    return resolve

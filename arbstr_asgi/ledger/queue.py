@@ -1,4 +1,4 @@
-"""What waits to be written: entries, usage updates and flush marks, in the order in which they came."""
+"""The write queue: entries, usage updates and flush markers, first in, first out."""
 
 import asyncio
 import threading
@@ -19,7 +19,7 @@ Resolve = Callable[[int | LedgerError], None]
 
 @dataclass(frozen=True, slots=True, eq=False)
 class UsageUpdate:
-    """Three columns of one row; `settle` hears the number of rows matched, after the commit, or what prevented it."""
+    """An UPDATE of three columns of one row; `resolve` gets the number of rows matched, or the LedgerError."""
 
     correlation_id: str
     input_tokens: int | None
@@ -34,40 +34,38 @@ class UsageUpdate:
         input_tokens: int | None,
         output_tokens: int | None,
         cost_sats: Decimal | None,
-        settle: Resolve,
+        resolve: Resolve,
     ) -> "UsageUpdate":
-        """With its values made fit for every database."""
+        """With normalised values."""
         tokens = values.integer(input_tokens), values.integer(output_tokens)
-        return cls(values.identifier(correlation_id), *tokens, values.money(cost_sats), settle)
+        return cls(values.identifier(correlation_id), *tokens, values.money(cost_sats), resolve)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class FlushMarker:
-    """`settle` hears 0 when everything before it is committed; with `spilled`, when it is committed or spilled."""
+    """`resolve` gets 0 when everything queued before is committed; with `spilled`, when it is committed or spilled."""
 
     resolve: Resolve
     spilled: bool = False
 
 
 Item = LedgerEntry | PendingEntry | UsageUpdate | FlushMarker
-
-# An item, when it came (seconds of the monotonic clock) and about how many bytes it keeps; a plain tuple, since one is
-# made for each state of each call.
+# Item, time queued (monotonic seconds), size in bytes; a plain tuple, since each state of each call makes one.
 Waiting = tuple[Item, float, int]
 
 
 class QueuedBatch(NamedTuple):
-    """A part of the backlog, to be carried out in this order: entries, updates, marks; calls are asked for theirs."""
+    """Items taken from the queue, to be carried out in this order: entries, updates, markers."""
 
     entries: list[LedgerEntry | PendingEntry]
     updates: list[UsageUpdate]
-    marks: list[FlushMarker]
+    markers: list[FlushMarker]
     since: float
     size: int
 
 
 class WriteQueue:
-    """First in, first out; several states of one call become one when they are taken together. For any thread."""
+    """A thread-safe FIFO; several states of one call are merged when they are taken together."""
 
     def __init__(self) -> None:
         self._waiting: deque[Waiting] = deque()
@@ -79,14 +77,14 @@ class WriteQueue:
 
     @property
     def since(self) -> float | None:
-        """When the oldest item came."""
+        """When the oldest item was queued, in monotonic seconds."""
         try:
             return self._waiting[0][1]
         except IndexError:
             return None
 
     def add(self, item: Item, since: float) -> int:
-        """Append; returns how many wait now."""
+        """Append an item queued at `since`; returns the length of the queue."""
         size = size_in_bytes(item)
         with self._lock:
             self._waiting.append((item, since, size))
@@ -94,19 +92,20 @@ class WriteQueue:
             return len(self._waiting)
 
     def take(self, limit: int) -> QueuedBatch:
-        """At most `limit` items from the front, to be carried out in the order of `Taken`.
+        """Remove at most `limit` items from the front, sorted as `QueuedBatch` says.
 
-        That order changes nothing: an entry that follows an update of the same call is left for the next time.
+        The order has no effect on the result: an entry that follows an update of the same call is left for the next
+        batch.
         """
         with self._lock:
-            taken, count = _sort(self._waiting, limit)
+            batch, count = _sort(self._waiting, limit)
             for _ in range(count):
                 self._waiting.popleft()
-            self.size -= taken.size
-        return taken
+            self.size -= batch.size
+        return batch
 
     def clear(self) -> list[Item]:
-        """Everything, as it came."""
+        """Remove and return all items."""
         with self._lock:
             items = [item for item, _, _ in self._waiting]
             self._waiting.clear()
@@ -114,58 +113,58 @@ class WriteQueue:
         return items
 
 
-def size_in_bytes(item: Item) -> int:
-    """About how many bytes an item keeps in memory."""
-    if not isinstance(item, LedgerEntry):
-        return 1500  # what a call will say of itself, or less
-    return 1000 + 500 * len(item.tries) + len(item.model) + len(item.tags or "") + len(item.usage_json or "")
-
-
 def _sort(waiting: Sequence[Waiting], limit: int) -> tuple[QueuedBatch, int]:
     entries: dict[str, LedgerEntry | PendingEntry] = {}
     updates: list[UsageUpdate] = []
-    marks: list[FlushMarker] = []
+    markers: list[FlushMarker] = []
     updated: set[str] = set()
     count = size = 0
     for count in range(min(limit, len(waiting))):
-        item, _, weighs = waiting[count]
+        item, _, item_size = waiting[count]
         if isinstance(item, UsageUpdate):
             updates.append(item)
             updated.add(item.correlation_id)
         elif isinstance(item, FlushMarker):
-            marks.append(item)
+            markers.append(item)
         else:
             if item.correlation_id in updated:
                 break
-            known = entries.get(item.correlation_id)
-            entries[item.correlation_id] = item if known is None else merge_states(known, item)
-        size += weighs
+            pending = entries.get(item.correlation_id)
+            entries[item.correlation_id] = item if pending is None else merge_states(pending, item)
+        size += item_size
     else:
         count = min(limit, len(waiting))
-    return QueuedBatch(list(entries.values()), updates, marks, waiting[0][1] if count else 0.0, size), count
+    return QueuedBatch(list(entries.values()), updates, markers, waiting[0][1] if count else 0.0, size), count
 
 
-def merge_states(known: LedgerEntry | PendingEntry, other: LedgerEntry | PendingEntry) -> LedgerEntry | PendingEntry:
-    """What of two is to be written; a call knows no more than its entry does."""
+def merge_states(pending: LedgerEntry | PendingEntry, other: LedgerEntry | PendingEntry) -> LedgerEntry | PendingEntry:
+    """The newer of two states of a call; an entry is newer than a pending one."""
     if not isinstance(other, LedgerEntry):
-        return known
-    return newer_state(known, other) if isinstance(known, LedgerEntry) else other
+        return pending
+    return newer_state(pending, other) if isinstance(pending, LedgerEntry) else other
 
 
-def newer_state(known: LedgerEntry, other: LedgerEntry) -> LedgerEntry:
-    """The state that stays, by the rule of the upsert (see `statements`)."""
-    if other.revision > known.revision:
+def newer_state(pending: LedgerEntry, other: LedgerEntry) -> LedgerEntry:
+    """The state that the upsert would keep (see `statements`)."""
+    if other.revision > pending.revision:
         return other
-    if known.end_reason in IN_FLIGHT and other.end_reason not in IN_FLIGHT:
-        return msgspec.structs.replace(other, revision=known.revision)
-    return known
+    if pending.end_reason in IN_FLIGHT and other.end_reason not in IN_FLIGHT:
+        return msgspec.structs.replace(other, revision=pending.revision)
+    return pending
+
+
+def size_in_bytes(item: Item) -> int:
+    """About how many bytes an item takes in memory."""
+    if not isinstance(item, LedgerEntry):
+        return 1500  # an upper bound for a pending entry
+    return 1000 + 500 * len(item.tries) + len(item.model) + len(item.tags or "") + len(item.usage_json or "")
 
 
 def make_future() -> tuple[Resolve, "asyncio.Future[int]"]:
-    """A future and what settles it, unless its caller has gone."""
+    """A future, and the callback that sets its result or exception, unless it was cancelled."""
     future: asyncio.Future[int] = asyncio.get_running_loop().create_future()
 
-    def settle(outcome: int | LedgerError) -> None:
+    def resolve(outcome: int | LedgerError) -> None:
         if future.done():
             return
         if isinstance(outcome, LedgerError):
@@ -173,4 +172,4 @@ def make_future() -> tuple[Resolve, "asyncio.Future[int]"]:
         else:
             future.set_result(outcome)
 
-    return settle, future
+    return resolve, future

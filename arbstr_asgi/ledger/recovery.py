@@ -1,4 +1,4 @@
-"""Brings what is on disk into the database: our own spill, those of dead processes, and the calls they left open."""
+"""Replays spilled rows, our own and those of dead processes, and closes the calls that those left in flight."""
 
 import logging
 from collections.abc import Callable, Collection
@@ -19,118 +19,118 @@ logger = logging.getLogger("arbstr_asgi.ledger")
 
 BATCH = 500  # rows
 ABANDONED = "abandoned: its process ended before the reply did"
-STRANGERS = timedelta(hours=24)  # after which a call of a process that we can't ask about is given up
-_LONG = 0.05  # seconds that a batch may take: meanwhile, what comes waits
-_LEAST = 25  # rows, however long it takes
-_PAUSE = 5.0  # seconds without a further attempt when a spill itself fails
+UNKNOWN_OWNER_AGE = timedelta(hours=24)  # of an in-flight call whose process is unknown
+_MAX_BATCH_SECONDS = 0.05  # longer batches delay new rows
+_MIN_BATCH = 25  # rows
+_RETRY_PAUSE = 5.0  # seconds
 
 
 class Recovery:
-    """What is left to do beside writing what comes; all of it can be done again, since revisions decide."""
+    """The background work of the writer; every step is idempotent, since revisions decide which state is kept."""
 
     def __init__(
         self,
         driver: Driver,
         statements: Statements,
         losses: LossCounters,
-        shelter: Spill | None,
-        marker: DirtyHours,
+        spill: Spill | None,
+        dirty_hours: DirtyHours,
         stale: Collection[Record],
         now: Callable[[], float],
     ) -> None:
         self._driver = driver
         self._statements = statements
         self._losses = losses
-        self._marker = marker
-        self._stale = stale  # what is in our own spill and need not be brought back
-        self._slots = None if shelter is None else shelter.slots
-        self._spill = None if shelter is None else shelter.spill
+        self._dirty_hours = dirty_hours
+        self._stale = stale  # committed rows in our own spill, not to be replayed
+        self._locks = None if spill is None else spill.locks
+        self._spill = None if spill is None else spill.store
         self._now = now
-        self._not_before = float("-inf")
+        self._retry_at = float("-inf")
         self._batch_size = BATCH
-        self._orphans: list[SpillStore] | None = None  # None: not looked for yet
-        self._open_calls = True
+        self._orphans: list[SpillStore] | None = None  # None: not searched yet
+        self._has_in_flight = True
 
     @property
     def waiting(self) -> bool:
-        """Whether `some` has something to do."""
-        if not self.own_waiting and not self._open_calls:
+        """Whether `replay_batch` has something to do."""
+        if not self.own_waiting and not self._has_in_flight:
             return False
-        return self._now() >= self._not_before
+        return self._now() >= self._retry_at
 
     @property
     def own_rows(self) -> bool:
-        """Whether our own spill holds any rows, so that one of them may be the only state of its call."""
+        """Whether our own spill holds any row, which may be the only state of its call."""
         return self._spill is not None and self._spill.rows > 0
 
     @property
     def own_waiting(self) -> bool:
-        """Whether our own spill holds rows that the database has not got yet."""
+        """Whether our own spill holds rows that are not in the database."""
         return self._spill is not None and self._spill.rows > len(self._stale)
 
     @property
     def seconds_to_wait(self) -> float | None:
-        """How long until there is something to do again, if there will be."""
-        if not self.own_waiting and not self._open_calls:
+        """Seconds until there is something to do; None: nothing is left."""
+        if not self.own_waiting and not self._has_in_flight:
             return None
-        return max(self._not_before - self._now(), 0.0)
+        return max(self._retry_at - self._now(), 0.0)
 
     async def replay_batch(self, raw: Any) -> None:
-        """One batch or one other step. Raises what the database raises; trouble with a spill only makes a pause."""
+        """One batch, or one other step. Raises what the database raises; an error of a spill only causes a pause."""
         if self._spill is not None and self._spill.rows:
-            await self._batch(raw, self._spill)
+            await self._replay(raw, self._spill)
         elif self._orphans is None:
             try:
-                self._orphans = [] if self._slots is None else await self._claim(self._slots)
+                self._orphans = [] if self._locks is None else await self._claim(self._locks)
             except OSError as error:
                 self._warn(error)
         elif self._orphans:
             if self._orphans[0].rows:
-                await self._batch(raw, self._orphans[0])
+                await self._replay(raw, self._orphans[0])
             else:
                 await self._orphans.pop(0).close()
         else:
-            before = datetime.now(UTC)  # a process that starts now has no call yet
+            before = datetime.now(UTC)  # calls of processes that start from now on are later
             try:
-                living = set() if self._slots is None else self._slots.living()
+                live_owners = set() if self._locks is None else self._locks.live_owners()
             except OSError as error:
                 self._warn(error)
                 return
-            await self._abandon(raw, living, before)
-            self._open_calls = False
+            await self._abandon(raw, live_owners, before)
+            self._has_in_flight = False
 
     async def replay_own(self, raw: Any) -> None:
-        """All of our own spill, for what must come behind it; as far as it can be read."""
-        while self._spill is not None and self._spill.rows and self._now() >= self._not_before:
-            await self._batch(raw, self._spill)
+        """Replay all of our own spill, for an operation that must come after it; stops where it can not be read."""
+        while self._spill is not None and self._spill.rows and self._now() >= self._retry_at:
+            await self._replay(raw, self._spill)
 
     async def close(self) -> None:
-        """Let go of the spills of others."""
+        """Release the spills of other processes."""
         for orphan in self._orphans or ():
             await orphan.close()
 
-    async def _batch(self, raw: Any, spill: SpillStore) -> None:
-        begun = self._now()
+    async def _replay(self, raw: Any, spill: SpillStore) -> None:
+        started = self._now()
         try:
-            kept = await spill.read(self._batch_size)
+            spilled = await spill.read(self._batch_size)
         except Exception as error:  # noqa: BLE001
             self._warn(error)
             return
-        hand = PendingBatches(self._driver, self._statements, self._losses, self._marker)
-        hand.put([record for _, record in kept])
-        while hand:
-            await hand.write(raw)
+        pending = PendingBatches(self._driver, self._statements, self._losses, self._dirty_hours)
+        pending.put([record for _, record in spilled])
+        while pending:
+            await pending.write(raw)
         try:
-            await spill.remove(kept)
+            await spill.remove(spilled)
         except Exception as error:  # noqa: BLE001
             self._warn(error)
-        late = self._now() - begun > _LONG
-        self._batch_size = max(self._batch_size // 2, _LEAST) if late else min(self._batch_size * 2, BATCH)
+        slow = self._now() - started > _MAX_BATCH_SECONDS
+        self._batch_size = max(self._batch_size // 2, _MIN_BATCH) if slow else min(self._batch_size * 2, BATCH)
 
-    async def _claim(self, slots: SpillLocks) -> list[SpillStore]:
-        """The spills of dead processes; one that can't be read is told and left."""
-        found: list[SpillStore] = []
-        for slot in slots.orphans():
+    async def _claim(self, locks: SpillLocks) -> list[SpillStore]:
+        """Open the spills of dead processes; one that can not be read is logged and left."""
+        result: list[SpillStore] = []
+        for slot in locks.orphans():
             spill = SpillStore(slot)
             try:
                 await spill.open()
@@ -138,35 +138,40 @@ class Recovery:
                 await spill.close()
                 logger.warning("ledger: the spill %s can't be read: %s", slot.file, describe_error(error))
             else:
-                found.append(spill)
-        return found
+                result.append(spill)
+        return result
 
-    async def _abandon(self, raw: Any, living: set[str], before: datetime) -> None:
-        """Close the calls of dead processes: those of this folder that nobody living holds, others after a day."""
+    async def _abandon(self, raw: Any, live_owners: set[str], before: datetime) -> None:
+        """Close the calls of dead processes as abandoned: those of this spill folder without a live owner.
+
+        Calls of unknown processes are closed when they are older than UNKNOWN_OWNER_AGE.
+        """
         after = 0
         while True:
             parameters = (self._driver.read_timestamp(values.timestamp(before)), after, BATCH)
-            found = await self._driver.fetch(raw, self._statements.in_flight, parameters)
-            dead = {call: at for _, call, worker_id, at in found if self._dead(worker_id, at, living, before)}
+            result = await self._driver.fetch(raw, self._statements.in_flight, parameters)
+            dead = {
+                call: at for _, call, worker_id, at in result if self._is_abandoned(worker_id, at, live_owners, before)
+            }
             if dead:
-                marks = self._marker.of(map(values.read_timestamp, dead.values()))
+                marks = self._dirty_hours.marks(map(values.read_timestamp, dead.values()))
                 async with self._driver.begin(raw):
                     await self._driver.execute_many(raw, self._statements.mark_hour, marks)
                     for call in dead:
                         await self._driver.execute(raw, self._statements.abandon, (ABANDONED, call))
                         await self._driver.execute(raw, self._statements.abandon_attempt, (ABANDONED, call))
                 logger.warning("ledger: %d calls of processes that died are closed as abandoned", len(dead))
-            if len(found) < BATCH:
+            if len(result) < BATCH:
                 return
-            after = found[-1][0]
+            after = result[-1][0]
 
-    def _dead(self, worker_id: str | None, arrival: Any, living: set[str], now: datetime) -> bool:
-        if worker_id in living:
+    def _is_abandoned(self, worker_id: str | None, select_timestamp: Any, live_owners: set[str], now: datetime) -> bool:
+        if worker_id in live_owners:
             return False
-        if self._slots is not None and f":{self._slots.id}." in (worker_id or ""):
+        if self._locks is not None and f":{self._locks.id}." in (worker_id or ""):
             return True
-        return values.read_timestamp(arrival) < now - STRANGERS
+        return values.read_timestamp(select_timestamp) < now - UNKNOWN_OWNER_AGE
 
     def _warn(self, error: Exception) -> None:
-        self._not_before = self._now() + _PAUSE
+        self._retry_at = self._now() + _RETRY_PAUSE
         logger.warning("ledger: the spill can't be replayed, trying again: %s", describe_error(error))

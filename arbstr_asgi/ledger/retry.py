@@ -1,4 +1,4 @@
-"""How long to wait after a database failed, and how often to say so."""
+"""Retries with exponential backoff and jitter, and rate-limited logging of the failures."""
 
 import logging
 from collections.abc import Awaitable, Callable
@@ -12,18 +12,18 @@ from arbstr_asgi.errors import LedgerError, LedgerUnavailable
 
 logger = logging.getLogger("arbstr_asgi.ledger")
 
-_FIRST_PAUSE = 0.1  # seconds; doubled for each failure in a row, and as much again at random
+_FIRST_PAUSE = 0.1  # seconds; doubled per failure, plus jitter of up to as much
 _LONGEST_PAUSE = 5.0
-_QUIET = 30.0
+_LOG_INTERVAL = 30.0
 
 
 class RetryLoop:
-    """Failures in a row of one place; WARNING at the first and then every half minute, INFO when it is over."""
+    """Retries one kind of write. Logs WARNING at the first failure and then every half minute, INFO on recovery."""
 
-    def __init__(self, place: str, database: Callable[[], Database | None]) -> None:
-        self._place = place
+    def __init__(self, name: str, database: Callable[[], Database | None]) -> None:
+        self._name = name
         self._database = database
-        self._quiet = Throttle(_QUIET)
+        self._log_throttle = Throttle(_LOG_INTERVAL)
         self.failures = 0
 
     def retrying(
@@ -32,7 +32,7 @@ class RetryLoop:
         give_up: Callable[[], bool],
         waiting: Callable[[], int],
     ) -> AsyncRetrying:
-        """Attempts of one piece of work until it succeeds; then raises the last error if told to `give_up`."""
+        """Retry until success; raises the last error once `give_up()` is True. `pause(seconds)` waits in between."""
 
         def failed(state: RetryCallState) -> None:
             assert state.outcome is not None
@@ -50,16 +50,16 @@ class RetryLoop:
         )
 
     def note(self, error: Exception, waiting: int) -> None:
-        """Another failure."""
-        if self._quiet.allow() or not self.failures:
-            wrong = isinstance(error, LedgerError)
-            level = logging.ERROR if wrong and not isinstance(error, LedgerUnavailable) else logging.WARNING
-            what = str(error) if wrong else describe_error(error, self._database())
-            logger.log(level, "%s: can't write, %d waiting, trying again: %s", self._place, waiting, what)
+        """Count and log a failure; `waiting` is the number of queued items."""
+        if self._log_throttle.allow() or not self.failures:
+            ours = isinstance(error, LedgerError)
+            level = logging.ERROR if ours and not isinstance(error, LedgerUnavailable) else logging.WARNING
+            reason = str(error) if ours else describe_error(error, self._database())
+            logger.log(level, "%s: can't write, %d waiting, trying again: %s", self._name, waiting, reason)
         self.failures += 1
 
     def recovered(self) -> None:
-        """It works."""
+        """A write has succeeded: log it, and reset the count of failures."""
         if self.failures:
-            logger.info("%s: writing again after %d failures", self._place, self.failures)
+            logger.info("%s: writing again after %d failures", self._name, self.failures)
             self.failures = 0

@@ -1,4 +1,4 @@
-"""What the ledger says of itself: what waits, what was not written, and how much may wait in memory."""
+"""State of the ledger: the snapshot for health checks, the limits of the queue, counters of losses."""
 
 import logging
 import time
@@ -9,17 +9,17 @@ import msgspec
 from arbstr_asgi._utils import Throttle
 
 logger = logging.getLogger("arbstr_asgi.ledger")
-_QUIET = 60.0  # seconds
-_REMEMBERED = 10_000  # calls
+_LOG_INTERVAL = 60.0  # seconds
+_MAX_REMEMBERED = 10_000  # calls
 
 
 class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
-    """The state of one process's ledger; counts are since it was made.
+    """State of the ledger of one process; counters since it was created.
 
-    `queued` entries (about `queued_bytes`) wait in memory, `spilled` rows (a file of `spill_bytes`) on disk, the
-    oldest of both for `oldest_unwritten_seconds`. `spills`: rows can be kept on disk, as far as is known. `degraded`
-    rows stand in the database without what it refused of them, `lost` entries nowhere; `late` answers went out before
-    their rows were durable (`durability = "strict"`).
+    `queued` entries (about `queued_bytes`) are in memory, `spilled` rows (a file of `spill_bytes`) on disk; the oldest
+    of both has waited for `oldest_unwritten_seconds`. `spills`: rows can be spilled to disk, as far as is known.
+    `degraded` rows are in the database without the values that it refused, `lost` entries nowhere; `late` responses
+    were sent before their rows were durable (`durability = "strict"`).
     """
 
     queued: int
@@ -34,9 +34,9 @@ class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class QueueLimits(msgspec.Struct, frozen=True):
-    """How much may wait in memory: entries, and about how many bytes.
+    """Limits of the queue in memory: number of entries, and bytes.
 
-    With `refuse` no more calls are let in when it is reached, so that whatever comes from the running ones is kept.
+    With `refuse` new calls are refused at the limit, so that every entry of a running call is kept.
     """
 
     entries: int = 100_000
@@ -44,19 +44,19 @@ class QueueLimits(msgspec.Struct, frozen=True):
     refuse: bool = False
 
     def is_full(self, entries: int, size: int) -> bool:
-        """Whether one more entry is one too many."""
+        """Whether one more entry would exceed the limits."""
         return not self.refuse and not self.has_room(entries + 1, size)
 
     def has_room(self, entries: int, size: int) -> bool:
-        """Whether so many entries may wait."""
+        """Whether this many entries are within the limits."""
         return entries <= self.entries and size < self.size
 
 
 class LossCounters:
-    """Lost entries; each is counted, CRITICAL is logged when the last such line is a minute old, and at the end.
+    """Counters of lost, degraded and late entries, with rate-limited log lines.
 
-    `degraded` counts rows that the database refused and that stand there without what it refused; `late` answers that
-    went out before their rows were durable.
+    `degraded` counts rows that the database refused and that were written with fewer columns; `late` counts responses
+    sent before their rows were durable.
     """
 
     def __init__(self, now: Callable[[], float] = time.monotonic) -> None:
@@ -64,35 +64,35 @@ class LossCounters:
         self.degraded = 0
         self.late = 0
         self._degraded: dict[str, None] = {}
-        self._said = 0
-        self._quiet = Throttle(_QUIET, now)
-        self._quiet_when_late = Throttle(_QUIET, now)
+        self._logged_count = 0
+        self._log_throttle = Throttle(_LOG_INTERVAL, now)
+        self._late_log_throttle = Throttle(_LOG_INTERVAL, now)
 
     def add(self, number: int, reason: str) -> None:
-        """Count `number` entries as lost."""
+        """Count `number` entries as lost; CRITICAL at most once a minute."""
         self.count += number
-        if self._quiet.allow():
-            self._said = self.count
+        if self._log_throttle.allow():
+            self._logged_count = self.count
             logger.critical("ledger: %d entries lost (%s), %d in all", number, reason, self.count)
 
     def degrade(self, correlation_id: str, reason: str) -> None:
-        """Count a row that is not recorded as it was, and say so; once for each call, however often it comes."""
+        """Count and log a degraded row, once per call."""
         if correlation_id in self._degraded:
             return
-        if len(self._degraded) >= _REMEMBERED:
+        if len(self._degraded) >= _MAX_REMEMBERED:
             del self._degraded[next(iter(self._degraded))]
         self._degraded[correlation_id] = None
         self.degraded += 1
         logger.error("ledger: the row of %s was refused and is recorded degraded: %s", correlation_id, reason)
 
     def add_late(self) -> None:
-        """Count an answer whose row was not durable in time."""
+        """Count a response whose row was not durable in time."""
         self.late += 1
-        if self._quiet_when_late.allow():
+        if self._late_log_throttle.allow():
             logger.warning("ledger: answers go out before their rows are durable, %d so far", self.late)
 
     def log_summary(self) -> None:
-        """Say the final number, if it has not been said."""
-        if self.count != self._said:
-            self._said = self.count
+        """Log the final number of losses, unless the last line said it."""
+        if self.count != self._logged_count:
+            self._logged_count = self.count
             logger.critical("ledger: %d entries lost in all", self.count)

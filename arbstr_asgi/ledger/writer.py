@@ -1,4 +1,4 @@
-"""The one task that writes: takes what waits, keeps it until it is committed, and brings back what was spilled."""
+"""The background task that writes batches: takes them from the queue, retries until the commit, replays the spill."""
 
 import asyncio
 import contextvars
@@ -24,22 +24,22 @@ from arbstr_asgi.stats.rollups.dirty_hours import DirtyHours
 logger = logging.getLogger("arbstr_asgi.ledger")
 
 BATCH = 500  # rows
-GATHER = 0.05  # seconds from the first waiting item to its batch
-GRACE = 1.0  # seconds for cancelled work to let go of its connection, and for what is left to be spilled
-LAST_FLUSH = 5.0  # seconds, when the loop ends and nobody has closed us
-_ENOUGH = 1.0  # seconds at the end after which what is safe on disk is left there
-_SHORTEST = 0.2  # seconds between attempts while there is little time left
+BATCH_WINDOW = 0.05  # seconds from the first item to its batch
+GRACE = 1.0  # seconds for cancelled work to release its connection, and for the rest to be spilled
+LAST_FLUSH_TIMEOUT = 5.0  # seconds, if the loop ends without `stop`
+_SAFE_STOP_TIMEOUT = 1.0  # seconds, if all rows are on disk
+_SHUTDOWN_RETRY_PAUSE = 0.2  # seconds
 
 
 class Writer:
-    """Owns the backlog, the spill and, through sessions, the connection. Made and stopped by `Ledger`."""
+    """Owns the queue, the pending batches, the spill and the connections. Created and stopped by `Ledger`."""
 
     def __init__(
         self,
         target: LedgerDatabase,
         statements: Statements,
         losses: LossCounters,
-        shelter: Spill | None,
+        spill: Spill | None,
         *,
         migrate: bool,
     ) -> None:
@@ -47,117 +47,120 @@ class Writer:
         self._migrate = migrate
         self._losses = losses
         self._queue = WriteQueue()
-        marker = DirtyHours()
-        self._batches = PendingBatches(target.driver, statements, losses, marker)
-        self.spill = None if shelter is None else shelter.spill
-        self._recovery = Recovery(target.driver, statements, losses, shelter, marker, self._batches.stale, monotonic)
+        dirty_hours = DirtyHours()
+        self._batches = PendingBatches(target.driver, statements, losses, dirty_hours)
+        self.spill = None if spill is None else spill.store
+        self._recovery = Recovery(target.driver, statements, losses, spill, dirty_hours, self._batches.stale, monotonic)
         self._wake_up = asyncio.Event()
         self._urgent = asyncio.Event()
         self._ending = asyncio.Event()
-        self._stopped = False  # out of time
-        self._failure: LedgerError | None = None  # why it can't be opened at all
+        self._stopped = False  # `stop` has timed out
+        self._failure: LedgerError | None = None  # an error that needs an operator
         self.accepting = True
-        self.sessions: ConnectionTasks | None = None
+        self.connections: ConnectionTasks | None = None
         self._retry = RetryLoop("ledger", lambda: target.database)
         self._grace = GRACE
         self._loop = asyncio.get_running_loop()
         self._thread = threading.get_ident()
         self._opened: asyncio.Future[None] = self._loop.create_future()
-        # An empty context: a ledger opened by the first request must not carry that request's trace for ever.
+        # An empty context: a ledger opened by the first request must not keep that request's trace context.
         self._task = self._loop.create_task(self._run(), name="arbstr-ledger", context=contextvars.Context())
-        self._spiller = None if self.spill is None else SpillWriter(self.spill, self._queue, self._batches, monotonic)
+        self._spill_writer = (
+            None if self.spill is None else SpillWriter(self.spill, self._queue, self._batches, monotonic)
+        )
 
     @property
     def queued(self) -> int:
-        """What is in memory and not committed."""
+        """The number of operations in memory that are neither committed nor on disk."""
         return len(self._queue) + self._batches.waiting
 
     @property
     def size(self) -> int:
-        """About how many bytes that is."""
+        """About how many bytes those take."""
         return self._queue.size + self._batches.size
 
     @property
     def oldest(self) -> float | None:
-        """Seconds for which the oldest of it has waited."""
+        """The age of the oldest of those, in seconds."""
         since = [at for at in (self._batches.since, self._queue.since) if at is not None]
         return monotonic() - min(since) if since else None
 
     @property
     def spills(self) -> bool:
-        """Whether rows can be kept on disk, as far as is known."""
-        return self._spiller is not None and self._spiller.works
+        """Whether rows can be spilled to disk, as far as is known."""
+        return self._spill_writer is not None and self._spill_writer.is_working
 
-    async def opened(self, patience: float) -> None:
-        """Return once the first attempt to open the database has succeeded, failed for now, or taken `patience`.
+    async def opened(self, timeout: float) -> None:
+        """Wait until the first attempt to open the database has ended, for at most `timeout` seconds.
 
-        Raises LedgerError where it will not work until somebody mends it; nothing is left open then.
+        Raises LedgerError where an operator has to act; nothing is left open then. After any other failure it is
+        retried.
         """
-        await asyncio.wait({self._opened}, timeout=patience)
+        await asyncio.wait({self._opened}, timeout=timeout)
         self._first_attempt_over()
         if self._opened.exception() is not None:
             await asyncio.wait({self._task})
             self._opened.result()
 
     def add(self, item: Item, *, urgent: bool = False) -> None:
-        """Queue; `urgent` is written without waiting for company. From any thread."""
+        """Queue an item, thread-safe; an `urgent` one is written without waiting for BATCH_WINDOW."""
         waiting = self._queue.add(item, monotonic())
-        hurry = urgent or waiting >= BATCH
-        if waiting > 1 and not hurry:  # whoever came first has woken everybody
+        urgent_now = urgent or waiting >= BATCH
+        if waiting > 1 and not urgent_now:  # the first item has notified the tasks
             return
         if threading.get_ident() == self._thread:
-            self._wake(hurry=hurry)
+            self._wake(urgent_now=urgent_now)
         else:
-            self._loop.call_soon_threadsafe(lambda: self._wake(hurry=hurry))
+            self._loop.call_soon_threadsafe(lambda: self._wake(urgent_now=urgent_now))
 
     async def stop(self, timeout: float) -> None:
-        """Write what is queued, for at most `timeout` seconds, then spill the rest and end.
+        """Write the queue, for at most `timeout` seconds, then spill the rest and end.
 
-        Not longer than about a second where the database is silent and all rows are safe in the spill.
+        Takes about a second at most where the database does not answer and all rows are safe in the spill.
         """
         self._ending.set()
-        self._wake(hurry=True)
+        self._wake(urgent_now=True)
         self._grace = min(GRACE, timeout / 4)
-        begun = self._loop.time()
+        started = self._loop.time()
         while not self._task.done():
-            left = begun + timeout - self._grace * 2 - self._loop.time()
-            if left <= 0 or (self._safe() and self._loop.time() >= begun + _ENOUGH):
+            remaining = started + timeout - self._grace * 2 - self._loop.time()
+            if remaining <= 0 or (self._is_safe() and self._loop.time() >= started + _SAFE_STOP_TIMEOUT):
                 break
-            await asyncio.wait({self._task}, timeout=min(left, 0.1))
+            await asyncio.wait({self._task}, timeout=min(remaining, 0.1))
         if not self._task.done():
             self._stopped = True
             self._task.cancel()
             await asyncio.wait({self._task}, timeout=self._grace * 2)
 
-    def _safe(self) -> bool:
+    def _is_safe(self) -> bool:
         return not self._queue and self._batches.can_wait
 
-    def _wake(self, *, hurry: bool) -> None:
+    def _wake(self, *, urgent_now: bool) -> None:
         self._wake_up.set()
-        if self._spiller is not None:
-            self._spiller.wake()
-        if hurry:
+        if self._spill_writer is not None:
+            self._spill_writer.wake()
+        if urgent_now:
             self._urgent.set()
 
     async def _run(self) -> None:
         try:
-            await self._write_until_told()
+            await self._write_until_stopped()
         except asyncio.CancelledError:
-            if not self._stopped:  # the loop is closing, and nobody has closed us
+            if not self._stopped:  # the loop is closing without `stop`
                 await self._last_flush()
             raise
         except LedgerError as error:
             self._opened.set_exception(error)
         finally:
             self.accepting = False
-            await self._end()
+            await self._shut_down()
 
-    async def _end(self) -> None:
-        if self.sessions is not None:
-            await self.sessions.end(self._grace)
-        if self._spiller is not None:
-            await self._spiller.stop(self._grace)
-        self._give_up()
+    async def _shut_down(self) -> None:
+        if self.connections is not None:
+            await self.connections.end(self._grace)
+        if self._spill_writer is not None:
+            await self._spill_writer.stop(self._grace)
+        self._report_unwritten()
         await self._recovery.close()
         if self.spill is not None:
             await self.spill.close()
@@ -166,29 +169,29 @@ class Writer:
     async def _last_flush(self) -> None:
         self._ending.set()
         self._urgent.set()
-        if self.sessions is not None:
-            await self.sessions.end(self._grace)
+        if self.connections is not None:
+            await self.connections.end(self._grace)
         with suppress(Exception):
-            async with asyncio.timeout(LAST_FLUSH):
-                await self._write_until_told()
+            async with asyncio.timeout(LAST_FLUSH_TIMEOUT):
+                await self._write_until_stopped()
 
-    async def _write_until_told(self) -> None:
+    async def _write_until_stopped(self) -> None:
         while await self._has_work():
-            retrying = self._retry.retrying(self._pause, self._gives_up, lambda: self.queued)
+            retrying = self._retry.retrying(self._pause, self._should_give_up, lambda: self.queued)
             try:
                 await retrying(self._attempt)
             except Exception:
                 if self._failure is not None:
                     raise
-                return  # told to end, and what could not be written is safe
+                return  # stopping, and the rest is safe on disk
 
-    def _gives_up(self) -> bool:
-        return self._failure is not None or (self._ending.is_set() and self._safe())
+    def _should_give_up(self) -> bool:
+        return self._failure is not None or (self._ending.is_set() and self._is_safe())
 
     async def _attempt(self) -> None:
-        if self.sessions is None:
+        if self.connections is None:
             try:
-                self.sessions = await self._target.open(migrate=self._migrate)
+                self.connections = await self._target.open(migrate=self._migrate)
             except LedgerError as error:
                 if isinstance(error, LedgerUnavailable) or self._opened.done():
                     self._first_attempt_over()
@@ -196,14 +199,14 @@ class Writer:
                     self._failure = error
                 raise
             self._first_attempt_over()
-        await self.sessions.run(self._serve)
+        await self.connections.run(self._write_and_replay)
 
     def _first_attempt_over(self) -> None:
         if not self._opened.done():
             self._opened.set_result(None)
 
     async def _has_work(self) -> bool:
-        """Wait for work and a little company for it; False when told to end and all is written."""
+        """Wait for work and, for BATCH_WINDOW, for more of it; False once stopping and all is written."""
         while not self._batches and not self._queue and not self._may_replay():
             if self._ending.is_set():
                 return False
@@ -216,19 +219,19 @@ class Writer:
         if since is None or self._batches or len(self._queue) >= BATCH or self._ending.is_set() or self._may_replay():
             return True
         with suppress(TimeoutError):
-            async with asyncio.timeout(since + GATHER - monotonic()):
+            async with asyncio.timeout(since + BATCH_WINDOW - monotonic()):
                 await self._urgent.wait()
         return True
 
     def _may_replay(self) -> bool:
-        """At the end, only our own spill is still brought back."""
+        """Whether to replay the spill; while stopping only our own."""
         return self._recovery.waiting and (self._recovery.own_waiting or not self._ending.is_set())
 
-    async def _serve(self, raw: Any) -> None:
-        """With a connection: write what is there, then what is on disk; on SQLite also what comes later."""
+    async def _write_and_replay(self, raw: Any) -> None:
+        """On one connection: write pending batches, then replay the spill; on SQLite keep it for later batches."""
         recovering = self._retry.failures > 0
         if recovering:
-            await self._target.driver.spare(raw)
+            await self._target.driver.limit_disk_use(raw)
         while True:
             await self._write(raw)
             if self._may_replay():
@@ -247,26 +250,26 @@ class Writer:
                 await self._recovery.replay_own(raw)
             await self._batches.write(raw)
             self._retry.recovered()
-            if self._spiller is not None and self._batches.stale:
-                self._spiller.wake()
+            if self._spill_writer is not None and self._batches.stale:
+                self._spill_writer.wake()
 
     async def _pause(self, seconds: float) -> None:
         if self._ending.is_set():
-            await asyncio.sleep(min(seconds, _SHORTEST))
+            await asyncio.sleep(min(seconds, _SHUTDOWN_RETRY_PAUSE))
         else:
             with suppress(TimeoutError):
                 async with asyncio.timeout(seconds):
                     await self._ending.wait()
 
-    def _give_up(self) -> None:
-        """Count and report everything that is neither committed nor spilled."""
-        left = [*self._batches.clear(), *self._queue.clear()]
-        lost = sum(not isinstance(item, UsageUpdate | FlushMarker) for item in left)
+    def _report_unwritten(self) -> None:
+        """Count and log all entries that are neither committed nor spilled, and fail the pending updates."""
+        remaining = [*self._batches.clear(), *self._queue.clear()]
+        lost = sum(not isinstance(item, UsageUpdate | FlushMarker) for item in remaining)
         if lost:
             self._losses.add(lost, "the ledger was closed before they could be written")
         self._losses.log_summary()
         if self.spill is not None and self.spill.rows:
             logger.warning("ledger: %d rows wait in %s for the next start", self.spill.rows, self.spill.slot.file)
-        for item in left:
+        for item in remaining:
             if isinstance(item, UsageUpdate | FlushMarker):
                 item.resolve(LedgerError("the ledger was closed before this could be written"))

@@ -1,1 +1,1 @@
-"""What a request and a reply mean. Pure: no I/O, no clock, no environment."""
+"""Parses chat completion requests and meters responses. Pure: no I/O, no clock, no environment."""

@@ -9,7 +9,7 @@ from arbstr_asgi.protocols import json_edit
 from arbstr_asgi.protocols.json_edit import RawFields
 
 MAX_MODEL_CHARACTERS = 255
-ADDED = b'"include_usage":true'
+INCLUDE_USAGE = b'"include_usage":true'
 
 
 class ChatRequest(msgspec.Struct, frozen=True, kw_only=True, gc=False):
@@ -86,21 +86,21 @@ def ensure_stream_options(request: ChatRequest, *, require: bool = False) -> byt
         return body
     if options is None:
         at = body.index(b"{") + 1
-        return b"".join((body[:at], b'"stream_options":{', ADDED, b"},", body[at:]))
+        return b"".join((body[:at], b'"stream_options":{', INCLUDE_USAGE, b"},", body[at:]))
     wanted = _with_usage(options, require=require)
     return body if wanted == options else json_edit.replace_value(body, "stream_options", options, wanted)
 
 
 def _with_usage(options: bytes, *, require: bool) -> bytes:
     if options == b"null":
-        return b"{" + ADDED + b"}"
+        return b"{" + INCLUDE_USAGE + b"}"
     if not options.startswith(b"{"):
         if require:
             raise RequestError(400, "'stream_options' must be an object.", param="stream_options")
         return options
     asked = _include_usage(options)
     if asked is None:
-        return b"{" + ADDED + (b"" if options[1:-1].isspace() or options == b"{}" else b",") + options[1:]
+        return b"{" + INCLUDE_USAGE + (b"" if options[1:-1].isspace() or options == b"{}" else b",") + options[1:]
     if asked == b"null" or (require and asked != b"true"):
         return json_edit.replace_value(options, "include_usage", asked, b"true")
     return options

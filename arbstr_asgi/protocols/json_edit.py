@@ -13,9 +13,9 @@ BOM = b"\xef\xbb\xbf"
 MAX_REPAIR_BYTES = 1024 * 1024  # in which lone surrogates are replaced to be read
 MAX_WALK_BYTES = 512 * 1024  # that are searched for a member when decoding them does not find it
 ADDED_BYTES = 4096  # what earlier splices may have added to a body that could be walked when it came
-MAX_TRIES = 8
-MAX_TRIES_IF_LARGE = 2  # each decodes the whole body
-MAX_LOOKS = 1_000
+MAX_ATTEMPTS = 8
+MAX_ATTEMPTS_IF_LARGE = 2  # each decodes the whole body
+MAX_MATCHES = 1_000
 _MEMBER = b',"usage":null'
 _KEY = b'"usage"'
 
@@ -191,9 +191,9 @@ def replace_value(body: bytes, key: str, old: bytes, new: bytes) -> bytes:
     A search only proposes the place; it was the right one if and only if the spliced body now means `new`.
     """
     quoted = b'"%b"' % key.encode()
-    tries = MAX_TRIES if len(body) <= MAX_WALK_BYTES else MAX_TRIES_IF_LARGE
+    tries = MAX_ATTEMPTS if len(body) <= MAX_WALK_BYTES else MAX_ATTEMPTS_IF_LARGE
     at = len(body)
-    for _ in range(MAX_LOOKS):
+    for _ in range(MAX_MATCHES):
         at = body.rfind(quoted, 0, at)
         if at < 0 or not tries:
             break

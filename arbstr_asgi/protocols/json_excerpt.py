@@ -4,8 +4,8 @@ import json
 from enum import IntEnum
 from typing import Final
 
-MAX_KEPT = 64 * 1024  # bytes
-MAX_TEXT = 4096  # bytes of a text; one that is longer counts as empty
+MAX_KEPT_BYTES = 64 * 1024  # bytes
+MAX_TEXT_BYTES = 4096  # bytes of a text; one that is longer counts as empty
 MAX_CHOICES = 128  # what one may ask of OpenAI; more have no say
 _MAX_KEY = 128  # bytes; the longest name of ours has 78 when every letter is an escape
 
@@ -106,7 +106,7 @@ class FieldExtractor:
             self._copy_up_to(data, at)
             copy, self._copy = bytes(self._copy), None
             _, name, found = self._copy_of
-            self._keep(found, name, b'""' if copy.startswith(b'"') and len(copy) > MAX_TEXT else copy)
+            self._keep(found, name, b'""' if copy.startswith(b'"') and len(copy) > MAX_TEXT_BYTES else copy)
 
     def read(self, data: bytes, at: int) -> None:
         """A piece has been read up to `at`."""
@@ -117,16 +117,16 @@ class FieldExtractor:
     def _copy_up_to(self, data: bytes, at: int) -> None:
         assert self._copy is not None
         if self._copy.startswith(b'"'):  # a text may be long: no more than tells that it is
-            at = min(at, self._copied + MAX_TEXT + 1 - len(self._copy))
+            at = min(at, self._copied + MAX_TEXT_BYTES + 1 - len(self._copy))
         self._copy += data[self._copied : at]
         self._copied = at
-        if len(self._copy) > MAX_KEPT:
+        if len(self._copy) > MAX_KEPT_BYTES:
             raise TooMuch
 
     def _keep(self, found: dict[bytes, bytes], name: bytes, value: bytes) -> None:
         found[name] = value
         self._size += len(name) + len(value)
-        if self._size > MAX_KEPT:
+        if self._size > MAX_KEPT_BYTES:
             raise TooMuch
 
     def json(self) -> bytes:

@@ -17,8 +17,11 @@ class Meter(Protocol):
     summary: ReplySummary
     edits: bool
     """Whether the client's bytes may differ from the provider's."""
-    pending: bool
-    """Whether part of what came is still to be read: call `resume` until it is not, and let others run between."""
+
+    @property
+    def pending(self) -> bool:
+        """Whether part of what came is still to be read: call `resume` until it is not, and let others run between."""
+        ...
 
     def feed(self, chunk: bytes) -> bytes:
         """What the client gets for `chunk`, as it comes from the provider."""

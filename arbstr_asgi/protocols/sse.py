@@ -1,7 +1,8 @@
-"""Server-sent events as bytes: where a block of lines ends, and what it holds.
+"""Parses server-sent events as bytes: the end of a block of lines, and the fields in it.
 
-The format is the WHATWG HTML standard's, "Server-sent events": lines end with CRLF, LF or CR, in any mix; a blank
-line dispatches the event; a line that begins with a colon is a comment."""
+The format is that of the WHATWG HTML standard: lines end with CRLF, LF or CR, in any mix; a blank line dispatches the
+event; a line that begins with a colon is a comment.
+"""
 
 import re
 from collections.abc import Callable
@@ -19,11 +20,11 @@ _LINE = re.compile(rb"([^\r\n]*)(?>\r\n|\n|\r|\Z)")
 
 
 class Block(NamedTuple):
-    """The fields of one block that matter here.
+    """The fields of one block.
 
-    `data` is None when the block has no data line, so that no event is dispatched. `start` and `end` are the range
-    of `data` in the block where there is exactly one data line, else -1. `bare_error` is the value of a field called
-    `error`, which the standard doesn't know and GPUStack sends.
+    `data` is None when the block has no data line, so that no event is dispatched. `start` and `end` are the range of
+    `data` in the block where there is exactly one data line, else -1. `bare_error` is the value of a field called
+    `error`, which is not in the standard; GPUStack sends it.
     """
 
     data: bytes | None
@@ -34,7 +35,7 @@ class Block(NamedTuple):
 
 
 def parse_block(block: bytes) -> Block:
-    """Read one block of lines, with or without its closing blank line."""
+    """Parse one block of lines, with or without its closing blank line."""
     lines: list[tuple[int, int]] = []
     event, bare_error = b"", None
     at = 0
@@ -56,24 +57,24 @@ def parse_block(block: bytes) -> Block:
     return Block(data, -1, -1, event, bare_error)
 
 
-def without_data(block: bytes, *, commented: bool = False) -> bytes:
-    """What stays of a block whose event goes: its comments and the blank line behind them, or nothing at all.
+def without_data(block: bytes, *, after_comment: bool = False) -> bytes:
+    """A block without its event: its comments and the blank line behind them, or nothing.
 
-    `commented` says that comments in front of the block have been seen as part of it.
+    `after_comment`: comments in front of the block were parsed as part of it.
     """
-    kept: list[bytes] = []
+    lines_kept: list[bytes] = []
     at = 0
     while at < len(block):
         match = _LINE.match(block, at)
         assert match is not None
-        if block.startswith(b":", at) or ((kept or commented) and not match.group(1)):
-            kept.append(match.group())
+        if block.startswith(b":", at) or ((lines_kept or after_comment) and not match.group(1)):
+            lines_kept.append(match.group())
         at = match.end()
-    return b"".join(kept)
+    return b"".join(lines_kept)
 
 
 def _field(block: bytes, start: int, end: int) -> tuple[bytes, int]:
-    """The name of the field in a line, and where its value begins."""
+    """The field name of a line, and the offset of its value."""
     colon = block.find(b":", start, end)
     if colon < 0:
         return block[start:end], end

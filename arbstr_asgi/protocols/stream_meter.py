@@ -406,7 +406,7 @@ class EventMeter:
                 out = self._event(block)
         is_gone = out is None
         if out is None:
-            out = without_data(block, commented=commented)
+            out = without_data(block, after_comment=commented)
             self._drop_lf = block.endswith(b"\r") and not out.endswith(b"\r")
         if self._by_line:
             self._is_open = self._is_open or not is_gone or bool(out)
@@ -445,7 +445,7 @@ class EventMeter:
         if self._large is not None:
             return out + self._large_block(tail)[self._passed :]
         last = self._event(tail)
-        return out + (without_data(tail, commented=self._commented) if last is None else last)
+        return out + (without_data(tail, after_comment=self._commented) if last is None else last)
 
     def _event(self, block: bytes) -> bytes | None:
         """Read one event; give back its bytes without what we caused, or None if that is all of it."""

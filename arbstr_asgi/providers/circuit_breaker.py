@@ -1,4 +1,4 @@
-"""Which providers have failed lately, and when they are tried again."""
+"""Circuit breakers: stop asking a provider that fails, and probe it later."""
 
 from collections.abc import Iterable, Sequence
 from typing import Any, Literal
@@ -9,97 +9,96 @@ State = Literal["closed", "open", "half_open"]
 
 
 class BreakerTicket:
-    """One attempt at a provider, in whose name its end is reported."""
+    """One attempt at a provider, with which its result is reported."""
 
-    __slots__ = ("era", "final")
+    __slots__ = ("final", "generation")
 
-    def __init__(self, era: int) -> None:
-        self.era = era
+    def __init__(self, generation: int) -> None:
+        self.generation = generation
         self.final = False
 
 
 class CircuitBreaker:
-    """Opens after `threshold` failures in a row, and after `open_seconds` lets one attempt in `lease_seconds` probe.
+    """Opens after `threshold` failures in a row; after `open_seconds` lets one probe through per `lease_seconds`.
 
-    `now` is seconds of a clock that never goes back. Nothing waits here and nothing need be reported: states follow
-    from the time alone, and a probe that is never heard of again loses its lease. An era ends when the breaker opens
-    and when it closes; what is reported of an attempt of an earlier era is ignored. Of each attempt the first final
-    report counts: `succeeded`, `failed` or `abandoned`.
+    `now` is in monotonic seconds. There is no timer: the state follows from the time, and a probe that reports nothing
+    loses its lease. A generation ends when the breaker opens or closes; reports of attempts of an earlier generation
+    are ignored. The first final report of an attempt counts: `mark_success`, `mark_failure` or `mark_ignored`.
     """
 
     def __init__(self, *, threshold: int = 3, open_seconds: float = 30.0, lease_seconds: float = 30.0) -> None:
         self.failures = 0
-        """How many there were in a row."""
+        """Consecutive failures."""
         self.opened_at: float | None = None
-        """When it opened or, if a probe has failed since, when that failed; None: it is closed."""
+        """When it opened, or when the last probe failed; None: it is closed."""
         self._threshold = threshold
         self._open_seconds = open_seconds
         self._lease_seconds = lease_seconds
-        self._era = 0
+        self._generation = 0
         self._probe: BreakerTicket | None = None
         self._lease_ends = 0.0
 
     def state(self, now: float) -> State:
-        """Closed: in use. Open: to be left alone. Half-open: to be probed."""
+        """Closed: requests pass. Open: none. Half-open: one probe."""
         if self.opened_at is None:
             return "closed"
         return "open" if now < self.opened_at + self._open_seconds else "half_open"
 
     def available(self, now: float) -> bool:
-        """Whether it is closed, or half-open without a probe whose lease still runs."""
+        """Whether it is closed, or half-open without a probe under lease."""
         if self.opened_at is None:
             return True
         return self.state(now) == "half_open" and (self._probe is None or now >= self._lease_ends)
 
     def acquire(self, now: float) -> BreakerTicket:
-        """The permit for an attempt that begins, whatever the state; the probe's lease with it where that is free."""
-        permit = BreakerTicket(self._era)
+        """A ticket for an attempt, in any state; it becomes the probe if the breaker is half-open and has none."""
+        ticket = BreakerTicket(self._generation)
         if self.opened_at is not None and self.available(now):
-            self._probe, self._lease_ends = permit, now + self._lease_seconds
-        return permit
+            self._probe, self._lease_ends = ticket, now + self._lease_seconds
+        return ticket
 
-    def mark_started(self, permit: BreakerTicket, now: float) -> None:
-        """It has begun to answer well. That closes the breaker, to open at the next failure unless one succeeds."""
-        if self.opened_at is not None and self._counts(permit):
-            self._close(permit, self._threshold - 1)
+    def mark_started(self, ticket: BreakerTicket, now: float) -> None:
+        """A good response has begun: close the breaker; the next failure opens it again, unless after a success."""
+        if self.opened_at is not None and self._is_current(ticket):
+            self._close(ticket, self._threshold - 1)
 
-    def mark_success(self, permit: BreakerTicket, now: float) -> None:
-        """It has answered, wholly."""
-        if self._ends(permit):
+    def mark_success(self, ticket: BreakerTicket, now: float) -> None:
+        """The response is complete."""
+        if self._finalize(ticket):
             if self.opened_at is not None:
-                self._close(permit, 0)
+                self._close(ticket, 0)
             self.failures = 0
 
-    def mark_failure(self, permit: BreakerTicket, now: float) -> None:
-        """It has not answered, or not wholly, and that is its own fault."""
-        if not self._ends(permit):
+    def mark_failure(self, ticket: BreakerTicket, now: float) -> None:
+        """No response, or an incomplete one, by fault of the provider."""
+        if not self._finalize(ticket):
             return
         self.failures += 1
-        if permit is self._probe or (self.opened_at is None and self.failures >= self._threshold):
+        if ticket is self._probe or (self.opened_at is None and self.failures >= self._threshold):
             self.opened_at, self._probe = now, None
-            self._era += 1
+            self._generation += 1
 
-    def mark_ignored(self, permit: BreakerTicket, now: float) -> None:
-        """Nothing was learned of it: the client left, or was in the wrong."""
-        if self._ends(permit) and permit is self._probe:
+    def mark_ignored(self, ticket: BreakerTicket, now: float) -> None:
+        """The attempt says nothing about the provider: the client left, or its request was wrong."""
+        if self._finalize(ticket) and ticket is self._probe:
             self._probe = None
 
-    def _counts(self, permit: BreakerTicket) -> bool:
-        return not permit.final and permit.era == self._era
+    def _is_current(self, ticket: BreakerTicket) -> bool:
+        return not ticket.final and ticket.generation == self._generation
 
-    def _ends(self, permit: BreakerTicket) -> bool:
-        counts = self._counts(permit)
-        permit.final = True
+    def _finalize(self, ticket: BreakerTicket) -> bool:
+        counts = self._is_current(ticket)
+        ticket.final = True
         return counts
 
-    def _close(self, permit: BreakerTicket, failures: int) -> None:
+    def _close(self, ticket: BreakerTicket, failures: int) -> None:
         self.opened_at, self._probe, self.failures = None, None, failures
-        self._era += 1
-        permit.era = self._era  # alone of all before: how it ends is the newest that is known
+        self._generation += 1
+        ticket.generation = self._generation  # this attempt alone stays current
 
 
 class CircuitBreakers:
-    """The breakers of all providers, by name."""
+    """The circuit breakers of all providers, by name."""
 
     def __init__(
         self, names: Iterable[str], *, threshold: int = 3, open_seconds: float = 30.0, lease_seconds: float = 30.0
@@ -114,14 +113,14 @@ class CircuitBreakers:
         return self._all[name]
 
     def choose(self, candidates: Sequence[Candidate], now: float) -> Candidate:
-        """The first of at least one candidate that is available; if none is, the one that has been open longest."""
+        """The first available candidate; if none is, the one whose breaker has been open longest."""
         for candidate in candidates:
             if self._all[candidate.provider.name].available(now):
                 return candidate
         return min(candidates, key=lambda candidate: self._all[candidate.provider.name].opened_at or 0.0)
 
     def states(self, now: float) -> dict[str, dict[str, Any]]:
-        """The state and the failures in a row of every provider."""
+        """State and consecutive failures of every provider."""
         return {
             name: {"state": breaker.state(now), "failure_count": breaker.failures}
             for name, breaker in self._all.items()

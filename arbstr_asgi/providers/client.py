@@ -2,9 +2,8 @@
 
 import logging
 import ssl
-from collections.abc import AsyncIterable, AsyncIterator, Coroutine, Sequence
-from types import TracebackType
-from typing import Any, Protocol, Self
+from collections.abc import Coroutine, Sequence
+from typing import Any, Protocol
 
 import aiohttp
 import httpx
@@ -85,7 +84,7 @@ class HttpxClient:
             await response.aclose()
             logger.warning("no answer from %s: its proxy refuses our credentials", request.url.host)
             raise UpstreamUnreachable("The provider could not be reached.")
-        return ProviderReply(response)
+        return HttpxReply(response)
 
     def _request(self, provider: Provider, body: bytes, headers: RawHeaders) -> httpx.Request:
         url = self._urls.get(provider.name)
@@ -122,41 +121,57 @@ def _check_no_ways(providers: Sequence[Provider]) -> None:
                 )
 
 
-class ProviderReply:
-    """A provider's answer: status, headers, and its body's bytes by iterating, undecoded.
+class ProviderReply(Protocol):
+    """A provider's answer, whose body is read as it comes, undecoded. `aclose` it, read or not."""
 
-    `body` gives the same bytes and raises what the transport raises, of which `read_error` makes an UpstreamError.
-    A block closes it.
-    """
+    status: int
+    headers: Headers
+    ended: bool
+    """Whether all of the body has been read; a reply may also say so only by an empty `read`."""
 
-    __slots__ = ("_response", "body", "headers", "status")
+    async def read(self) -> bytes:
+        """The next bytes of the body, none at its end. Raises UpstreamError where it breaks off."""
+        ...
+
+    async def aclose(self) -> None:
+        """Let go of it, read or not."""
+        ...
+
+
+class HttpxReply:
+    """An answer over httpx."""
+
+    __slots__ = ("_chunks", "_missing", "_response", "ended", "headers", "status")
 
     def __init__(self, response: httpx.Response) -> None:
         assert isinstance(response.stream, httpx.AsyncByteStream)
         self._response = response
         self.status = response.status_code
         self.headers = Headers(response.headers.raw)
-        self.body: AsyncIterable[bytes] = response.stream
+        self._chunks = aiter(response.stream)
+        length = self.headers.get(b"content-length")
+        self._missing = int(length) if length is not None and length.isdecimal() and len(length) < 20 else None
+        self.ended = False
 
-    async def close(self) -> None:
-        """Let go of it, read or not."""
-        await self._response.aclose()
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        await self.close()
-
-    async def __aiter__(self) -> AsyncIterator[bytes]:
-        """Raises UpstreamError where the body breaks off."""
+    async def read(self) -> bytes:
+        """The next bytes. Raises UpstreamError where the body breaks off."""
+        chunk = b""
         try:
-            async for chunk in self.body:
-                yield chunk
+            while not chunk:
+                chunk = await anext(self._chunks)
+        except StopAsyncIteration:
+            self.ended = True
+            return b""
         except Exception as error:  # noqa: BLE001 - transports let more through than httpx.HTTPError
             raise read_error(error) from None
+        if self._missing is not None:  # nothing can follow the last byte, whatever the provider does
+            self._missing -= len(chunk)
+            self.ended = self._missing <= 0
+        return chunk
+
+    async def aclose(self) -> None:
+        """Let go of it, read or not."""
+        await self._response.aclose()
 
 
 def read_error(error: Exception) -> UpstreamError:

@@ -1,21 +1,22 @@
-"""What has been learned of providers that refuse the `stream_options` which we add.
+"""Remembers which providers refuse the `stream_options` that we add to streaming requests.
 
-A client must not be able to switch metering off for others, so what is learned holds only for the end user whose own
-request taught it; a pair of provider and model that has taken `stream_options` lately teaches nothing; and once a
-minute a request asks again all the same."""
+A client must not be able to switch metering off for others: a refusal applies only to the end user whose request was
+refused; a pair of provider and model that has accepted `stream_options` within the last hour is not marked; and once a
+minute a request probes again.
+"""
 
 from collections.abc import Hashable
 from typing import Any
 
-REMEMBERED_SECONDS = 3600.0
+TTL_SECONDS = 3600.0
 SECONDS_BETWEEN_PROBES = 60.0
 MAX_PAIRS = 1_000
-MAX_LESSONS = 10_000  # over all pairs and end users
+MAX_REFUSALS = 10_000  # over all pairs and end users
 MAX_SHOWN = 100
 
 
 class _Unsupported:
-    """A pair that has refused: since when, who learned it last, and when it is asked again."""
+    """A pair that refuses: since when, until when that is remembered, and when to probe again."""
 
     __slots__ = ("probe_at", "since", "until")
 
@@ -25,18 +26,18 @@ class _Unsupported:
 
 
 class StreamOptionsSupport:
-    """Says whether to inject. `now` is seconds of a clock that never goes back; None is the one anonymous end user."""
+    """Decides whether to inject. `now` is in monotonic seconds; `end_user` None is the one anonymous end user."""
 
     def __init__(self) -> None:
-        self._refusing: dict[tuple[str, str], _Unsupported] = {}
-        self._lessons: dict[tuple[str, str, str | None], float] = {}
-        self._accepted: dict[tuple[str, str], float] = {}
+        self._unsupported: dict[tuple[str, str], _Unsupported] = {}
+        self._refusals: dict[tuple[str, str, str | None], float] = {}
+        self._supported: dict[tuple[str, str], float] = {}
 
     def should_inject(self, provider: str, model: str, end_user: str | None, now: float) -> bool:
-        """Whether to inject into a request: unless its end user has learned better, and then as a probe."""
-        pair = self._refusing.get((provider, model))
-        learned = self._lessons.get((provider, model, end_user))
-        if pair is None or learned is None or learned < pair.since or now >= learned + REMEMBERED_SECONDS:
+        """Whether to inject: yes, unless refused for this end user lately; then only as a probe."""
+        pair = self._unsupported.get((provider, model))
+        refused_at = self._refusals.get((provider, model, end_user))
+        if pair is None or refused_at is None or refused_at < pair.since or now >= refused_at + TTL_SECONDS:
             return True
         if now < pair.probe_at:
             return False
@@ -44,33 +45,33 @@ class StreamOptionsSupport:
         return True
 
     def mark_supported(self, provider: str, model: str, now: float) -> None:
-        """An injected request got a 2xx: the pair is good, whatever anybody has learned."""
-        self._refusing.pop((provider, model), None)
-        _put(self._accepted, (provider, model), now, MAX_PAIRS)
+        """An injected request got a 2xx: forget all refusals of this pair."""
+        self._unsupported.pop((provider, model), None)
+        _put(self._supported, (provider, model), now, MAX_PAIRS)
 
     def mark_refused(self, provider: str, model: str, end_user: str | None, now: float) -> bool:
-        """An injected request was refused for it, and got a 2xx without. Returns whether that is news."""
-        good = self._accepted.get((provider, model))
-        if good is not None and now < good + REMEMBERED_SECONDS:
+        """An injected request was refused, and got a 2xx without. Returns whether this pair is newly marked."""
+        supported_at = self._supported.get((provider, model))
+        if supported_at is not None and now < supported_at + TTL_SECONDS:
             return False
-        pair = self._refusing.get((provider, model))
-        news = pair is None or now >= pair.until
-        if pair is None or news:
+        pair = self._unsupported.get((provider, model))
+        is_new = pair is None or now >= pair.until
+        if pair is None or is_new:
             pair = _Unsupported(now)
-        pair.until, pair.probe_at = now + REMEMBERED_SECONDS, now + SECONDS_BETWEEN_PROBES
-        _put(self._refusing, (provider, model), pair, MAX_PAIRS)
-        _put(self._lessons, (provider, model, end_user), now, MAX_LESSONS)
-        return news
+        pair.until, pair.probe_at = now + TTL_SECONDS, now + SECONDS_BETWEEN_PROBES
+        _put(self._unsupported, (provider, model), pair, MAX_PAIRS)
+        _put(self._refusals, (provider, model, end_user), now, MAX_REFUSALS)
+        return is_new
 
     def unsupported(self, now: float) -> list[dict[str, str]]:
-        """The pairs that somebody is not injected for, the newest first, at most 100."""
-        found = [key for key, pair in reversed(self._refusing.items()) if now < pair.until]
-        return [{"provider": provider, "model": model} for provider, model in found[:MAX_SHOWN]]
+        """The pairs marked as refusing, the newest first, at most 100."""
+        pairs = [key for key, pair in reversed(self._unsupported.items()) if now < pair.until]
+        return [{"provider": provider, "model": model} for provider, model in pairs[:MAX_SHOWN]]
 
 
-def _put(memory: dict[Any, Any], key: Hashable, value: object, limit: int) -> None:
-    """Keep `value` as the newest of at most `limit`."""
-    memory.pop(key, None)
-    memory[key] = value
-    if len(memory) > limit:
-        del memory[next(iter(memory))]
+def _put(entries: dict[Any, Any], key: Hashable, value: object, limit: int) -> None:
+    """Store as the newest of at most `limit` entries; the oldest is evicted."""
+    entries.pop(key, None)
+    entries[key] = value
+    if len(entries) > limit:
+        del entries[next(iter(entries))]

@@ -1,4 +1,4 @@
-"""Asking the ledger: questions, their answers, and the roll-ups that make them quick."""
+"""Statistics of the ledger: queries and their results, roll-ups, pagination, serialisation."""
 
 from arbstr_asgi.stats.query import (
     GROUPS,

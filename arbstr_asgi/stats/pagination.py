@@ -1,4 +1,4 @@
-"""Pages of rows: how they are sorted, where the next one begins, and how they are read."""
+"""Keyset pagination of rows: sorting, cursors, counting."""
 
 from collections.abc import Iterator, Sequence
 from decimal import Decimal
@@ -15,84 +15,89 @@ from arbstr_asgi.stats.reader import StatsReader
 from arbstr_asgi.stats.resolved_query import ResolvedQuery
 from arbstr_asgi.stats.rollups.cache import RollupCache
 from arbstr_asgi.stats.sql import SqlDialect, SqlParameters
-from arbstr_asgi.stats.timezones import bound
+from arbstr_asgi.stats.timezones import truncate_bound
 
-COUNTED = 50_000  # rows at most that are counted one by one
-_AT_ONCE = 500  # rows whose numbers are in one statement
-_LOOKUP = 4  # times as much work as a step along an index
+MAX_EXACT_COUNT = 50_000  # rows
+_IDS_PER_STATEMENT = 500
+_LOOKUP_COST = 4  # relative to one step of an index scan
 
 
 class Segment(NamedTuple):
-    """A part of all rows, in their order: a condition and what to sort by."""
+    """A part of the sorted rows: the condition that selects it, and its ORDER BY."""
 
     condition: str
     order: str
 
 
 class KeysetOrder:
-    """Of one query. `walks`: along the index of the sorted column, not of the time; for SQLite, which can't know."""
+    """The sort order of one query.
 
-    def __init__(self, driver: Driver, fragments: SqlDialect, query: RequestsQuery, *, walks: bool) -> None:
+    `use_sort_index`: scan the index of the sorted column rather than that of the timestamp; SQLite can not choose by
+    itself.
+    """
+
+    def __init__(self, driver: Driver, sql_dialect: SqlDialect, query: RequestsQuery, *, use_sort_index: bool) -> None:
         self._driver = driver
-        self._fragments = fragments
+        self._sql_dialect = sql_dialect
         self._query = query
-        self._use_sort_index = walks
+        self._use_sort_index = use_sort_index
 
     def segments(self) -> Iterator[tuple[SqlParameters, Segment]]:
-        """One after the other they are the rows that are asked for; each with the parameters that it begins with.
+        """The segments in order, each with the parameters of its condition.
 
-        What has no value comes last, so that the other rows are found by an index that has only them.
+        Rows with NULL in the sorted column are a segment of their own, the last: the others are found by a partial
+        index.
         """
         columns, after = self._columns(), self._query.after
         known, unknown = f"{self._name} IS NOT NULL", f"{self._name} IS NULL"
-        asking = SqlParameters(self._driver.dialect)
+        params = SqlParameters(self._driver.dialect)
         if after is not None and after.value is None:
-            yield asking, Segment(f"{unknown} AND id {self._sign} {asking.add(after.id)}", self._order([]))
+            yield params, Segment(f"{unknown} AND id {self._sign} {params.add(after.id)}", self._order([]))
             return
-        behind = known if after is None else f"{known} AND {self._behind(asking, columns, after)}"
-        yield asking, Segment(behind, self._order(columns))
+        condition = known if after is None else f"{known} AND {self._after_cursor(params, columns, after)}"
+        yield params, Segment(condition, self._order(columns))
         if self._query.sort != "timestamp":
             yield SqlParameters(self._driver.dialect), Segment(unknown, self._order([]))
 
-    def conditions(self, asking: SqlParameters) -> list[str]:
-        """For the time and the filters."""
-        moment, query = self._driver.read_timestamp, self._query
-        found = [
-            self._fragments.between(asking, moment(query.since), moment(query.until)),
-            *self._fragments.fits(asking, query.filters),
+    def conditions(self, params: SqlParameters) -> list[str]:
+        """The conditions of the time range and the filters."""
+        encode_timestamp, query = self._driver.read_timestamp, self._query
+        result = [
+            self._sql_dialect.between(params, encode_timestamp(query.since), encode_timestamp(query.until)),
+            *self._sql_dialect.filter_conditions(params, query.filters),
         ]
         if self._driver.dialect != "sqlite" or not self._use_sort_index:
-            return found
-        indexed = [self._fragments.name(name) for name in ("timestamp", "end_user", "end_reason")]
-        return [_aside(condition, indexed) for condition in found]
+            return result
+        indexed = [self._sql_dialect.name(name) for name in ("timestamp", "end_user", "end_reason")]
+        return [_without_index(condition, indexed) for condition in result]
 
     @property
     def _name(self) -> str:
-        return self._fragments.name(self._query.sort)
+        return self._sql_dialect.name(self._query.sort)
 
     @property
     def _sign(self) -> str:
         return "<" if self._query.descending else ">"
 
     def _columns(self) -> list[str]:
-        columns = self._fragments.exact(self._query.sort) if self._query.sort == "cost_sats" else [self._name]
+        columns = self._sql_dialect.sort_keys(self._query.sort) if self._query.sort == "cost_sats" else [self._name]
         if self._driver.dialect == "sqlite" and self._query.sort != "timestamp" and not self._use_sort_index:
             return [f"+{column}" for column in columns]
         return columns
 
     def _order(self, columns: list[str]) -> str:
-        way = "DESC" if self._query.descending else "ASC"
-        return ", ".join(f"{column} {way}" for column in [*columns, "id"])
+        direction = "DESC" if self._query.descending else "ASC"
+        return ", ".join(f"{column} {direction}" for column in [*columns, "id"])
 
-    def _behind(self, asking: SqlParameters, columns: list[str], after: Cursor) -> str:
-        """Behind a row; said so that each database finds the place in its index by the first column."""
+    def _after_cursor(self, params: SqlParameters, columns: list[str], after: Cursor) -> str:
+        """The condition for rows after the cursor, written so that each database uses the index of the first column."""
         sign, parts = self._sign, self._parts(after.value)
-        first = f"{columns[0]} {sign}= {asking.add(parts[0])}"
-        opened = [
-            f"({column} {sign} {asking.add(part)} OR ({column} = {asking.add(part)} AND "
+        first = f"{columns[0]} {sign}= {params.add(parts[0])}"
+        nested = [
+            f"({column} {sign} {params.add(part)} OR ({column} = {params.add(part)} AND "
             for column, part in zip(columns, parts, strict=True)
         ]
-        return f"{first} AND {''.join(opened)}id {sign} {asking.add(after.id)}{'))' * len(opened)}"
+        return f"{first} AND {''.join(nested)}id {sign} {params.add(after.id)}{'))' * len(nested)}"
 
     def _parts(self, value: Any) -> list[Any]:
         if self._query.sort == "timestamp":
@@ -106,119 +111,115 @@ class KeysetOrder:
         return [sats, int((amount - sats).scaleb(9))]
 
 
-def _aside(condition: str, names: list[str]) -> str:
-    """The condition with these columns as expressions, which no index of them is used for."""
+def _without_index(condition: str, names: list[str]) -> str:
+    """The condition with these columns as expressions, which keeps SQLite from using their indexes."""
     for name in names:
         condition = condition.replace(name, f"+{name}")
     return condition
 
 
 class Pagination:
-    """Asks on one connection at a time."""
+    """Reads pages, one query at a time."""
 
-    def __init__(self, driver: Driver, fragments: SqlDialect, memory: RollupCache) -> None:
+    def __init__(self, driver: Driver, sql_dialect: SqlDialect, cache: RollupCache) -> None:
         self._driver = driver
-        self._fragments = fragments
-        self._statistics = StatsReader(driver, fragments, memory)
-        columns = ", ".join(fragments.name(column.name) for column in COLUMNS)
-        self._rows = f"SELECT id, {columns} FROM {fragments.requests} WHERE id IN "  # noqa: S608 - no values
+        self._sql_dialect = sql_dialect
+        self._stats_reader = StatsReader(driver, sql_dialect, cache)
+        columns = ", ".join(sql_dialect.name(column.name) for column in COLUMNS)
+        self._rows = f"SELECT id, {columns} FROM {sql_dialect.requests} WHERE id IN "  # noqa: S608 - no values
 
-    async def page(self, raw: Any, query: RequestsQuery, *, counted: bool = True) -> Page:
-        """What the query asks for; `total` only if it is to be counted."""
-        query = replace(query, since=bound(query.since), until=bound(query.until))
+    async def page(self, raw: Any, query: RequestsQuery, *, with_total: bool = True) -> Page:
+        """One page of rows; `total` only with `with_total`."""
+        query = replace(query, since=truncate_bound(query.since), until=truncate_bound(query.until))
         if query.since >= query.until:
             return Page([], 0, None)
         async with self._driver.reading(raw):
-            total = await self._total(raw, query.filters, query) if counted else None
-            numbers = await self._numbers(raw, query, await self._use_sort_index(raw, query, total))
-            rows = await self._read(raw, numbers[: query.limit])
-        more = len(numbers) > query.limit and rows
-        return Page(rows, total, Cursor(rows[-1][query.sort], rows[-1]["id"]) if more else None)
+            total = await self._total(raw, query.filters, query) if with_total else None
+            ids = await self._select_ids(raw, query, await self._use_sort_index(raw, query, total))
+            rows = await self._read_rows(raw, ids[: query.limit])
+        has_more = len(ids) > query.limit and rows
+        return Page(rows, total, Cursor(rows[-1][query.sort], rows[-1]["id"]) if has_more else None)
 
-    async def uncounted(self, raw: Any, query: RequestsQuery) -> Page:
-        """The same without `total`."""
-        return await self.page(raw, query, counted=False)
-
-    async def _numbers(self, raw: Any, query: RequestsQuery, walks: bool) -> list[int]:
-        """One more than the page has, where there is one."""
-        found: list[int] = []
-        ordering = KeysetOrder(self._driver, self._fragments, query, walks=walks)
+    async def _select_ids(self, raw: Any, query: RequestsQuery, use_sort_index: bool) -> list[int]:
+        """The ids of the page, and one more where there is a next page."""
+        result: list[int] = []
+        keyset_order = KeysetOrder(self._driver, self._sql_dialect, query, use_sort_index=use_sort_index)
         offset = query.offset if query.after is None else 0
-        for asking, stratum in ordering.segments():
-            conditions = [stratum.condition, *ordering.conditions(asking)]
-            rows = f"FROM {self._fragments.requests} WHERE {' AND '.join(conditions)}"
-            given = [*asking.parameters]
-            limit = f"LIMIT {asking.add(query.limit + 1 - len(found))} OFFSET {asking.add(offset)}"
-            sql = f"SELECT id {rows} ORDER BY {stratum.order} {limit}"
-            some = [int(row[0]) for row in await self._driver.fetch(raw, sql, asking.parameters)]
-            found += some
-            if len(found) > query.limit:
+        for params, segment in keyset_order.segments():
+            conditions = [segment.condition, *keyset_order.conditions(params)]
+            rows = f"FROM {self._sql_dialect.requests} WHERE {' AND '.join(conditions)}"
+            count_values = [*params.values]
+            limit = f"LIMIT {params.add(query.limit + 1 - len(result))} OFFSET {params.add(offset)}"
+            sql = f"SELECT id {rows} ORDER BY {segment.order} {limit}"
+            ids_found = [int(row[0]) for row in await self._driver.fetch(raw, sql, params.values)]
+            result += ids_found
+            if len(result) > query.limit:
                 break
-            if offset and not some:
-                ((passed,),) = await self._driver.fetch(raw, f"SELECT count(*) {rows}", given)
-                offset -= passed
+            if offset and not ids_found:
+                ((skipped,),) = await self._driver.fetch(raw, f"SELECT count(*) {rows}", count_values)
+                offset -= skipped
             else:
                 offset = 0
-        return found
+        return result
 
-    async def _read(self, raw: Any, numbers: Sequence[int]) -> list[dict[str, Any]]:
-        found: dict[int, dict[str, Any]] = {}
-        for place in range(0, len(numbers), _AT_ONCE):
-            asking = SqlParameters(self._driver.dialect)
-            sql = f"{self._rows}({asking.add_all(numbers[place : place + _AT_ONCE])})"
-            for number, *row in await self._driver.fetch(raw, sql, asking.parameters):
-                found[number] = {"id": number, **values.read(row)}
-        return [found[number] for number in numbers]
+    async def _read_rows(self, raw: Any, ids: Sequence[int]) -> list[dict[str, Any]]:
+        result: dict[int, dict[str, Any]] = {}
+        for start in range(0, len(ids), _IDS_PER_STATEMENT):
+            params = SqlParameters(self._driver.dialect)
+            sql = f"{self._rows}({params.add_all(ids[start : start + _IDS_PER_STATEMENT])})"
+            for row_id, *row in await self._driver.fetch(raw, sql, params.values):
+                result[row_id] = {"id": row_id, **values.read(row)}
+        return [result[row_id] for row_id in ids]
 
     async def _use_sort_index(self, raw: Any, query: RequestsQuery, total: int | None) -> bool:
-        """Whether it is less work to go along the sorted column until enough rows fit than to sort all that fit."""
+        """Estimate whether scanning the sort index until the page is full is cheaper than sorting all matches."""
         if query.sort == "timestamp" or self._driver.dialect != "sqlite":
             return False
-        fitting = total if total is not None else await self._total(raw, _rolled_up(query.filters), query)
-        if fitting is None:
+        matching = total if total is not None else await self._total(raw, _rollup_filters(query.filters), query)
+        if matching is None:
             return True
-        everything = await self._statistics.rolled_up(raw)
-        wanted = query.limit + (query.offset if query.after is None else 0)
-        steps = wanted * max(everything, fitting) / max(fitting, 1)
-        return steps * (_LOOKUP if query.filters.given else 1) < fitting * _LOOKUP
+        all_rows = await self._stats_reader.rolled_up_count(raw)
+        needed = query.limit + (query.offset if query.after is None else 0)
+        steps = needed * max(all_rows, matching) / max(matching, 1)
+        return steps * (_LOOKUP_COST if query.filters.given else 1) < matching * _LOOKUP_COST
 
     async def _total(self, raw: Any, filters: Filters, query: RequestsQuery) -> int | None:
-        """How many rows there are; None where counting them would take long."""
+        """The number of matching rows; None where counting would take long."""
         if filters.correlation_id is not None:
-            return await self._counted(raw, filters, query)
-        known = _rolled_up(filters)
-        since = max(query.since, await self._statistics.kept_since(raw))  # roll-ups know of rows that have been pruned
+            return await self._count(raw, filters, query)
+        known = _rollup_filters(filters)
+        since = max(query.since, await self._stats_reader.first_kept(raw))  # roll-ups include pruned rows
         if since >= query.until:
             return 0
-        asked = ResolvedQuery.of(StatsQuery(since=since, until=query.until, filters=known))
-        divided = await self._statistics.divided(raw, asked)
-        found = sum((await self._statistics.totals(raw, asked, divided)).values())
-        for since, until in divided.rows:
+        resolved = ResolvedQuery.resolve(StatsQuery(since=since, until=query.until, filters=known))
+        split = await self._stats_reader.split(raw, resolved)
+        result = sum((await self._stats_reader.row_counts(raw, resolved, split)).values())
+        for since, until in split.rows:
             part = replace(query, since=since, until=until)
-            if await self._counted(raw, Filters(), part) is None:
+            if await self._count(raw, Filters(), part) is None:
                 return None
-            found += await self._counted(raw, known, part) or 0
+            result += await self._count(raw, known, part) or 0
         if known == filters:
-            return found
-        return await self._counted(raw, filters, query) if found <= COUNTED else None
+            return result
+        return await self._count(raw, filters, query) if result <= MAX_EXACT_COUNT else None
 
-    async def _counted(self, raw: Any, filters: Filters, query: RequestsQuery) -> int | None:
-        asking = SqlParameters(self._driver.dialect)
-        moment = self._driver.read_timestamp
+    async def _count(self, raw: Any, filters: Filters, query: RequestsQuery) -> int | None:
+        params = SqlParameters(self._driver.dialect)
+        encode_timestamp = self._driver.read_timestamp
         conditions = [
-            self._fragments.between(asking, moment(query.since), moment(query.until)),
-            *self._fragments.fits(asking, filters),
+            self._sql_dialect.between(params, encode_timestamp(query.since), encode_timestamp(query.until)),
+            *self._sql_dialect.filter_conditions(params, filters),
         ]
-        sql = self._fragments.counting(asking, conditions, COUNTED + 1)
-        ((count,),) = await self._driver.fetch(raw, sql, asking.parameters)
-        return int(count) if count <= COUNTED else None
+        sql = self._sql_dialect.count_up_to(params, conditions, MAX_EXACT_COUNT + 1)
+        ((count,),) = await self._driver.fetch(raw, sql, params.values)
+        return int(count) if count <= MAX_EXACT_COUNT else None
 
 
-def _rolled_up(filters: Filters) -> Filters:
-    """Of these, ones that a roll-up knows: where not all of them, the end user or the first two."""
-    given = {name: value for name, value in filters.given.items() if name in DIMENSIONS}
-    if matching_grouping((), Filters(**given)) is not None:
-        return Filters(**given)
-    if "end_user" in given:
-        return Filters(end_user=given["end_user"])
-    return Filters(**dict(list(given.items())[:2]))
+def _rollup_filters(filters: Filters) -> Filters:
+    """The largest part of the filters that roll-ups can answer: all, the end user, or the first two."""
+    count_values = {name: value for name, value in filters.given.items() if name in DIMENSIONS}
+    if matching_grouping((), Filters(**count_values)) is not None:
+        return Filters(**count_values)
+    if "end_user" in count_values:
+        return Filters(end_user=count_values["end_user"])
+    return Filters(**dict(list(count_values.items())[:2]))

@@ -1,11 +1,11 @@
-"""Which roll-up answers a query, and for which part of its time."""
+"""Query planning: which roll-up answers a query, and for which part of its time range."""
 
 from collections.abc import Collection, Iterator, Mapping
 from datetime import datetime
 from typing import NamedTuple
 
 from arbstr_asgi.stats.query import TIMES, Filters
-from arbstr_asgi.stats.timezones import number_of, start_of
+from arbstr_asgi.stats.timezones import period_number, period_start
 
 DIMENSIONS = ("model", "provider", "tenant", "policy", "end_user")
 PAIRED = DIMENSIONS[:4]
@@ -17,34 +17,37 @@ GROUPINGS: tuple[tuple[str, ...], ...] = (
 COUNTED = tuple(grouping for grouping in GROUPINGS if len(grouping) == 2 or grouping == ("end_user",))
 HOUR, DAY = 3600, 86400
 PERIODS = {"day": 24, "6h": 6, "hour": 1}
-"""The periods that are rolled up, and how many hours each has: the longest first, which are made of hours."""
+"""The periods of roll-ups and their length in hours, longest first."""
 COARSE = {period: hours for period, hours in PERIODS.items() if hours > 1}
 
 Span = tuple[str, int, int]
-"""Which periods, the number of the first and of the one behind the last."""
+"""Name of the period, first number, end number (exclusive)."""
 
 
 def matching_grouping(group_by: Collection[str], filters: Filters) -> tuple[str, ...] | None:
-    """The grouping whose roll-ups know all that a query asks for; None where there is none."""
-    asked = {*group_by, *filters.given} - set(TIMES)
-    grouping = tuple(name for name in DIMENSIONS if name in asked)
-    return grouping if grouping in GROUPINGS and len(grouping) == len(asked) else None
+    """The grouping of roll-ups that has all dimensions of a query; None: no roll-up can answer it."""
+    dimensions_needed = {*group_by, *filters.given} - set(TIMES)
+    grouping = tuple(name for name in DIMENSIONS if name in dimensions_needed)
+    return grouping if grouping in GROUPINGS and len(grouping) == len(dimensions_needed) else None
 
 
-def coarser() -> Iterator[tuple[int, int, tuple[int, ...]]]:
-    """How the groupings that are not `COUNTED` are added up, in their order: place, that of a finer one, its keys."""
-    for place in range(len(GROUPINGS) - 1, -1, -1):
-        grouping = GROUPINGS[place]
+def derived_groupings() -> Iterator[tuple[int, int, tuple[int, ...]]]:
+    """How the groupings that are not in COUNTED are derived, in order.
+
+    Yields the index of the grouping, the index of the finer grouping to sum, and the positions of its keys in that.
+    """
+    for index in range(len(GROUPINGS) - 1, -1, -1):
+        grouping = GROUPINGS[index]
         if grouping not in COUNTED:
             finer = next(g for g in GROUPINGS if len(g) == len(grouping) + 1 and {*grouping} < {*g})
-            yield place, GROUPINGS.index(finer), tuple(finer.index(name) for name in grouping)
+            yield index, GROUPINGS.index(finer), tuple(finer.index(name) for name in grouping)
 
 
 class RollupState(NamedTuple):
-    """What the roll-ups know. Hours and other periods by number.
+    """Which roll-ups exist; hours and longer periods by number.
 
-    Of the hours before `sealed` each is rolled up, empty or `dirty`; those before `pruned` have no rows any more.
-    `coarse` are the longer periods that are rolled up as such, by what they are called.
+    Each hour before `sealed` is rolled up, empty, or `dirty` (out of date); the rows of hours before `pruned` are
+    deleted. `coarse` are the longer periods with a roll-up of their own, by name of the period.
     """
 
     sealed: int
@@ -54,79 +57,79 @@ class RollupState(NamedTuple):
 
 
 class TimeSplit(NamedTuple):
-    """A time, taken apart: what is to be read from roll-ups, and the rest from rows."""
+    """A time range split into `rolled` (periods to read from roll-ups) and `rows` (time ranges to read from rows)."""
 
     rolled: list[Span]
     rows: list[tuple[datetime, datetime]]
 
 
-def only_rows(since: datetime, until: datetime, known: RollupState) -> TimeSplit:
-    """All of it from rows, as far as there are any."""
-    since = max(since, start_of(known.pruned, HOUR))
+def only_rows(since: datetime, until: datetime, state: RollupState) -> TimeSplit:
+    """Read the whole range from rows, as far as they are not pruned."""
+    since = max(since, period_start(state.pruned, HOUR))
     return TimeSplit([], [(since, until)] if since < until else [])
 
 
-def split_time(since: datetime, until: datetime, known: RollupState, *, coarse: bool) -> TimeSplit:
-    """As much from roll-ups as they know, from periods of more than an hour only if `coarse`."""
-    first, end = _first_hour(since), min(number_of(until, HOUR), known.sealed)
+def split_time(since: datetime, until: datetime, state: RollupState, *, coarse: bool) -> TimeSplit:
+    """Read as much as possible from roll-ups; from periods longer than an hour only with `coarse`."""
+    first, end = _first_hour(since), min(period_number(until, HOUR), state.sealed)
     if first >= end:
-        return only_rows(since, until, known)
-    dirty = sorted(hour for hour in known.dirty if first <= hour < end and hour >= known.pruned)
-    rolled = _rolled(first, end, known if coarse else known._replace(coarse={}), dirty)
+        return only_rows(since, until, state)
+    dirty = sorted(hour for hour in state.dirty if first <= hour < end and hour >= state.pruned)
+    rolled = _rolled(first, end, state if coarse else state._replace(coarse={}), dirty)
     spans = [
-        (since, start_of(first, HOUR)),
-        *((start_of(a, HOUR), start_of(b, HOUR)) for a, b in _runs(dirty)),
-        (start_of(end, HOUR), until),
+        (since, period_start(first, HOUR)),
+        *((period_start(a, HOUR), period_start(b, HOUR)) for a, b in _runs(dirty)),
+        (period_start(end, HOUR), until),
     ]
-    edge = start_of(known.pruned, HOUR)
-    rows = [(max(a, edge), b) for a, b in spans if max(a, edge) < b]
+    first_kept = period_start(state.pruned, HOUR)
+    rows = [(max(a, first_kept), b) for a, b in spans if max(a, first_kept) < b]
     return TimeSplit(rolled, rows)
 
 
-def clip(found: TimeSplit, hour: int) -> TimeSplit:
-    """Only what is before an hour, of parts that are not `coarse`."""
-    end = start_of(hour, HOUR)
-    rolled = [(period, a, min(b, hour)) for period, a, b in found.rolled if a < hour]
-    return TimeSplit(rolled, [(a, min(b, end)) for a, b in found.rows if a < end])
+def clip(split: TimeSplit, hour: int) -> TimeSplit:
+    """The part of a split (without coarse periods) that is before this hour."""
+    end = period_start(hour, HOUR)
+    rolled = [(period, a, min(b, hour)) for period, a, b in split.rolled if a < hour]
+    return TimeSplit(rolled, [(a, min(b, end)) for a, b in split.rows if a < end])
 
 
 def _first_hour(since: datetime) -> int:
-    """The first that begins at `since` or later."""
-    number = number_of(since, HOUR)
-    return number if start_of(number, HOUR) == since else number + 1
+    """The first hour that begins at `since` or later."""
+    number = period_number(since, HOUR)
+    return number if period_start(number, HOUR) == since else number + 1
 
 
-def _rolled(first: int, end: int, known: RollupState, dirty: Collection[int]) -> list[Span]:
-    """The hours from `first` to before `end` that are not dirty, in periods as long as there are."""
-    found: list[Span] = []
-    taken = [(hour, hour + 1) for hour in dirty]
-    for period, made in known.coarse.items():
+def _rolled(first: int, end: int, state: RollupState, dirty: Collection[int]) -> list[Span]:
+    """The hours from `first` to before `end` that are not dirty, covered by the longest periods available."""
+    split: list[Span] = []
+    covered = [(hour, hour + 1) for hour in dirty]
+    for period, made in state.coarse.items():
         hours = PERIODS[period]
-        wrong = {n for a, b in taken for n in range(a // hours, -(-b // hours))}
-        fit = sorted(n for n in made if first <= n * hours and (n + 1) * hours <= end and n not in wrong)
-        found += [(period, a, b) for a, b in _runs(fit)]
-        taken += [(n * hours, (n + 1) * hours) for n in fit]
-    return [*found, *(("hour", a, b) for a, b in _gaps(first, end, taken))]
+        dirty_periods = {n for a, b in covered for n in range(a // hours, -(-b // hours))}
+        usable = sorted(n for n in made if first <= n * hours and (n + 1) * hours <= end and n not in dirty_periods)
+        split += [(period, a, b) for a, b in _runs(usable)]
+        covered += [(n * hours, (n + 1) * hours) for n in usable]
+    return [*split, *(("hour", a, b) for a, b in _gaps(first, end, covered))]
 
 
 def _runs(numbers: list[int]) -> list[tuple[int, int]]:
-    """Sorted numbers as runs, each the first and the one behind the last."""
-    found: list[tuple[int, int]] = []
+    """Sorted numbers as half-open ranges."""
+    split: list[tuple[int, int]] = []
     for number in numbers:
-        if found and found[-1][1] == number:
-            found[-1] = found[-1][0], number + 1
+        if split and split[-1][1] == number:
+            split[-1] = split[-1][0], number + 1
         else:
-            found.append((number, number + 1))
-    return found
+            split.append((number, number + 1))
+    return split
 
 
-def _gaps(first: int, end: int, taken: list[tuple[int, int]]) -> list[tuple[int, int]]:
-    """What is left of a stretch."""
-    found: list[tuple[int, int]] = []
-    for start, behind in sorted(taken):
+def _gaps(first: int, end: int, covered: list[tuple[int, int]]) -> list[tuple[int, int]]:
+    """The parts of the range `first` to `end` that are not covered."""
+    split: list[tuple[int, int]] = []
+    for start, span_end in sorted(covered):
         if start > first:
-            found.append((first, start))
-        first = max(first, behind)
+            split.append((first, start))
+        first = max(first, span_end)
     if first < end:
-        found.append((first, end))
-    return found
+        split.append((first, end))
+    return split

@@ -1,4 +1,4 @@
-"""What may be asked of the ledger, what it answers, and where a page ended."""
+"""Types of queries and results of the statistics; the pagination cursor."""
 
 import base64
 import binascii
@@ -10,89 +10,22 @@ import msgspec
 
 from arbstr_asgi.stats.timezones import zone_of
 
-_LONGEST = 200
-_FINEST = -9  # money has so many decimals
-_BIGGEST = 2**63
 GROUPS = ("model", "provider", "end_user", "tenant", "policy", "hour", "day")
 SORTS = ("timestamp", "cost_sats", "latency_ms")
 TIMES = ("hour", "day")
 SOURCES = ("provider", "provider_partial", "estimated")
-
-
+ALL_TIME = (datetime.min.replace(tzinfo=UTC), datetime.max.replace(tzinfo=UTC))
+Key = str | datetime | date | None
+_MAX_CURSOR_LENGTH = 200
+_MONEY_EXPONENT = -9  # decimals of money
 _MONEY_LIMIT = Decimal(10) ** 15
-
-
-class Cursor(NamedTuple):
-    """The value of the sorted column, and the number of the row."""
-
-    value: Any
-    id: int
-
-    def encode(self) -> str:
-        """As text that is safe in a URL."""
-        kind, value = _written(self.value)
-        return base64.urlsafe_b64encode(msgspec.json.encode((kind, value, self.id))).decode().rstrip("=")
-
-    @classmethod
-    def decode(cls, text: str) -> "Cursor":
-        """What `encode` wrote. Raises ValueError for anything else."""
-        if not text.isascii() or len(text) > _LONGEST:
-            raise ValueError("not a cursor")
-        try:
-            raw = base64.b64decode(text + "=" * (-len(text) % 4), altchars=b"-_", validate=True)
-            kind, value, number = msgspec.json.decode(raw, type=tuple[str, str, int])
-            found = cls(_read(kind, value), number)
-        except (ValueError, binascii.Error, msgspec.DecodeError, InvalidOperation, OverflowError):
-            raise ValueError("not a cursor") from None
-        if not 0 <= number < _BIGGEST or found.encode() != text:
-            raise ValueError("not a cursor")
-        return found
-
-    def fits(self, sort: str) -> bool:
-        """Whether it can be of a page sorted by this column."""
-        kinds = {"timestamp": datetime, "cost_sats": Decimal, "latency_ms": int}
-        if self.value is None:
-            return sort != "timestamp"
-        return isinstance(self.value, kinds[sort]) and not isinstance(self.value, bool)
-
-
-def _written(value: Any) -> tuple[str, str]:
-    if value is None:
-        return "n", ""
-    if isinstance(value, datetime):
-        return "t", value.astimezone(UTC).isoformat(timespec="milliseconds")
-    return ("m", f"{value:f}") if isinstance(value, Decimal) else ("i", str(value))
-
-
-def _read(kind: str, value: str) -> Any:
-    match kind:
-        case "n":
-            return None
-        case "t":
-            moment = datetime.fromisoformat(value)
-            if moment.utcoffset() is None:
-                raise ValueError
-            return moment.astimezone(UTC)
-        case "m":
-            amount = Decimal(value)
-            if not amount.is_finite() or abs(amount) >= _MONEY_LIMIT:
-                raise ValueError
-            exponent = amount.as_tuple().exponent
-            if not isinstance(exponent, int) or not _FINEST <= exponent <= 0:  # to write it out takes so many digits
-                raise ValueError
-            return amount
-        case "i":
-            number = int(value)
-            if not -_BIGGEST <= number < _BIGGEST:
-                raise ValueError
-            return number
-    raise ValueError
+_INTEGER_LIMIT = 2**63
 
 
 class Filters(msgspec.Struct, frozen=True, kw_only=True):
-    """Which rows count; None: any. Values are equal in every character, case too.
+    """Which rows are counted; None: any. Values are compared exactly, case-sensitive.
 
-    `status` is the row's `error_status`, and 200 a success without one.
+    `status` is compared with `error_status`; 200 also matches a success without one.
     """
 
     correlation_id: str | None = None
@@ -108,15 +41,15 @@ class Filters(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def given(self) -> dict[str, Any]:
-        """The ones that are not None."""
+        """The filters that are set."""
         return {name: value for name in self.__struct_fields__ if (value := getattr(self, name)) is not None}
 
 
 class StatsQuery(msgspec.Struct, frozen=True, kw_only=True):
-    """Figures of the rows that arrived from `since` on and before `until` (both aware).
+    """Statistics of the rows that arrived in `since <= t < until` (both aware).
 
-    Up to two different `GROUPS`; the hours and days are those of `zone`, an IANA name. At most `limit` groups: those
-    with most requests first or, grouped by hour or day, in the order of time. Raises ValueError.
+    `group_by` is up to two different `GROUPS`; hours and days are those of `zone`, an IANA name. At most `limit`
+    groups: those with the most requests first or, grouped by hour or day, in order of time. Raises ValueError.
     """
 
     since: datetime
@@ -138,7 +71,7 @@ class StatsQuery(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Percentiles(msgspec.Struct, frozen=True):
-    """How long something took, in milliseconds, over the rows that know; None where none does.
+    """Average and percentiles of a duration in milliseconds, over the rows that have it; None where none has.
 
     The average is exact; percentiles are off by at most 1.6 %, and exact below 64 ms.
     """
@@ -150,10 +83,10 @@ class Percentiles(msgspec.Struct, frozen=True):
 
 
 class Stats(msgspec.Struct, frozen=True, kw_only=True):
-    """Sums over rows, exact.
+    """Exact sums over rows.
 
-    What is in flight is neither a success nor an error. `tokens` has input and output of each usage source, `priced`
-    the number of rows whose cost is known, `savings_sats` what the dearest candidates would have cost more, over the
+    Rows in flight are neither success nor error. `tokens` has (input, output) by usage source, `priced` is the number
+    of rows with a known cost, `savings_sats` the difference between the dearest candidate and the actual cost, over the
     rows where both are known.
     """
 
@@ -172,11 +105,8 @@ class Stats(msgspec.Struct, frozen=True, kw_only=True):
     stream_duration_ms: Percentiles
 
 
-Key = str | datetime | date | None
-
-
 class Group(msgspec.Struct, frozen=True):
-    """The figures of the rows that share `keys`, in the order of `group_by`.
+    """Statistics of the rows that share `keys`, in the order of `group_by`.
 
     A datetime is the start of an hour, a date a day, both in the zone of the query; None is NULL.
     """
@@ -186,17 +116,51 @@ class Group(msgspec.Struct, frozen=True):
 
 
 class Summary(msgspec.Struct, frozen=True):
-    """The figures of all rows, and those of the groups."""
+    """Statistics of all rows, and of each group."""
 
     whole: Stats
     groups: list[Group]
 
 
-class RequestsQuery(msgspec.Struct, frozen=True, kw_only=True):
-    """Rows that arrived from `since` on and before `until`, sorted, ties by their number.
+class Cursor(NamedTuple):
+    """A position in sorted rows: the value of the sorted column, and the row id."""
 
-    Unknown costs and latencies come last. With `after`, the `next` of another page with the same query,
-    the rows behind that, and `offset` is not used. Raises ValueError.
+    value: Any
+    id: int
+
+    def encode(self) -> str:
+        """As URL-safe text."""
+        kind, value = _encode_value(self.value)
+        return base64.urlsafe_b64encode(msgspec.json.encode((kind, value, self.id))).decode().rstrip("=")
+
+    @classmethod
+    def decode(cls, text: str) -> "Cursor":
+        """Parse the text of `encode`. Raises ValueError for anything else."""
+        if not text.isascii() or len(text) > _MAX_CURSOR_LENGTH:
+            raise ValueError("not a cursor")
+        try:
+            raw = base64.b64decode(text + "=" * (-len(text) % 4), altchars=b"-_", validate=True)
+            kind, value, number = msgspec.json.decode(raw, type=tuple[str, str, int])
+            cursor = cls(_decode_value(kind, value), number)
+        except (ValueError, binascii.Error, msgspec.DecodeError, InvalidOperation, OverflowError):
+            raise ValueError("not a cursor") from None
+        if not 0 <= number < _INTEGER_LIMIT or cursor.encode() != text:
+            raise ValueError("not a cursor")
+        return cursor
+
+    def matches_sort(self, sort: str) -> bool:
+        """Whether the value can be one of this sort column."""
+        kinds = {"timestamp": datetime, "cost_sats": Decimal, "latency_ms": int}
+        if self.value is None:
+            return sort != "timestamp"
+        return isinstance(self.value, kinds[sort]) and not isinstance(self.value, bool)
+
+
+class RequestsQuery(msgspec.Struct, frozen=True, kw_only=True):
+    """A page of the rows that arrived in `since <= t < until`, sorted, ties by row id.
+
+    Unknown costs and latencies come last. `after` is the `next` of another page of the same query; the page begins
+    behind it, and `offset` is ignored. Raises ValueError.
     """
 
     since: datetime
@@ -214,14 +178,14 @@ class RequestsQuery(msgspec.Struct, frozen=True, kw_only=True):
             raise ValueError(f"sort: use {', '.join(SORTS)}")
         if self.limit < 0 or self.offset < 0:
             raise ValueError("limit and offset: must not be negative")
-        if self.after is not None and not self.after.fits(self.sort):
+        if self.after is not None and not self.after.matches_sort(self.sort):
             raise ValueError("after: is of another sort")
 
 
 class Page(msgspec.Struct, frozen=True):
-    """Rows with all their columns and `id`.
+    """Rows as dicts of all columns and `id`.
 
-    `total` is how many there are on all pages; None where counting would take long. `next` is None on the last page.
+    `total` counts the rows on all pages; None where counting would take long. `next` is None on the last page.
     """
 
     rows: list[dict[str, Any]]
@@ -230,7 +194,7 @@ class Page(msgspec.Struct, frozen=True):
 
 
 class Rebuilt(NamedTuple):
-    """How many hours were computed again, and how many of them had been wrong."""
+    """Result of a rebuild: how many hours were recomputed, and how many differed."""
 
     hours: int
     differed: int
@@ -239,3 +203,38 @@ class Rebuilt(NamedTuple):
 def _check_range(since: datetime, until: datetime) -> None:
     if since.utcoffset() is None or until.utcoffset() is None:
         raise ValueError("since and until: must have a time zone")
+
+
+def _encode_value(value: Any) -> tuple[str, str]:
+    if value is None:
+        return "n", ""
+    if isinstance(value, datetime):
+        return "t", value.astimezone(UTC).isoformat(timespec="milliseconds")
+    return ("m", f"{value:f}") if isinstance(value, Decimal) else ("i", str(value))
+
+
+def _decode_value(kind: str, value: str) -> Any:
+    match kind:
+        case "n":
+            return None
+        case "t":
+            timestamp = datetime.fromisoformat(value)
+            if timestamp.utcoffset() is None:
+                raise ValueError
+            return timestamp.astimezone(UTC)
+        case "m":
+            amount = Decimal(value)
+            if not amount.is_finite() or abs(amount) >= _MONEY_LIMIT:
+                raise ValueError
+            exponent = amount.as_tuple().exponent
+            if (
+                not isinstance(exponent, int) or not _MONEY_EXPONENT <= exponent <= 0
+            ):  # a large exponent would expand to many digits
+                raise ValueError
+            return amount
+        case "i":
+            number = int(value)
+            if not -_INTEGER_LIMIT <= number < _INTEGER_LIMIT:
+                raise ValueError
+            return number
+    raise ValueError

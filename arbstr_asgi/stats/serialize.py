@@ -1,5 +1,6 @@
-"""Answers of the ledger as JSON, CSV and JSON Lines; money is in sats and exact."""
+"""Serialises statistics and requests as JSON, CSV and JSON Lines; money is in sats and exact."""
 
+import csv
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, date, datetime
 from decimal import Context, Decimal
@@ -8,110 +9,87 @@ from typing import Any, NamedTuple
 import msgspec
 
 from arbstr_asgi.stats.params import ListQuery, format_timestamp
-from arbstr_asgi.stats.query import SOURCES, Group, Key, Page, Percentiles, Stats, StatsQuery
-
-NOTHING = "No requests found in the specified time range"
-_FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n")  # with these, spreadsheets run a cell
-
-
-_EXACT = Context(prec=200)
-
-
-def record(row: Mapping[str, Any]) -> dict[str, Any]:
-    """A row with all its columns as they are called in the table."""
-    return {name: to_json_value(value) for name, value in row.items()}
-
-
-def to_json_value(value: Any) -> Any:
-    """One value; what JSON has itself stays as it is."""
-    if isinstance(value, datetime):
-        return value.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
-    return plain(value) if isinstance(value, Decimal) else value
-
-
-def plain(amount: Decimal) -> Decimal:
-    """The same amount without zeros at its end."""
-    shortest = amount.normalize(_EXACT)
-    _, _, exponent = shortest.as_tuple()
-    return shortest.quantize(Decimal(1), context=_EXACT) if isinstance(exponent, int) and exponent > 0 else shortest
-
+from arbstr_asgi.stats.query import Group, Key, Page, Percentiles, Stats, StatsQuery
+from arbstr_asgi.stats.totals import Totals
 
 Json = dict[str, Any]
-
-NO_FIGURES = Stats(
-    total=0,
-    success=0,
-    error=0,
-    streaming=0,
-    input_tokens=0,
-    output_tokens=0,
-    tokens=dict.fromkeys(SOURCES, (0, 0)),
-    cost_sats=Decimal(0),
-    priced=0,
-    savings_sats=Decimal(0),
-    latency_ms=Percentiles(),
-    ttft_ms=Percentiles(),
-    stream_duration_ms=Percentiles(),
-)
+EMPTY_MESSAGE = "No requests found in the specified time range"
+NO_FIGURES = Totals.empty().figures()
+_FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n")  # a cell that begins with one is a formula for spreadsheets
+_EXACT = Context(prec=200)
+_json = msgspec.json.Encoder(decimal_format="number")
 
 
 def stats(query: StatsQuery, whole: Stats, groups: Sequence[Group] = (), models: Iterable[str] = ()) -> Json:
-    """The figures of all rows and, where the query groups, of each group.
+    """The JSON of GET /v1/stats: statistics of all rows and, with `group_by`, of each group.
 
-    By model alone they are `models` with a member for each, those of `models` too that have no rows, otherwise a
-    list, `groups`. `truncated` says that there are more than the query's limit.
+    Grouped by model alone it has `models`, an object by name that includes those of `models` without rows; otherwise
+    `groups`, a list. `truncated`: there are more groups than the limit.
     """
-    found: Json = {"since": format_timestamp(query.since), "until": format_timestamp(query.until)}
+    result: Json = {"since": format_timestamp(query.since), "until": format_timestamp(query.until)}
     if not whole.total:
-        found |= {"empty": True, "message": NOTHING}
-    found |= figures(whole)
+        result |= {"empty": True, "message": EMPTY_MESSAGE}
+    result |= figures(whole)
     if not query.group_by:
-        return found
-    found |= {"group_by": [*query.group_by], "tz": query.zone, "truncated": len(groups) > query.limit}
-    shown = groups[: query.limit]
+        return result
+    result |= {"group_by": [*query.group_by], "tz": query.zone, "truncated": len(groups) > query.limit}
+    listed = groups[: query.limit]
     if query.group_by == ("model",):
-        idle = dict.fromkeys(models, NO_FIGURES)
-        busy = {str(group.keys[0]): group.figures for group in shown}
-        found["models"] = {name: figures(each) for name, each in {**busy, **idle, **busy}.items()}
+        unused = dict.fromkeys(models, NO_FIGURES)
+        used = {str(group.keys[0]): group.figures for group in listed}
+        result["models"] = {name: figures(each) for name, each in {**used, **unused, **used}.items()}
     else:
-        found["groups"] = [
+        result["groups"] = [
             {**dict(zip(query.group_by, map(_key, group.keys), strict=True)), **figures(group.figures)}
-            for group in shown
+            for group in listed
         ]
-    return found
+    return result
 
 
-def figures(found: Stats) -> Json:
-    """Counts, sums and durations; `unpriced` requests have no known cost and are in no sum of sats."""
+def figures(result: Stats) -> Json:
+    """Counts, sums and percentiles; `unpriced` requests have no known cost and are in no sum of sats."""
     return {
         "counts": {
-            "total": found.total,
-            "success": found.success,
-            "error": found.error,
-            "streaming": found.streaming,
-            "in_flight": found.total - found.success - found.error,
+            "total": result.total,
+            "success": result.success,
+            "error": result.error,
+            "streaming": result.streaming,
+            "in_flight": result.total - result.success - result.error,
         },
         "costs": {
-            "total_cost_sats": plain(found.cost_sats),
-            "total_input_tokens": found.input_tokens,
-            "total_output_tokens": found.output_tokens,
+            "total_cost_sats": plain(result.cost_sats),
+            "total_input_tokens": result.input_tokens,
+            "total_output_tokens": result.output_tokens,
         },
-        "performance": {"avg_latency_ms": found.latency_ms.average or 0},
-        "unpriced": found.total - found.priced,
-        "savings_sats": plain(found.savings_sats),
-        "tokens": {source: {"input": given, "output": made} for source, (given, made) in found.tokens.items()},
-        "latency_ms": _spread(found.latency_ms),
-        "ttft_ms": _spread(found.ttft_ms),
-        "stream_duration_ms": _spread(found.stream_duration_ms),
+        "performance": {"avg_latency_ms": result.latency_ms.average or 0},
+        "unpriced": result.total - result.priced,
+        "savings_sats": plain(result.savings_sats),
+        "tokens": {
+            source: {"input": input_tokens, "output": output_tokens}
+            for source, (input_tokens, output_tokens) in result.tokens.items()
+        },
+        "latency_ms": _percentiles(result.latency_ms),
+        "ttft_ms": _percentiles(result.ttft_ms),
+        "stream_duration_ms": _percentiles(result.stream_duration_ms),
     }
 
 
-def requests(asked: ListQuery, page: Page) -> Json:
-    """One page; `total` and `total_pages` are null where counting would take long, `page` behind a cursor."""
-    query = asked.query
+def _percentiles(percentiles: Percentiles) -> Json:
+    return {"p50": percentiles.p50, "p95": percentiles.p95, "p99": percentiles.p99}
+
+
+def _key(key: Key) -> str | None:
+    if isinstance(key, datetime):
+        return key.isoformat(timespec="seconds")
+    return key.isoformat() if isinstance(key, date) else key
+
+
+def requests(listing: ListQuery, page: Page) -> Json:
+    """One page; `total` and `total_pages` are null where counting would take long, `page` with a cursor."""
+    query = listing.query
     return {
         "data": [request(row) for row in page.rows],
-        "page": asked.page,
+        "page": listing.page,
         "per_page": query.limit,
         "total": page.total,
         "total_pages": None if page.total is None else -(-page.total // query.limit),
@@ -122,11 +100,11 @@ def requests(asked: ListQuery, page: Page) -> Json:
 
 
 def request(row: Mapping[str, Any]) -> Json:
-    """One request on a page; `error` is there where it failed."""
+    """One request on a page; `error` is present where it failed."""
     timing = {"latency_ms": row["latency_ms"], "ttft_ms": row["ttft_ms"]}
     if row["stream_duration_ms"] is not None:
         timing["stream_duration_ms"] = row["stream_duration_ms"]
-    found: Json = {
+    result: Json = {
         "id": row["id"],
         "correlation_id": row["correlation_id"],
         "timestamp": to_json_value(row["timestamp"]),
@@ -144,8 +122,8 @@ def request(row: Mapping[str, Any]) -> Json:
         "timing": timing,
     }
     if not row["success"] and (row["error_status"] is not None or row["error_message"] is not None):
-        found["error"] = {"status": row["error_status"], "message": row["error_message"]}
-    return found
+        result["error"] = {"status": row["error_status"], "message": row["error_message"]}
+    return result
 
 
 def detail(row: Mapping[str, Any], attempts: Iterable[Mapping[str, Any]]) -> Json:
@@ -153,56 +131,70 @@ def detail(row: Mapping[str, Any], attempts: Iterable[Mapping[str, Any]]) -> Jso
     return {**record(row), "tries": [record(attempt) for attempt in attempts]}
 
 
-def _spread(spread: Percentiles) -> Json:
-    return {"p50": spread.p50, "p95": spread.p95, "p99": spread.p99}
+def record(row: Mapping[str, Any]) -> dict[str, Any]:
+    """A row with all columns, in JSON types."""
+    return {name: to_json_value(value) for name, value in row.items()}
 
 
-def _key(key: Key) -> str | None:
-    if isinstance(key, datetime):
-        return key.isoformat(timespec="seconds")
-    return key.isoformat() if isinstance(key, date) else key
+def to_json_value(value: Any) -> Any:
+    """One value in a JSON type; a Decimal becomes an exact number."""
+    if isinstance(value, datetime):
+        return value.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+    return plain(value) if isinstance(value, Decimal) else value
 
 
-_SPECIAL = frozenset(',"\r\n')
+def plain(amount: Decimal) -> Decimal:
+    """The same amount without trailing zeros."""
+    shortest = amount.normalize(_EXACT)
+    _, _, exponent = shortest.as_tuple()
+    return shortest.quantize(Decimal(1), context=_EXACT) if isinstance(exponent, int) and exponent > 0 else shortest
 
-_json = msgspec.json.Encoder(decimal_format="number")
+
+def to_json(value: Mapping[str, Any]) -> bytes:
+    """As JSON, with exact amounts as numbers."""
+    return _json.encode(value)
 
 
 class RowFormat(NamedTuple):
-    """A way to write rows down: what stands above them, and each of them."""
+    """A file format for rows: media type, file suffix, header, and the encoder of a row."""
 
     media_type: str
     suffix: str
     head: bytes
-    line: Callable[[Mapping[str, Any]], bytes]
+    encode_row: Callable[[Mapping[str, Any]], bytes]
 
 
-def row_format(kind: str, columns: Iterable[str]) -> RowFormat:
-    """`csv` or `jsonl` with these columns, in their order."""
+def row_format(file_format: str, columns: Iterable[str]) -> RowFormat:
+    """`csv` or `jsonl`, with these columns in order."""
     names = tuple(columns)
-    if kind == "csv":
+    if file_format == "csv":
         return RowFormat(
             "text/csv; charset=utf-8", "csv", csv_line(names), lambda row: csv_line([row[n] for n in names])
         )
-    return RowFormat("application/x-ndjson", "jsonl", b"", lambda row: _json.encode(record(row)) + b"\n")
+    return RowFormat("application/x-ndjson", "jsonl", b"", lambda row: to_json(record(row)) + b"\n")
 
 
 def csv_line(values: Iterable[Any]) -> bytes:
-    """One record after RFC 4180; unknown is empty, and text that a spreadsheet would run has a `'` in front."""
-    return (",".join(map(_cell, values)) + "\r\n").encode("utf-8", "replace")
+    """One CSV record (RFC 4180); NULL is empty, text that a spreadsheet would run as a formula gets a leading `'`."""
+    line: str = csv.writer(_Echo()).writerow(map(_cell, values))
+    return line.encode("utf-8", "replace")
 
 
-def _cell(value: Any) -> str:
+class _Echo:
+    """Makes `writerow` return the line."""
+
+    def write(self, line: str) -> str:
+        return line
+
+
+def _cell(value: Any) -> Any:
     match value:
-        case None:
-            return ""
         case bool():
             return "true" if value else "false"
         case Decimal():
             return f"{value:f}"
         case datetime():
             return value.isoformat(timespec="milliseconds").replace("+00:00", "Z")
-        case str():
-            safe = f"'{value}" if value.startswith(_FORMULA) else value
-            return '"' + safe.replace('"', '""') + '"' if not _SPECIAL.isdisjoint(safe) else safe
-    return str(value)
+        case str() if value.startswith(_FORMULA):
+            return f"'{value}"
+    return value

@@ -1,81 +1,82 @@
-"""Hours and days, in UTC by number and in a time zone as they are called.
+"""Hours and days by number in UTC, and by local time in a time zone.
 
-Numbers count from the first hour or day of the year 1, so that none is negative."""
+Numbers count from the first hour or day of the year 1, so that none is negative.
+"""
 
 from datetime import UTC, date, datetime, timedelta, tzinfo
 from math import gcd
 from zoneinfo import ZoneInfo
 
 SECONDS = {"hour": 3600, "day": 86400}
-_BEGINNING = datetime(1, 1, 1, tzinfo=UTC)
-_END = datetime.max.replace(tzinfo=UTC)
+_YEAR_1 = datetime(1, 1, 1, tzinfo=UTC)
+_MAX_DATETIME = datetime.max.replace(tzinfo=UTC)
 _A_DAY = timedelta(days=1)
 _A_MILLISECOND = timedelta(milliseconds=1)
 
 
 def zone_of(name: str) -> tzinfo:
-    """The zone of an IANA name. Raises ValueError where there is none."""
+    """The time zone of an IANA name. Raises ValueError for an unknown one."""
     if name == "UTC":
-        return UTC  # also where the system has no zones
+        return UTC  # works without a time zone database
     try:
         return ZoneInfo(name)
-    except (ValueError, OSError, LookupError):  # which, depends on what the name looks like as a file's
+    except (ValueError, OSError, LookupError):  # depends on how the name looks as a path
         raise ValueError("zone: not the name of a time zone") from None
 
 
-def number_of(moment: datetime, seconds: int) -> int:
-    """The number of the period of so many seconds that a moment is in."""
-    return (moment - _BEGINNING) // timedelta(seconds=seconds)
+def period_number(instant: datetime, seconds: int) -> int:
+    """The number of the period of `seconds` that an instant is in."""
+    return (instant - _YEAR_1) // timedelta(seconds=seconds)
 
 
-def start_of(number: int, seconds: int) -> datetime:
-    """When that period began; the end of time where there is none."""
+def period_start(number: int, seconds: int) -> datetime:
+    """The start of a period; the maximum datetime where it is out of range."""
     try:
-        return _BEGINNING + timedelta(seconds=seconds * number)
+        return _YEAR_1 + timedelta(seconds=seconds * number)
     except OverflowError:
-        return _END
+        return _MAX_DATETIME
 
 
-def bound(moment: datetime) -> datetime:
-    """A bound in UTC that parts rows, which have milliseconds, as `moment` does."""
+def truncate_bound(instant: datetime) -> datetime:
+    """The UTC bound in milliseconds that selects the same rows as `instant` does: rounded up."""
     try:
-        utc = moment.astimezone(UTC)
+        utc = instant.astimezone(UTC)
     except OverflowError:
-        return _BEGINNING if moment.year == 1 else _END
-    below = utc.replace(microsecond=utc.microsecond // 1000 * 1000, fold=0)
-    if below == utc:
-        return below
-    return _END if below > _END - _A_MILLISECOND else below + _A_MILLISECOND
+        return _YEAR_1 if instant.year == 1 else _MAX_DATETIME
+    truncated = utc.replace(microsecond=utc.microsecond // 1000 * 1000, fold=0)
+    if truncated == utc:
+        return truncated
+    return _MAX_DATETIME if truncated > _MAX_DATETIME - _A_MILLISECOND else truncated + _A_MILLISECOND
 
 
-def step(zone: tzinfo, since: datetime, until: datetime, unit: str) -> int:
-    """The longest period, in seconds, at whose starts every hour or day of the zone between the two begins."""
-    found = SECONDS[unit]
-    for moment in _looks(since, until):
-        found = gcd(found, int(_offset(moment, zone).total_seconds()))
-    return found or SECONDS[unit]
+def common_period(zone: tzinfo, since: datetime, until: datetime, unit: str) -> int:
+    """The longest period, in seconds, at whose starts every hour or day of the zone in the range begins."""
+    seconds = SECONDS[unit]
+    for instant in _sample_instants(since, until):
+        seconds = gcd(seconds, int(_offset(instant, zone).total_seconds()))
+    return seconds or SECONDS[unit]
 
 
-def called(moment: datetime, zone: tzinfo) -> date:
-    """The day of the zone that a moment is in."""
-    return local(moment, zone).date()
+def local_date(instant: datetime, zone: tzinfo) -> date:
+    """The date of an instant in the zone."""
+    return local(instant, zone).date()
 
 
-def local(moment: datetime, zone: tzinfo) -> datetime:
-    """A moment in the zone, as far as there it is a moment."""
+def local(instant: datetime, zone: tzinfo) -> datetime:
+    """An instant in the zone; unchanged where that is out of range."""
     try:
-        return moment.astimezone(zone)
+        return instant.astimezone(zone)
     except OverflowError:
-        return moment
+        return instant
 
 
-def _offset(moment: datetime, zone: tzinfo) -> timedelta:
-    return local(moment, zone).utcoffset() or timedelta()
+def _offset(instant: datetime, zone: tzinfo) -> timedelta:
+    return local(instant, zone).utcoffset() or timedelta()
 
 
-def _looks(since: datetime, until: datetime) -> list[datetime]:
-    """A moment of each day, and of each week where that would be too many."""
+def _sample_instants(since: datetime, until: datetime) -> list[datetime]:
+    """One instant per day of the range; per week or year for very long ranges."""
     days = (until - since) // _A_DAY
-    pace = _A_DAY * (1 if days <= 1000 else 7 if days <= 50_000 else 365)
-    count = max((until - since) // pace, 0)
-    return [since, *(since + pace * i for i in range(1, count + 1)), until]
+    interval = _A_DAY * (1 if days <= 1000 else 7 if days <= 50_000 else 365)
+    count = max((until - since) // interval, 0)
+    return [since, *(since + interval * i for i in range(1, count + 1)), until]

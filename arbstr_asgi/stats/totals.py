@@ -1,4 +1,4 @@
-"""Sums over rows that can be added up further, and the figures that they come to."""
+"""Totals of rows (sums and histograms) that can be added, and the statistics computed from them."""
 
 from collections.abc import Iterable
 from decimal import Context, Decimal
@@ -21,63 +21,65 @@ NAMES = (
     "savings",
     *DURATIONS,
 )
-PLACES = {name: place for place, name in enumerate(NAMES)}
-TOTALS_AT_ONCE = 40  # that are read or made in one turn of the loop, with some hundreds of numbers each
+POSITIONS = {name: place for place, name in enumerate(NAMES)}
+TOTALS_PER_BATCH = 40  # parsed or built per turn of the event loop
 _EXACT = Context(prec=200)
 _SUMS = msgspec.json.Decoder(tuple[int, ...])
 
 
 class Totals(NamedTuple):
-    """The sums, in the order of `NAMES`, and a histogram for each of `DURATIONS`."""
+    """Sums in the order of `NAMES`, and a histogram for each of `DURATIONS`."""
 
     sums: tuple[int, ...]
     histograms: tuple[Histogram, ...]
 
     @classmethod
     def empty(cls) -> "Totals":
-        """Of no rows."""
+        """The totals of no rows."""
         return cls((0,) * len(NAMES), (Histogram(),) * len(DURATIONS))
 
     @classmethod
-    def sum(cls, tallies: Iterable["Totals"]) -> "Totals":
-        """Of the rows of all of these, which are no rows twice."""
-        sums, histograms = zip(*tallies, strict=True)
+    def sum(cls, parts: Iterable["Totals"]) -> "Totals":
+        """Add totals of disjoint sets of rows."""
+        sums, histograms = zip(*parts, strict=True)
         return cls(
             tuple(map(sum, zip(*sums, strict=True))), tuple(map(histogram.add_all, zip(*histograms, strict=True)))
         )
 
     @classmethod
     def decode(cls, sums: str, *histograms: str) -> "Totals":
-        """What `encode` wrote."""
+        """Parse the texts of `encode`."""
         return cls(_SUMS.decode(sums), tuple(map(histogram.decode, histograms)))
 
     def encode(self) -> tuple[str, ...]:
-        """The sums as compact JSON, and each histogram as text; the same for equal ones."""
+        """The sums as compact JSON, then each histogram as text; equal for equal totals."""
         return f"[{','.join(map(str, self.sums))}]", *map(histogram.encode, self.histograms)
 
     @property
     def total(self) -> int:
-        """How many rows."""
+        """The number of rows."""
         return self.sums[0]
 
     def figures(self) -> Stats:
-        """What they come to."""
-        found = dict(zip(NAMES, self.sums, strict=True))
-        spreads = [_spread(found[name], one) for name, one in zip(DURATIONS, self.histograms, strict=True)]
+        """The statistics of these rows."""
+        sums_by_name = dict(zip(NAMES, self.sums, strict=True))
+        percentiles = [
+            _percentiles(sums_by_name[name], buckets) for name, buckets in zip(DURATIONS, self.histograms, strict=True)
+        ]
         return Stats(
-            total=found["total"],
-            success=found["success"],
-            error=found["error"],
-            streaming=found["streaming"],
-            input_tokens=found["input"],
-            output_tokens=found["output"],
-            tokens={source: (found[f"input:{source}"], found[f"output:{source}"]) for source in SOURCES},
-            cost_sats=_sats(found["cost"]),
-            priced=found["priced"],
-            savings_sats=_sats(found["savings"]),
-            latency_ms=spreads[0],
-            ttft_ms=spreads[1],
-            stream_duration_ms=spreads[2],
+            total=sums_by_name["total"],
+            success=sums_by_name["success"],
+            error=sums_by_name["error"],
+            streaming=sums_by_name["streaming"],
+            input_tokens=sums_by_name["input"],
+            output_tokens=sums_by_name["output"],
+            tokens={source: (sums_by_name[f"input:{source}"], sums_by_name[f"output:{source}"]) for source in SOURCES},
+            cost_sats=_sats(sums_by_name["cost"]),
+            priced=sums_by_name["priced"],
+            savings_sats=_sats(sums_by_name["savings"]),
+            latency_ms=percentiles[0],
+            ttft_ms=percentiles[1],
+            stream_duration_ms=percentiles[2],
         )
 
 
@@ -85,6 +87,6 @@ def _sats(nanos: int) -> Decimal:
     return Decimal(nanos).scaleb(-9, context=_EXACT)
 
 
-def _spread(total: int, counted: Histogram) -> Percentiles:
-    count, percentiles = histogram.percentiles(counted, 50, 95, 99)
+def _percentiles(total: int, buckets: Histogram) -> Percentiles:
+    count, percentiles = histogram.percentiles(buckets, 50, 95, 99)
     return Percentiles(total / count, *percentiles) if count else Percentiles()

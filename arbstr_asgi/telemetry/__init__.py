@@ -1,1 +1,1 @@
-"""What others are told of finished calls: Prometheus and the log."""
+"""Telemetry of finished calls: Prometheus metrics and the access log."""

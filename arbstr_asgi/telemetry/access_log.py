@@ -1,32 +1,28 @@
-"""One line for each finished call."""
+"""The access log: one line for each finished call."""
 
 import logging
-from collections.abc import Callable
-from typing import TypeVar
 
 from arbstr_asgi.database.records import LedgerEntry
 
 logger = logging.getLogger("arbstr_asgi.requests")
 
-MAX_SHOWN = 100  # characters of what a client or a provider has said
-
-_Written = TypeVar("_Written")
+MAX_SHOWN = 100  # characters of a value from a client or a provider
 
 
-def logging_finished(write: Callable[[LedgerEntry], _Written]) -> Callable[[LedgerEntry], _Written]:
-    """`write`, and a line at INFO for each finished call; a second one if a call that was committed ends otherwise."""
+class AccessLog:
+    """Logs a line at INFO for each finished call."""
 
-    def written(entry: LedgerEntry) -> _Written:
-        result = write(entry)
-        if entry.revision >= 1 and logger.isEnabledFor(logging.INFO):
+    def on_finish(self, entry: LedgerEntry, seconds: float) -> None:
+        """Log the line."""
+        if logger.isEnabledFor(logging.INFO):
             _log(entry)
-        return result
 
-    return written
+    def on_refused(self, status: int) -> None:
+        """Does nothing: servers log refused requests."""
 
 
 def _log(entry: LedgerEntry) -> None:
-    """Milliseconds are those to the end of a stream, or to the answer where there was none."""
+    """Milliseconds are the duration of a stream, or the latency of a response that is none."""
     status = entry.error_status or ("ok" if entry.success else "-")
     ms = entry.latency_ms if entry.stream_duration_ms is None else entry.stream_duration_ms
     cost = None if entry.cost_sats is None else f"{entry.cost_sats:f}"
@@ -46,5 +42,5 @@ def _log(entry: LedgerEntry) -> None:
 
 
 def _quoted(text: str | None) -> str:
-    """As Python writes it, so that nobody can begin a line or paint a terminal."""
+    """As a Python literal, so that no value can start a new line or send escape sequences."""
     return repr(text if text is None else text[:MAX_SHOWN])

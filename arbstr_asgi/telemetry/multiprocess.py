@@ -1,7 +1,8 @@
-"""Where the workers of one server keep their metrics together, so that whichever is asked says those of all.
+"""Shared Prometheus metrics of several workers: files in one folder, so that any worker exposes those of all.
 
-A worker's numbers are in files named after its place, which one that replaces it takes over: so a worker that died is
-still counted, and no number of replacements makes more files."""
+The files of a worker are named after its number, which its replacement takes over: counters of a dead worker are kept,
+and restarts create no more files.
+"""
 
 import os
 import tempfile
@@ -11,8 +12,8 @@ from pathlib import Path
 
 from arbstr_asgi._utils import is_installed
 
-FOLDER = "PROMETHEUS_MULTIPROC_DIR"  # prometheus-client's own name for it
-PLACE = "ARBSTR_WORKER_PLACE"
+FOLDER = "PROMETHEUS_MULTIPROC_DIR"  # read by prometheus-client
+WORKER_NUMBER = "ARBSTR_WORKER_PLACE"
 
 
 class MultiprocessMetrics:
@@ -21,22 +22,22 @@ class MultiprocessMetrics:
     def __init__(self, folder: Path | None) -> None:
         self._folder = folder
 
-    def environ(self, place: int) -> Mapping[str, str]:
-        """The environment of the worker in a place."""
+    def environ(self, number: int) -> Mapping[str, str]:
+        """The environment for the worker with this number."""
         if self._folder is None:
             return os.environ
-        return {**os.environ, FOLDER: str(self._folder), PLACE: str(place)}
+        return {**os.environ, FOLDER: str(self._folder), WORKER_NUMBER: str(number)}
 
-    def ended(self, place: int) -> None:
-        """A worker has ended: nothing is open in it any more."""
+    def ended(self, number: int) -> None:
+        """A worker has ended: delete its gauges of live values."""
         if self._folder is not None:
-            for path in self._folder.glob(f"gauge_live*_{place}.db"):
+            for path in self._folder.glob(f"gauge_live*_{number}.db"):
                 path.unlink(missing_ok=True)
 
 
 @contextmanager
 def multiprocess_metrics() -> Iterator[MultiprocessMetrics]:
-    """A temporary folder for the block, where there is something to be kept in it."""
+    """A temporary folder for the block, where prometheus-client is installed."""
     if not is_installed("prometheus_client"):
         yield MultiprocessMetrics(None)
         return
@@ -45,9 +46,9 @@ def multiprocess_metrics() -> Iterator[MultiprocessMetrics]:
 
 
 def use_worker_number() -> None:
-    """In a worker, before any metric is made: keep them under the name of its place."""
-    place = os.environ.get(PLACE)
-    if place is not None and is_installed("prometheus_client"):
+    """In a worker, before any metric is created: name its files by the worker number."""
+    number = os.environ.get(WORKER_NUMBER)
+    if number is not None and is_installed("prometheus_client"):
         from prometheus_client import values
 
-        values.ValueClass = values.MultiProcessValue(lambda: place)  # type: ignore[no-untyped-call]
+        values.ValueClass = values.MultiProcessValue(lambda: number)  # type: ignore[no-untyped-call]

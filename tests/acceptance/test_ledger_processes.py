@@ -135,7 +135,7 @@ def _roll_up(url: str, barrier: Any) -> None:
         ledger = Ledger(url)
         await ledger.open()
         barrier.wait(60)
-        await ledger._upkeep().roll_up()
+        await ledger._maintenance().roll_up()
         await ledger.close()
 
     asyncio.run(main())
@@ -149,7 +149,7 @@ def test_two_processes_roll_up_at_once(bench: Bench) -> None:
         await bench.record(*filled(120))
 
     async def look() -> None:
-        await bench.upkeep.roll_up()
+        await bench.maintenance.roll_up()
         assert await bench.fetch("SELECT * FROM dirty_hours") == []
         await compare(bench, await bench.rows())
         assert await bench.ledger.rebuild() == Rebuilt(94, 0)

@@ -12,7 +12,7 @@ import httpx
 import pytest
 from prometheus_client import values
 
-from arbstr_asgi.telemetry.multiprocess import FOLDER, PLACE, MultiprocessMetrics, use_worker_number
+from arbstr_asgi.telemetry.multiprocess import FOLDER, WORKER_NUMBER, MultiprocessMetrics, use_worker_number
 from tests.integration.telemetry.test_prometheus import Scraped, scrape
 from tests.support.asgi_client import PLAIN_REQUEST, Provided, call, configured, running
 from tests.support.fake_provider import provider
@@ -109,7 +109,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     folder = tmp_path / "shared"
     folder.mkdir()
     monkeypatch.setenv(FOLDER, str(folder))
-    monkeypatch.setenv(PLACE, "0")
+    monkeypatch.setenv(WORKER_NUMBER, "0")
     monkeypatch.setattr(values, "ValueClass", values.ValueClass)
     use_worker_number()
     yield folder
@@ -130,7 +130,7 @@ def test_files_are_of_places(place: Path, tmp_path: Path) -> None:
     kinds = {"counter", "histogram", "gauge_livesum", "gauge_livemax"}
     assert {path.name for path in place.glob("*_0.db")} == {f"{kind}_0.db" for kind in kinds}
     sharing = MultiprocessMetrics(place)
-    assert sharing.environ(3)[PLACE] == "3"
+    assert sharing.environ(3)[WORKER_NUMBER] == "3"
     sharing.ended(0)
     assert {path.name for path in place.iterdir()} == {
         *("counter_0.db", "histogram_0.db", "counter_host.db", "gauge_livesum_1.db")
@@ -184,11 +184,11 @@ def test_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
     from arbstr_asgi.telemetry import multiprocess
 
     monkeypatch.setattr(multiprocess, "is_installed", lambda package: False)
-    monkeypatch.setenv(PLACE, "0")
+    monkeypatch.setenv(WORKER_NUMBER, "0")
     before = values.ValueClass
     use_worker_number()
     assert values.ValueClass is before
     with multiprocess.multiprocess_metrics() as shared:
-        assert shared.environ(7)[PLACE] == "0"
+        assert shared.environ(7)[WORKER_NUMBER] == "0"
         shared.ended(0)
         assert temporary() == []

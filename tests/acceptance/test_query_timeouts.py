@@ -10,7 +10,8 @@ import pytest
 from arbstr_asgi.errors import LedgerError
 from arbstr_asgi.ledger import queries
 from arbstr_asgi.ledger.queries import QueryRunner
-from arbstr_asgi.stats.query import Group, StatsQuery
+from arbstr_asgi.stats.query import StatsQuery, Summary
+from arbstr_asgi.stats.totals import Totals
 from tests.integration.stats.test_rollups_maintenance import ALL
 from tests.support.databases import dialect_of
 from tests.support.ledger_bench import Bench, bench
@@ -28,8 +29,8 @@ def test_the_database_gives_up_too(bench: Bench) -> None:
     """A statement that takes longer than its question may is ended, and the connection is as it was."""
 
     async def scenario() -> None:
-        sessions = bench.ledger._open_reader().sessions
-        driver = sessions.driver
+        connections = bench.ledger._open_reader().connections
+        driver = connections.driver
         limit = {"postgresql": "SHOW statement_timeout", "mysql": "SELECT @@max_statement_time"}.get(driver.dialect)
 
         async def work(raw: Any) -> None:
@@ -46,7 +47,7 @@ def test_the_database_gives_up_too(bench: Bench) -> None:
             assert int((await driver.fetch(raw, "SELECT 1"))[0][0]) == 1
             assert (await driver.fetch(raw, limit) if limit else None) == before
 
-        await sessions.run(work, timeout=40.0)
+        await connections.run(work, timeout=40.0)
 
     bench.run(scenario())
 
@@ -58,23 +59,23 @@ def test_a_turn_ends_with_the_work(bench: Bench, monkeypatch: pytest.MonkeyPatch
         done = asyncio.Event()
         running = 0
 
-        async def groups(self: QueryRunner, query: StatsQuery) -> list[Group]:
+        async def summary(self: QueryRunner, query: StatsQuery) -> Summary:
             nonlocal running
             running += 1
             await done.wait()
-            return []
+            return Summary(Totals.empty().figures(), [])
 
-        monkeypatch.setattr(QueryRunner, "groups", groups)
-        for _ in range(queries.AT_ONCE):
+        monkeypatch.setattr(QueryRunner, "summary", summary)
+        for _ in range(queries.MAX_CONCURRENT_QUERIES):
             asking = asyncio.create_task(bench.ledger.stats(ALL))
             await asyncio.sleep(0.01)
             asking.cancel()
         another = asyncio.create_task(bench.ledger.stats(ALL))
         await asyncio.sleep(0.05)
-        assert running == queries.AT_ONCE
+        assert running == queries.MAX_CONCURRENT_QUERIES
         done.set()
         assert await asyncio.wait_for(another, 5) == []
-        assert running == queries.AT_ONCE + 1
+        assert running == queries.MAX_CONCURRENT_QUERIES + 1
 
     bench.run(scenario())
 
@@ -99,13 +100,13 @@ def asked(bench: Bench, error: Exception) -> int:
     async def scenario() -> int:
         count = 0
 
-        async def work(raw: Any, query: None) -> None:
+        async def work(raw: Any) -> None:
             nonlocal count
             count += 1
             raise error
 
         with pytest.raises(LedgerError):
-            await bench.ledger._open_reader()._run(work, None)
+            await bench.ledger._open_reader()._run(work)
         return count
 
     found: int = bench.run(scenario())

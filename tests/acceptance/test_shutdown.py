@@ -367,7 +367,7 @@ class Supervise:
     """Runs a supervisor in this process, whose workers run some code; they signal it."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
-        monkeypatch.setattr(supervisor, "FIRST_PAUSE", 0.01)
+        monkeypatch.setattr(supervisor, "MIN_RESTART_PAUSE", 0.01)
         monkeypatch.setattr(supervisor, "SAME", 0.2)
         caplog.set_level(logging.INFO, "arbstr_asgi")
         self.caplog = caplog
@@ -387,9 +387,9 @@ class Supervise:
 @pytest.fixture
 def supervise(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> Iterator[Supervise]:
     """Afterwards no worker is left, not even one that nobody has asked for, and the signals are as they were."""
-    before = [signal.getsignal(number) for number in (*supervisor.TOLD, signal.SIGCHLD)]
+    before = [signal.getsignal(number) for number in (*supervisor.STOP_SIGNALS, signal.SIGCHLD)]
     yield Supervise(monkeypatch, caplog)
-    assert before == [signal.getsignal(number) for number in (*supervisor.TOLD, signal.SIGCHLD)]
+    assert before == [signal.getsignal(number) for number in (*supervisor.STOP_SIGNALS, signal.SIGCHLD)]
     said = "\n".join(record.getMessage() for record in caplog.get_records("call"))
     workers = [int(pid) for pid in re.findall(r"worker (\d+) started", said)]
     assert workers
@@ -436,7 +436,7 @@ def test_replaced_worker(tmp_path: Path, supervise: Supervise) -> None:
 def test_crash_loop(code: str, supervise: Supervise) -> None:
     """When no worker lasts, the supervisor gives up after a few tries, and says why."""
     assert supervise(code, count=2) == 1
-    assert len(supervise.warned) > 2 * supervisor.ATTEMPTS
+    assert len(supervise.warned) > 2 * supervisor.MAX_START_FAILURES
     assert sum("giving up: no worker lasts" in said for said in supervise.warned) == 1
 
 
@@ -454,19 +454,19 @@ except FileExistsError:
         tries.write("x")
     sys.exit(3)
 for _ in range(1000):
-    if os.path.exists("tries") and os.path.getsize("tries") > 2 * {supervisor.ATTEMPTS}:
+    if os.path.exists("tries") and os.path.getsize("tries") > 2 * {supervisor.MAX_START_FAILURES}:
         tell()
         break
     time.sleep(0.02)
 """
     assert supervise(code, count=2) in (0, 1)  # the other may be about to fail once more
     assert "giving up" not in supervise.caplog.text
-    assert len(supervise.warned) > 2 * supervisor.ATTEMPTS
+    assert len(supervise.warned) > 2 * supervisor.MAX_START_FAILURES
 
 
 def test_worker_that_cannot_be_started(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     """A system that has no process to give is tried a few times; then the supervisor says so and ends with 1."""
-    monkeypatch.setattr(supervisor, "FIRST_PAUSE", 0.01)
+    monkeypatch.setattr(supervisor, "MIN_RESTART_PAUSE", 0.01)
     with socket.create_server(("127.0.0.1", 0)) as listener:
         assert Supervisor(["/nonexistent/python"], listener, 2, 1.0).run() == 1
     assert "a worker can't be started (No such file or directory)" in caplog.text
@@ -490,5 +490,5 @@ def test_pause_has_an_end(caplog: pytest.LogCaptureFixture) -> None:
         place = WorkerSlot()
         place.failures = 100_000
         place.since = time.monotonic()
-        Supervisor([], listener, 1, 1.0)._failed(place, "it failed")
+        Supervisor([], listener, 1, 1.0)._schedule_restart(place, "it failed")
     assert caplog.messages == ["it failed; the next start is in 30.0 s"]

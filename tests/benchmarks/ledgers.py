@@ -35,10 +35,10 @@ async def rows(url: str) -> int:
     ledger = Ledger(url)
     await ledger.open()
     try:
-        sessions = ledger._open_reader().sessions
+        connections = ledger._open_reader().connections
         query = f"SELECT count(*) FROM requests WHERE end_reason = 'completed' AND input_tokens = {TOKENS[0]}"
         query += f" AND output_tokens = {TOKENS[1]}"
-        ((found,),) = await sessions.run(lambda raw: sessions.driver.fetch(raw, query))
+        ((found,),) = await connections.run(lambda raw: connections.driver.fetch(raw, query))
         return int(found)
     finally:
         await ledger.close()

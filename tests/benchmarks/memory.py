@@ -135,7 +135,7 @@ async def be_provider() -> None:
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     loop.add_signal_handler(signal.SIGTERM, stop.set)
-    server = await loop.create_server(ProviderConnection, "127.0.0.1", 0, backlog=1024)
+    server = await loop.create_server(ProviderConnection, "127.0.0.1", 0, queue=1024)
     print(server.sockets[0].getsockname()[1], flush=True)
     await stop.wait()
     server.close()

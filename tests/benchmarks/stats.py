@@ -26,7 +26,7 @@ from arbstr_asgi.ledger.ledger import Ledger
 from arbstr_asgi.stats.planner import HOUR
 from arbstr_asgi.stats.query import GROUPS, Filters, RequestsQuery, StatsQuery
 from arbstr_asgi.stats.rollups import scheduler
-from arbstr_asgi.stats.timezones import number_of
+from arbstr_asgi.stats.timezones import period_number
 from tests.support import ledger_generator
 from tests.support.databases import an_entry, run_sql
 
@@ -106,7 +106,7 @@ async def ask_figures(report: Report, ledger: Ledger, until: datetime) -> None:
         await report.measure(f"7 days of {user} by model (rows)", asking(group_by=("model",), filters=live))
     everything = StatsQuery(since=until - timedelta(days=40), until=until, group_by=("model",))
     await report.measure("28 days by model", lambda: ledger.summary(everything))
-    await ledger._upkeep()._hour(number_of(until, HOUR) - 2, tries=1, again=True)
+    await ledger._maintenance()._roll_up_hour(period_number(until, HOUR) - 2, attempts=1, rebuild=True)
     for groups in (("end_user",), ("model", "tenant")):
         await report.measure(f"with another hour: by {' and '.join(groups)}", asking(group_by=groups))
     await report.measure("the models", lambda: ledger.distinct("model"))
@@ -128,13 +128,13 @@ async def ask_pages(report: Report, ledger: Ledger, until: datetime) -> None:
 
 async def measured(url: str, report: Report, rows: int) -> None:
     """All of it."""
-    scheduler.FIRST = 10**9  # nobody rolls up but us
+    scheduler.START_DELAY = 10**9  # nobody rolls up but us
     ledger = Ledger(url)
     await ledger.open()
     until = datetime.now(UTC)
     alone = beside(report, "writing alone", ledger, asyncio.sleep(5))
     await alone
-    await beside(report, "rolling everything up", ledger, ledger._upkeep().roll_up())
+    await beside(report, "rolling everything up", ledger, ledger._maintenance().roll_up())
     await ask_figures(report, ledger, until)
     await ask_pages(report, ledger, until)
     figures = StatsQuery(since=until - timedelta(days=7), until=until, group_by=("model", "tenant"))

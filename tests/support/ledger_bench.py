@@ -23,14 +23,14 @@ class Bench(NamedTuple):
     url: str
 
     @property
-    def upkeep(self) -> Maintenance:
+    def maintenance(self) -> Maintenance:
         """Rolls up when it is told to."""
-        return self.ledger._upkeep()
+        return self.ledger._maintenance()
 
     async def sql(self, statement: str) -> None:
         """Past the ledger."""
-        sessions = self.ledger._open_reader().sessions
-        await sessions.run(lambda raw: sessions.driver.execute(raw, statement, ()))
+        connections = self.ledger._open_reader().connections
+        await connections.run(lambda raw: connections.driver.execute(raw, statement, ()))
 
     async def clear(self) -> None:
         """As after a migration of an empty database."""
@@ -46,14 +46,14 @@ class Bench(NamedTuple):
 
     async def fetch(self, statement: str) -> list[Any]:
         """Past the ledger."""
-        sessions = self.ledger._open_reader().sessions
-        return await sessions.run(lambda raw: sessions.driver.fetch(raw, statement))
+        connections = self.ledger._open_reader().connections
+        return await connections.run(lambda raw: connections.driver.fetch(raw, statement))
 
     async def rows(self) -> list[dict[str, Any]]:
         """All rows, with their numbers."""
-        sessions = self.ledger._open_reader().sessions
+        connections = self.ledger._open_reader().connections
         numbers = dict(
-            await sessions.run(lambda raw: sessions.driver.fetch(raw, "SELECT correlation_id, id FROM requests"))
+            await connections.run(lambda raw: connections.driver.fetch(raw, "SELECT correlation_id, id FROM requests"))
         )
         return [{"id": numbers[row["correlation_id"]], **row} for row in await self.ledger.rows(limit=10**6)]
 
@@ -64,7 +64,7 @@ def bench(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     with ExitStack() as stack, pytest.MonkeyPatch.context() as patch:
         folder: Path = tmp_path_factory.mktemp("stats")
         patch.chdir(folder)
-        patch.setattr(scheduler, "FIRST", 10**6)
+        patch.setattr(scheduler, "START_DELAY", 10**6)
         url = stack.enter_context(fresh_database(request.param, folder))
         runner = stack.enter_context(asyncio.Runner())
         ledger = Ledger(url)

@@ -11,7 +11,7 @@ from itertools import accumulate
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
-from arbstr_asgi.database.drivers.base import iso
+from arbstr_asgi.database.drivers.base import format_timestamp
 from tests.support.databases import dialect_of, sqlite_file
 
 MODELS = [f"{family}-{size}" for family in ("gpt", "claude", "llama", "mistral") for size in ("large", "small", "mini")]
@@ -130,7 +130,7 @@ def _fill_sqlite(file: str, chunks: Iterator[list[tuple[Any, ...]]]) -> None:
         connection.execute(f'DROP INDEX "{name}"')
     sql = f"INSERT INTO requests ({', '.join(COLUMNS)}) VALUES ({', '.join('?' * len(COLUMNS))})"
     for chunk in chunks:
-        as_text = ((call, iso(at), *rest) for call, at, *rest in chunk)
+        as_text = ((call, format_timestamp(at), *rest) for call, at, *rest in chunk)
         connection.execute("BEGIN")
         connection.executemany(sql, as_text)
         connection.execute("COMMIT")

@@ -37,7 +37,7 @@ OUTSIDE = "asyncio concurrent http io os pathlib random selectors socket ssl sub
 FOREIGN = {
     "aiohttp": "providers.transport providers.client",
     "httpx_aiohttp": "providers.transport",
-    "httpx": "providers.transport providers.client gateway.gateway app cli.demo cli.sources",
+    "httpx": "providers.transport providers.client gateway.gateway app cli.demo cli.remote",
     "databases": "database.* ledger.ledger ledger.retry gateway.gateway app",
     "sqlalchemy": "database.migrations",
     "alembic": "database.migrations",
@@ -53,7 +53,11 @@ FOREIGN = {
     "bpe_openai": "protocols.tokenizer",
     "msgspec": "*",
 }
-ONLY_FOR_TYPES = {"gateway.gateway": "httpx databases", "app": "httpx databases"}
+ONLY_FOR_TYPES = {"gateway.gateway": "httpx databases"}
+LIGHT = {  # what may be loaded of FOREIGN by whoever only imports, or only asks how a command is used
+    "from arbstr_asgi import *": {"starlette", "msgspec"},
+    "from arbstr_asgi.cli.main import main; main(['--help'], standalone_mode=False)": {"starlette", "msgspec", "click"},
+}
 
 
 def name_of(path: Path) -> str:
@@ -178,7 +182,7 @@ def test_foreign_packages() -> None:
 
 @pytest.mark.parametrize(("module", "packages"), ONLY_FOR_TYPES.items())
 def test_only_for_types(module: str, packages: str) -> None:
-    """The shells name httpx and databases in their signatures, and do nothing with them."""
+    """The gateway names httpx and databases in its signature, and does nothing with them."""
     tree = parsed(module)
     annotations = [node.annotation for node in ast.walk(tree) if isinstance(node, ast.arg) and node.annotation]
     in_types = {id(inner) for annotation in annotations for inner in ast.walk(annotation)}
@@ -238,6 +242,20 @@ def test_every_module_is_importable_alone() -> None:
     names = ["arbstr_asgi" if name == "arbstr_asgi" else f"arbstr_asgi.{name}" for name in MODULES if name != "asgi"]
     for name in names:
         assert importlib.import_module(name).__name__ == name
+
+
+@pytest.mark.parametrize(("then", "allowed"), LIGHT.items())
+def test_imports_are_light(then: str, allowed: set[str]) -> None:
+    """What a gateway needs is imported where one is made: not by an import of the package, nor by `arbstr --help`."""
+    script = f"{then}\nimport sys\nsys.exit(' '.join(sys.modules))"
+    environ = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, timeout=60, env=environ, check=False
+    )
+    loaded = set(done.stderr.splitlines()[-1].split())
+    assert "arbstr_asgi.app" in loaded
+    assert loaded & {*FOREIGN, "aiosqlite", "sqlite3"} <= allowed
+    assert not {"arbstr_asgi.gateway.gateway", "arbstr_asgi.ledger.ledger"} & loaded
 
 
 WATCHED = """

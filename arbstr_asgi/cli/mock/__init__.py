@@ -1,1 +1,1 @@
-"""Providers that need no key and no network, for `arbstr demo` and `arbstr serve --mock`."""
+"""Mock providers without key or network, for `arbstr demo` and `arbstr serve --mock`."""

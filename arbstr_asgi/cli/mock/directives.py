@@ -1,7 +1,8 @@
-"""What a mock provider is told to do, in the words of the request that it gets.
+"""Directives that control a mock provider, in the text of the last user message.
 
-`[mock: stall]` in the last user message is for both providers, `[mock-cheap: 503]` for one of them; several words, as
-in `[mock: slow no-usage]`, and several brackets add up."""
+`[mock: stall]` is for both providers, `[mock-cheap: 503]` for one; several words, as in `[mock: slow no-usage]`, and
+several brackets are combined.
+"""
 
 import re
 from collections.abc import Iterator
@@ -26,40 +27,40 @@ WORDS = {
 }
 MEANINGS = {ANY_STATUS: "answers with this status and an error", **WORDS}
 
-_ORDER = re.compile(r"\[(mock[\w-]*):([^\][]*)\]")
+_DIRECTIVE = re.compile(r"\[(mock[\w-]*):([^\][]*)\]")
 
 
 class UnknownDirective(ValueError):
-    """What no mock provider understands; the message lists all that they do."""
+    """An unknown directive; the message lists all that exist."""
 
-    def __init__(self, said: str) -> None:
+    def __init__(self, text: str) -> None:
         super().__init__(
-            f"mock: {said[:40]!r} is not understood. Say [{BOTH}: WORD], [{CHEAP}: WORD] or [{EXPENSIVE}: WORD]; "
+            f"mock: {text[:40]!r} is not understood. Say [{BOTH}: WORD], [{CHEAP}: WORD] or [{EXPENSIVE}: WORD]; "
             f"the words: {', '.join(MEANINGS)}"
         )
 
 
 def directives(messages: Any, name: str) -> frozenset[str]:
-    """The words for the provider `name`. Raises UnknownOrder, also for what another one is told."""
-    found: set[str] = set()
-    for whom, said in _ORDER.findall(_last_said(messages)):
-        if whom not in (BOTH, CHEAP, EXPENSIVE):
-            raise UnknownDirective(whom)
-        words = said.replace(",", " ").split()
+    """The directives for the provider `name`. Raises UnknownDirective, also for those of another provider."""
+    active_words: set[str] = set()
+    for target, text in _DIRECTIVE.findall(_last_user_message(messages)):
+        if target not in (BOTH, CHEAP, EXPENSIVE):
+            raise UnknownDirective(target)
+        words = text.replace(",", " ").split()
         for word in words or [""]:
             if word not in WORDS and not STATUS.fullmatch(word):
                 raise UnknownDirective(word)
-        if whom in (BOTH, name):
-            found.update(words)
-    return frozenset(found)
+        if target in (BOTH, name):
+            active_words.update(words)
+    return frozenset(active_words)
 
 
-def status(told: frozenset[str]) -> int | None:
-    """The status to answer with; None: a good one."""
-    return max((int(word) for word in told if STATUS.fullmatch(word)), default=None)
+def status(active: frozenset[str]) -> int | None:
+    """The error status to respond with; None: 200."""
+    return max((int(word) for word in active if STATUS.fullmatch(word)), default=None)
 
 
-def _last_said(messages: Any) -> str:
+def _last_user_message(messages: Any) -> str:
     for message in reversed(messages if isinstance(messages, list) else []):
         if isinstance(message, dict) and message.get("role") == "user":
             return "\n".join(_texts(message.get("content")))

@@ -1,4 +1,4 @@
-"""A provider that needs no key and no network: it answers every chat completion with the same words."""
+"""A mock provider: answers every chat completion with the same text, without key or network."""
 
 import asyncio
 import hashlib
@@ -18,54 +18,58 @@ REPLY = "Every token that passes through here is counted, priced and written dow
 CREATED = 1_700_000_000
 SECONDS_PER_WORD = 0.01
 SECONDS_PER_SLOW_WORD = 0.2
-SECONDS_OF_NOTHING = 30.0
-KEPT = 100  # bodies
+STALL_SECONDS = 30.0
+MAX_RECEIVED = 100  # bodies
 
 
 ERROR = {"error": {"message": "mock: told to fail", "type": "server_error", "param": None, "code": "mock"}}
 WORDS = REPLY.split()
 
 
-def counted(given: int, answered: int = len(WORDS)) -> dict[str, int]:
-    """Usage of so many tokens."""
-    return {"prompt_tokens": given, "completion_tokens": answered, "total_tokens": given + answered}
+def token_usage(input_tokens: int, output_tokens: int = len(WORDS)) -> dict[str, int]:
+    """The `usage` object of these counts."""
+    return {
+        "prompt_tokens": input_tokens,
+        "completion_tokens": output_tokens,
+        "total_tokens": input_tokens + output_tokens,
+    }
 
 
-def completion(common: dict[str, Any], given: int, told: frozenset[str]) -> bytes:
-    """A whole answer to `given` tokens."""
-    if told & {"error-event", "late-error"}:
+def completion(common: dict[str, Any], input_tokens: int, active: frozenset[str]) -> bytes:
+    """A complete response to `input_tokens` tokens."""
+    if active & {"error-event", "late-error"}:
         return _to_json(ERROR)
     choices = [{"index": 0, "message": {"role": "assistant", "content": REPLY}, "finish_reason": "stop"}]
-    said = {**common, "object": "chat.completion", "choices": choices}
-    return _to_json(said if "no-usage" in told else {**said, "usage": counted(given)})
+    payload = {**common, "object": "chat.completion", "choices": choices}
+    return _to_json(payload if "no-usage" in active else {**payload, "usage": token_usage(input_tokens)})
 
 
-def events(common: dict[str, Any], given: int, told: frozenset[str], *, asked: bool) -> list[bytes]:
-    """The same as a stream, with usage where it is `asked` for."""
-    found = list(_events(common, given, told, asked=asked and "no-usage" not in told))
-    if "error-event" in told:
-        found = [_event(ERROR)]
-    elif "late-error" in told:
-        found = [*found[: len(found) // 2], _event(ERROR)]
-    if "comments" in told:
-        found = [b": mock\n\n" + event for event in found]
-    return found
+def events(common: dict[str, Any], input_tokens: int, active: frozenset[str], *, with_usage: bool) -> list[bytes]:
+    """The same as a stream; with usage if `with_usage`."""
+    blocks = list(_events(common, input_tokens, active, with_usage=with_usage and "no-usage" not in active))
+    if "error-event" in active:
+        blocks = [_event(ERROR)]
+    elif "late-error" in active:
+        blocks = [*blocks[: len(blocks) // 2], _event(ERROR)]
+    if "comments" in active:
+        blocks = [b": mock\n\n" + event for event in blocks]
+    return blocks
 
 
-def _events(common: dict[str, Any], given: int, told: frozenset[str], *, asked: bool) -> Iterator[bytes]:
+def _events(common: dict[str, Any], input_tokens: int, active: frozenset[str], *, with_usage: bool) -> Iterator[bytes]:
     chunk = {**common, "object": "chat.completion.chunk"}
     deltas = [{"role": "assistant", "content": ""}, *({"content": word + " "} for word in WORDS), {}]
-    for place, delta in enumerate(deltas):
+    for index, delta in enumerate(deltas):
         finish = "stop" if not delta else None
-        said = {**chunk, "choices": [{"index": 0, "delta": delta, "finish_reason": finish}]}
-        if "usage-everywhere" in told:
-            said["usage"] = counted(given, min(place, len(WORDS)))
-        elif asked:
-            said["usage"] = None
-        yield _event(said)
-    if asked:
-        yield _event({**chunk, "choices": [], "usage": counted(given)})
-    if "no-done" not in told:
+        payload = {**chunk, "choices": [{"index": 0, "delta": delta, "finish_reason": finish}]}
+        if "usage-everywhere" in active:
+            payload["usage"] = token_usage(input_tokens, min(index, len(WORDS)))
+        elif with_usage:
+            payload["usage"] = None
+        yield _event(payload)
+    if with_usage:
+        yield _event({**chunk, "choices": [], "usage": token_usage(input_tokens)})
+    if "no-done" not in active:
         yield b"data: [DONE]\n\n"
 
 
@@ -78,9 +82,9 @@ def _to_json(value: dict[str, Any]) -> bytes:
 
 
 class MockProvider:
-    """An ASGI application; `received` holds the bodies of the requests as they came, the newest last (at most 100).
+    """An ASGI application; `received` holds the last request bodies, the newest last (at most 100).
 
-    `name` is that by which a message tells it what to do.
+    `name` is the one that directives address.
     """
 
     def __init__(self, name: str = "mock") -> None:
@@ -90,77 +94,79 @@ class MockProvider:
 
     async def _chat(self, request: Request) -> Response:
         body = await request.body()
-        self.received = [*self.received[1 - KEPT :], body]
+        self.received = [*self.received[1 - MAX_RECEIVED :], body]
         try:
-            asked = _read(body, self.name)
+            chat = _read(body, self.name)
         except UnknownDirective as error:
-            return _refusal(str(error))
+            return _bad_request(str(error))
         except (ValueError, KeyError, AttributeError, TypeError, RecursionError):
-            return _refusal("mock: not a chat completion")
-        gone = "stall" in asked.told and await _leaves(request, SECONDS_OF_NOTHING)
-        return _json(ERROR, 504) if gone else _answer(asked)
+            return _bad_request("mock: not a chat completion")
+        disconnected = "stall" in chat.active and await _wait_for_disconnect(request, STALL_SECONDS)
+        return _json(ERROR, 504) if disconnected else _answer(chat)
 
 
-class _Asked(NamedTuple):
-    """What matters of a request: what every part of the answer has, and how much was said."""
+class _ChatRequest(NamedTuple):
+    """A parsed request; `common` are the members that every part of the response has."""
 
     common: dict[str, Any]
-    given: int
+    input_tokens: int
     stream: bool
     usage: bool
-    told: frozenset[str]
+    active: frozenset[str]
 
 
-def _read(body: bytes, name: str) -> _Asked:
-    asked = json.loads(body)
-    messages = asked.get("messages")
+def _read(body: bytes, name: str) -> _ChatRequest:
+    chat = json.loads(body)
+    messages = chat.get("messages")
     digest = hashlib.sha256(str(messages).encode("utf-8", "replace")).hexdigest()
-    return _Asked(
-        {"id": f"chatcmpl-{digest[:24]}", "created": CREATED, "model": str(asked["model"])},
+    return _ChatRequest(
+        {"id": f"chatcmpl-{digest[:24]}", "created": CREATED, "model": str(chat["model"])},
         len(str(messages or "").split()),
-        asked.get("stream") is True,
-        (asked.get("stream_options") or {}).get("include_usage") is True,
+        chat.get("stream") is True,
+        (chat.get("stream_options") or {}).get("include_usage") is True,
         directives(messages, name),
     )
 
 
-def _answer(asked: _Asked) -> Response:
-    told, failing = asked.told, status(asked.told)
-    if "reset" in told:
+def _answer(chat: _ChatRequest) -> Response:
+    active, error_status = chat.active, status(chat.active)
+    if "reset" in active:
         # No answer is more than a status in between, and all that hypercorn ends without a sound.
-        return _Reply([], told | {"cut"}, status=102)
-    if failing is not None:
-        return _json(ERROR, failing)
-    if asked.stream:
-        return _Reply(events(asked.common, asked.given, told, asked=asked.usage), told, kind="text/event-stream")
-    whole = completion(asked.common, asked.given, told)
-    middle = len(whole) // 2
-    return _Reply([whole[:middle], whole[middle:]], told, length=len(whole))
+        return _Reply([], active | {"cut"}, status=102)
+    if error_status is not None:
+        return _json(ERROR, error_status)
+    if chat.stream:
+        return _Reply(
+            events(chat.common, chat.input_tokens, active, with_usage=chat.usage), active, kind="text/event-stream"
+        )
+    body = completion(chat.common, chat.input_tokens, active)
+    middle = len(body) // 2
+    return _Reply([body[:middle], body[middle:]], active, length=len(body))
 
 
 class _Reply(StreamingResponse):
-    """A reply in parts, with a pause after each, that may stop in the middle."""
+    """A response in parts, with a pause after each, that may stop in the middle."""
 
     def __init__(
         self,
         parts: Sequence[bytes],
-        told: frozenset[str],
+        active: frozenset[str],
         *,
         status: int = 200,
         kind: str = "application/json",
         length: int | None = None,
     ) -> None:
         headers = {} if length is None else {"content-length": str(length)}
-        super().__init__(self._played(parts, told), status, headers, kind)
-        self._whole = not told & {"cut", "hang"}
+        super().__init__(self._stream_parts(parts, active), status, headers, kind)
+        self._whole = not active & {"cut", "hang"}
 
-    async def _played(self, parts: Sequence[bytes], told: frozenset[str]) -> AsyncIterator[bytes]:
-        pause = SECONDS_PER_SLOW_WORD if "slow" in told else SECONDS_PER_WORD
+    async def _stream_parts(self, parts: Sequence[bytes], active: frozenset[str]) -> AsyncIterator[bytes]:
+        pause = SECONDS_PER_SLOW_WORD if "slow" in active else SECONDS_PER_WORD
         for part in parts if self._whole else parts[: len(parts) // 2]:
             yield part
             await asyncio.sleep(pause)
-        if "hang" in told:
-            await asyncio.sleep(SECONDS_OF_NOTHING)
+        if "hang" in active:
+            await asyncio.sleep(STALL_SECONDS)
 
     async def stream_response(self, send: Send) -> None:
         """Send it; a body without an end makes the server close the connection."""
@@ -171,8 +177,8 @@ class _Reply(StreamingResponse):
             await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 
-async def _leaves(request: Request, seconds: float) -> bool:
-    """Wait; True as soon as the peer has gone."""
+async def _wait_for_disconnect(request: Request, seconds: float) -> bool:
+    """Wait for at most `seconds`; True as soon as the client has disconnected."""
     try:
         async with asyncio.timeout(seconds):
             while (await request.receive())["type"] != "http.disconnect":
@@ -186,5 +192,5 @@ def _json(value: dict[str, Any], status_code: int) -> Response:
     return Response(json.dumps(value).encode(), status_code, media_type="application/json")
 
 
-def _refusal(message: str) -> Response:
+def _bad_request(message: str) -> Response:
     return _json({"error": {"message": message, "type": "invalid_request_error", "param": None, "code": None}}, 400)

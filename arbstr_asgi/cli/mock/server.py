@@ -1,4 +1,4 @@
-"""`arbstr serve --mock`: the gateway in front of two mock providers, in one process, for one's own client."""
+"""`arbstr serve --mock`: the gateway in front of two mock providers, in one process."""
 
 import json
 import tempfile
@@ -19,19 +19,18 @@ from arbstr_asgi.config.provider import Provider
 from arbstr_asgi.config.settings import DatabaseConfig, Server
 from arbstr_asgi.config.validation import check_listen
 
-SECONDS_OF_PATIENCE = 5.0  # so that nobody who tries a stall need wait for minutes
-
-
+PROVIDER_TIMEOUT = 5.0  # short, so that a `stall` fails over within seconds
 CODE = Rule(
     name="code",
     allowed_models=("gpt-4o", "claude-3.5-sonnet"),
     max_sats_per_1m_output=50_000,
     keywords=("code", "function", "implement"),
 )
+EXAMPLE_REQUEST = {"model": "gpt-4o", "messages": [{"role": "user", "content": f"Hello! [{CHEAP}: 503]"}]}
 
 
 class MockProviders(NamedTuple):
-    """The providers that run, and a configuration with them behind it."""
+    """The running providers, and a configuration of the gateway that uses them."""
 
     cheap: MockProvider
     expensive: MockProvider
@@ -40,7 +39,7 @@ class MockProviders(NamedTuple):
 
 @asynccontextmanager
 async def run_mock_providers(database: Path) -> AsyncIterator[MockProviders]:
-    """Run both on free ports of loopback for a block; the ledger of their configuration is `database`."""
+    """Run both on free ports of loopback for the block; `database` is the ledger of the configuration."""
     cheap, expensive = MockProvider(CHEAP), MockProvider(EXPENSIVE)
     async with serving(cheap.app) as cheap_url, serving(expensive.app) as expensive_url:
         yield MockProviders(cheap, expensive, _config(cheap_url, expensive_url, database))
@@ -53,8 +52,8 @@ def _config(cheap_url: str, expensive_url: str, database: Path) -> Config:
         models=("gpt-4o", "gpt-4o-mini", "claude-3.5-sonnet"),
         input_rate=5_000,
         output_rate=15_000,
-        first_byte_timeout=SECONDS_OF_PATIENCE,
-        idle_timeout=SECONDS_OF_PATIENCE,
+        first_byte_timeout=PROVIDER_TIMEOUT,
+        idle_timeout=PROVIDER_TIMEOUT,
     )
     expensive = Provider(
         name=EXPENSIVE,
@@ -63,8 +62,8 @@ def _config(cheap_url: str, expensive_url: str, database: Path) -> Config:
         input_rate=10_000,
         output_rate=30_000,
         base_fee=1,
-        first_byte_timeout=SECONDS_OF_PATIENCE,
-        idle_timeout=SECONDS_OF_PATIENCE,
+        first_byte_timeout=PROVIDER_TIMEOUT,
+        idle_timeout=PROVIDER_TIMEOUT,
     )
     return Config(
         providers=(cheap, expensive),
@@ -74,13 +73,10 @@ def _config(cheap_url: str, expensive_url: str, database: Path) -> Config:
     )
 
 
-TRIED = {"model": "gpt-4o", "messages": [{"role": "user", "content": f"Hello! [{CHEAP}: 503]"}]}
-
-
 def serve_mock(listen: str) -> None:
-    """Serve until SIGTERM or SIGINT; the ledger is in a temporary folder that goes with the process.
+    """Serve until SIGTERM or SIGINT; the ledger is in a temporary folder that is deleted at the end.
 
-    Raises ConfigError, and OSError when it can't listen.
+    Raises ConfigError, and OSError when the address can not be bound.
     """
     check_listen(listen)
     run(_serve_mock(listen))
@@ -92,11 +88,11 @@ async def _serve_mock(listen: str) -> None:
         async with run_mock_providers(database) as mocks:
             names = " and ".join(provider.name for provider in mocks.config.providers)
             click.echo(f"{names} behind http://{listen}/v1, no key; until this ends, the ledger: {database}")
-            click.echo(_said(listen))
+            click.echo(_usage_text(listen))
             await serve_here(Arbstr(mocks.config), listen, grace=1.0)
 
 
-def _said(listen: str) -> str:
+def _usage_text(listen: str) -> str:
     return f"""
 GET  /v1/stats, /v1/requests, /v1/models, /providers, /metrics, /health, /livez, /readyz
 POST /v1/chat/completions, /v1/cost
@@ -106,5 +102,5 @@ A message tells the providers what to do, as in [mock: stall] or [{CHEAP}: slow 
 One that fails three times in a row is not asked for 30 s; /health shows that.
 
 curl -i http://{listen}/v1/chat/completions -H 'content-type: application/json' \\
-     -d '{json.dumps(TRIED)}'
+     -d '{json.dumps(EXAMPLE_REQUEST)}'
 """

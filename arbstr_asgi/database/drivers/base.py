@@ -1,4 +1,4 @@
-"""What differs between the databases, behind one interface; each speaks to a driver's raw connection."""
+"""The interface of the three database drivers; every method takes the raw connection of the driver package."""
 
 import importlib
 from collections.abc import Mapping, Sequence
@@ -14,26 +14,26 @@ from arbstr_asgi.database.columns import ATTEMPT_COLUMNS, COLUMNS, Columns, Kind
 from arbstr_asgi.database.values import Row
 
 READ_TIMEOUT = 30.0  # seconds for a question
-
-
 # What a database that is out of reach raises, whatever its driver.
-OUTAGES = (OSError, TimeoutError)
+OUTAGE_ERRORS = (OSError, TimeoutError)
+# What a driver raises while it converts a value, before the database has seen it.
+CONVERSION_ERRORS = (TypeError, ValueError, OverflowError, UnicodeError)
 
 
 class SpecialColumns(NamedTuple):
-    """Where in a row of a table the values are that drivers take in different forms."""
+    """Indexes of the timestamp and money columns in a row, which drivers encode differently."""
 
-    moments: tuple[int, ...]
+    timestamps: tuple[int, ...]
     money: tuple[int, ...]
 
     @classmethod
     def find(cls, columns: Columns) -> "SpecialColumns":
-        """Of a table with these columns."""
+        """For a table with these columns."""
         return cls(positions(columns, Kind.TIMESTAMP), positions(columns, Kind.MONEY))
 
 
 class BulkStatement(NamedTuple):
-    """A statement with the VALUES of one row, and the rows that it is carried out for, in their order."""
+    """A statement with the VALUES of one row, and the rows to execute it for, in order."""
 
     sql: str
     rows: Sequence[Row]
@@ -41,9 +41,6 @@ class BulkStatement(NamedTuple):
 
 IN_REQUESTS = SpecialColumns.find(COLUMNS)
 IN_ATTEMPTS = SpecialColumns.find(ATTEMPT_COLUMNS)
-
-# What a driver raises while it converts a value, before the database has seen it.
-CONVERSION_ERRORS = (TypeError, ValueError, OverflowError, UnicodeError)
 
 
 class Driver(Protocol):
@@ -56,7 +53,7 @@ class Driver(Protocol):
 
     @property
     def options(self) -> Mapping[str, Any]:
-        """For a database of our own: a small pool, time-outs for connecting."""
+        """Options for a database that we connect: pool size, connect timeout."""
         ...
 
     @property
@@ -66,24 +63,25 @@ class Driver(Protocol):
 
     @property
     def batch_timeout(self) -> float | None:
-        """Seconds for one batch; None where a call can't be given up."""
+        """Seconds for one batch; None where a running call can not be cancelled."""
         ...
 
     async def prepare(self, raw: Any, *, own: bool, durable: bool) -> None:
-        """Set up a connection that was just acquired; lasting settings only on a database of our `own`.
+        """Set up a connection that was just acquired; lasting settings only on a database that is our `own`.
 
         `durable`: a commit survives a power cut, as it does on the servers by default.
         """
         ...
 
     def begin(self, raw: Any) -> AbstractAsyncContextManager[None]:
-        """A transaction, or a savepoint in the one that is already open; rolls back what fails."""
+        """A transaction, or a savepoint in one that is already open; rolls back on an exception."""
         ...
 
     def reading(self, raw: Any, seconds: float = READ_TIMEOUT) -> AbstractAsyncContextManager[None]:
-        """A transaction that reads one state of the database, and holds no writer up.
+        """A read-only snapshot transaction that blocks no writer.
 
-        The database gives a statement up that takes longer than so many seconds, whether or not we still wait for it.
+        The database itself cancels a statement that runs for more than `seconds`, whether or not the caller still
+        waits.
         """
         ...
 
@@ -92,15 +90,15 @@ class Driver(Protocol):
         ...
 
     async def write(self, raw: Any, steps: Sequence[BulkStatement]) -> None:
-        """All of it in one transaction, as `begin` has it, in as few waits as there can be."""
+        """Execute all statements in one transaction (see `begin`), with as few round trips as possible."""
         ...
 
     async def execute_many(self, raw: Any, sql: str, rows: Sequence[Row]) -> None:
-        """One statement for each row."""
+        """Execute one statement for each row."""
         ...
 
     async def execute(self, raw: Any, sql: str, parameters: Sequence[Any]) -> int:
-        """One statement; returns the number of rows it matched."""
+        """Execute one statement; returns the number of rows matched."""
         ...
 
     async def fetch(self, raw: Any, sql: str, parameters: Sequence[Any] = ()) -> list[Sequence[Any]]:
@@ -108,71 +106,66 @@ class Driver(Protocol):
         ...
 
     async def has_table(self, raw: Any, table: str) -> bool:
-        """Whether an unqualified name would find this table."""
+        """Whether an unqualified name resolves to this table."""
         ...
 
     async def lock(self, raw: Any, prefix: str) -> None:
-        """Let nobody else migrate these tables; until the end of the transaction or `unlock`."""
+        """Take the migration lock on these tables, held until the end of the transaction or `unlock`."""
         ...
 
     async def unlock(self, raw: Any, prefix: str) -> None:
-        """Undo `lock`, where the end of the transaction doesn't."""
+        """Release `lock`, where the end of the transaction does not."""
         ...
 
     def encode(self, row: Row, special: SpecialColumns = IN_REQUESTS) -> Row:
-        """A normalised row as the driver takes it."""
+        """A normalised row as the driver accepts it."""
         ...
 
     def money(self, value: Decimal | None) -> Any:
-        """A normalised amount as the driver takes it."""
+        """A normalised amount as the driver accepts it."""
         ...
 
     def is_row_error(self, error: BaseException) -> str | None:
-        """A name without values if this row is to blame; None: the database is in trouble."""
+        """The kind of error, without values, if a row was refused; None if the database has failed."""
         ...
 
     def is_transient(self, error: BaseException) -> bool:
-        """Whether opening a database that failed like this may work later without anybody mending something."""
+        """Whether opening the database again may succeed later without an operator."""
         ...
 
     def is_connection_lost(self, error: BaseException) -> bool:
-        """Whether the connection has failed, so that the same may succeed on another."""
+        """Whether the connection has failed, so that the same query may succeed on another."""
         ...
 
     def read_timestamp(self, value: datetime) -> Any:
-        """A normalised moment as the driver takes it."""
+        """A normalised timestamp as the driver accepts it."""
         ...
 
-    async def spare(self, raw: Any) -> None:
-        """Take as little room as possible on the disk for what is written from now on: it may have been full."""
+    async def limit_disk_use(self, raw: Any) -> None:
+        """Use as little disk space as possible from now on, after an outage that a full disk may have caused."""
         ...
 
     def abandon(self, raw: Any) -> None:
-        """Close a connection that can't be trusted any more, without waiting for it."""
+        """Close a connection that is in an unknown state, without waiting for the server."""
         ...
 
 
 def load(dialect: str) -> Driver:
-    """The driver for a dialect; only this one's package is imported."""
+    """The driver for a dialect; imports only the package of that database."""
     return cast("Driver", importlib.import_module(f"arbstr_asgi.database.drivers.{dialect}").DRIVER)
 
 
-def encoded(row: Row, special: SpecialColumns, moment: Any, money: Any) -> Row:
-    """A row with its moments and amounts converted."""
+def encode_row(row: Row, special: SpecialColumns, convert_timestamp: Any, money: Any) -> Row:
+    """A row with its timestamps and amounts converted."""
     values = list(row)
-    for place in special.moments:
-        values[place] = moment(values[place])
-    for place in special.money:
-        values[place] = money(values[place])
+    for index in special.timestamps:
+        values[index] = convert_timestamp(values[index])
+    for index in special.money:
+        values[index] = money(values[index])
     return tuple(values)
 
 
-def is_connection_error(error: BaseException) -> bool:
-    """Whether it is one of the system's that says that a connection is gone, not that something took too long."""
-    return isinstance(error, OSError) and not isinstance(error, TimeoutError | ConnectionAbortedError)
-
-
-def plain(value: Decimal | None) -> str | None:
+def decimal_text(value: Decimal | None) -> str | None:
     """A normalised amount as text, never with an exponent."""
     if value is None:
         return None
@@ -180,14 +173,19 @@ def plain(value: Decimal | None) -> str | None:
     return f"{value:f}" if "E" in text else text
 
 
-def iso(value: datetime) -> str:
-    """Fixed width, so that text sorts as time does: `2026-11-22T10:00:00.123Z`; of a normalised moment."""
+def format_timestamp(value: datetime) -> str:
+    """A normalised timestamp in fixed width, so that text sorts by time: `2026-11-22T10:00:00.123Z`."""
     text: str = msgspec.to_builtins(value)  # ten times as fast as `isoformat`; without a fraction that is 0
     return f"{text[:23]}Z" if value.microsecond else f"{text[:19]}.000Z"
 
 
+def is_connection_error(error: BaseException) -> bool:
+    """Whether the error is an operating system error of a lost connection, not a timeout."""
+    return isinstance(error, OSError) and not isinstance(error, TimeoutError | ConnectionAbortedError)
+
+
 def describe_error(error: BaseException, database: Database | None = None) -> str:
-    """Type and first line, without the password and without a statement's values."""
+    """Type and first line of an error, without the password and without a statement's values."""
     name = type(error).__name__
     if isinstance(error, TimeoutError) and not str(error):
         return f"{name}: no answer in time"

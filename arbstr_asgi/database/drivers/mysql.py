@@ -12,14 +12,14 @@ from pymysql import err
 from arbstr_asgi.database.drivers.base import (
     CONVERSION_ERRORS,
     IN_REQUESTS,
-    OUTAGES,
+    OUTAGE_ERRORS,
     READ_TIMEOUT,
     BulkStatement,
     Driver,
     SpecialColumns,
-    encoded,
+    encode_row,
+    format_timestamp,
     is_connection_error,
-    iso,
 )
 from arbstr_asgi.database.values import Row
 
@@ -27,18 +27,8 @@ from arbstr_asgi.database.values import Row
 _ROW_CODES = {1048, 1364, 1264, 1265, 1292, 1366, 1406, 1644, 3819, 4025}
 _NO_SUCH_DATABASE = 1049
 _LOST_CODES = {(1053,), (1927,), (2003,), (2006,), (2013,), (2055,)}  # shutting down, killed, unreachable, gone
-
-
-class _Cursor(aiomysql.Cursor):  # type: ignore[misc]
-    """Asks for each value's type once, where the driver's own asks five times; a row has fifty values."""
-
-    def _escape_args(self, args: Any, conn: Any) -> Any:
-        if not isinstance(args, tuple):
-            return super()._escape_args(args, conn)
-        literal, escape, string = _LITERALS.get, conn.escape, conn.escape_string
-        return tuple([f"'{string(v)}'" if type(v) is str else literal(type(v), escape)(v) for v in args])
-
-
+# Lock names are server-wide, so this one includes the database and the prefix.
+_LOCK_NAME = "CONCAT('arbstr.', MD5(CONCAT(DATABASE(), '/', %s)))"
 _LITERALS: dict[type, Callable[[Any], str]] = {
     int: str,
     Decimal: str,
@@ -47,8 +37,18 @@ _LITERALS: dict[type, Callable[[Any], str]] = {
 }
 
 
+class _Cursor(aiomysql.Cursor):  # type: ignore[misc]
+    """Escapes values with one type look-up each; the driver's own takes five, and a row has fifty values."""
+
+    def _escape_args(self, args: Any, conn: Any) -> Any:
+        if not isinstance(args, tuple):
+            return super()._escape_args(args, conn)
+        literal, escape, string = _LITERALS.get, conn.escape, conn.escape_string
+        return tuple([f"'{string(v)}'" if type(v) is str else literal(type(v), escape)(v) for v in args])
+
+
 class Mysql:
-    """Naive UTC for moments; DDL commits by itself, so the lock is one of the connection."""
+    """Timestamps are naive UTC. DDL commits implicitly, so the migration lock is held by the connection."""
 
     dialect = "mysql"
     options: Mapping[str, Any] = {"min_size": 1, "max_size": 5, "connect_timeout": 10, "charset": "utf8mb4"}
@@ -121,7 +121,7 @@ class Mysql:
         await self.fetch(raw, f"SELECT RELEASE_LOCK({_LOCK_NAME})", (prefix,))
 
     def encode(self, row: Row, special: SpecialColumns = IN_REQUESTS) -> Row:
-        return encoded(row, special, _text, self.money)
+        return encode_row(row, special, _text, self.money)
 
     def money(self, value: Decimal | None) -> Decimal | None:
         return value
@@ -138,7 +138,7 @@ class Mysql:
     def is_transient(self, error: BaseException) -> bool:
         if isinstance(error, err.MySQLError):
             return bool(error.args[:1] != (_NO_SUCH_DATABASE,))
-        return isinstance(error, OUTAGES)
+        return isinstance(error, OUTAGE_ERRORS)
 
     def is_connection_lost(self, error: BaseException) -> bool:
         if isinstance(error, err.MySQLError):
@@ -148,8 +148,8 @@ class Mysql:
     def read_timestamp(self, value: datetime) -> datetime:
         return _naive(value)
 
-    async def spare(self, raw: Any) -> None:
-        pass  # its server's affair
+    async def limit_disk_use(self, raw: Any) -> None:
+        pass  # left to the server
 
     def abandon(self, raw: Any) -> None:
         with suppress(Exception):
@@ -160,17 +160,13 @@ class Mysql:
             await cursor.execute(sql)
 
 
-# Locks have names for the whole server: ours says which database and which tables.
-_LOCK_NAME = "CONCAT('arbstr.', MD5(CONCAT(DATABASE(), '/', %s)))"
-
-
 def _naive(value: datetime) -> datetime:
     # The driver drops an offset silently; normalised values have none. Four times as fast as `replace`.
     return datetime.combine(value.date(), value.time())
 
 
 def _text(value: datetime) -> str:
-    return iso(value)[:-1]  # no literal takes the offset
+    return format_timestamp(value)[:-1]  # no literal takes the offset
 
 
 DRIVER: Driver = Mysql()

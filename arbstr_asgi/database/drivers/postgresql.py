@@ -11,26 +11,26 @@ import asyncpg
 from arbstr_asgi.database.drivers.base import (
     CONVERSION_ERRORS,
     IN_REQUESTS,
-    OUTAGES,
+    OUTAGE_ERRORS,
     READ_TIMEOUT,
     BulkStatement,
     Driver,
     SpecialColumns,
-    encoded,
+    decimal_text,
+    encode_row,
+    format_timestamp,
     is_connection_error,
-    iso,
-    plain,
 )
 from arbstr_asgi.database.values import Row
 
-_LOCK = 0x6172627374720001  # any number that nobody else uses: "arbstr", 1
+_LOCK = 0x6172627374720001  # an arbitrary number: "arbstr", 1
 
 _ROW_STATES = {"22", "23", "P0"}  # data, constraints, a trigger's RAISE
 _LOST_STATES = {"08", "57"}  # connections, an operator's intervention
 
 
 class _Connection(asyncpg.Connection):  # type: ignore[misc]
-    """One of our own pool's: nothing is left in it that a release would have to ask a silent server to undo."""
+    """A connection of our own pool; its release sends no reset query, which would wait for a silent server."""
 
     __slots__ = ()
 
@@ -39,10 +39,10 @@ class _Connection(asyncpg.Connection):  # type: ignore[misc]
 
 
 class Postgresql:
-    """Takes Python's values as they are, but for rows."""
+    """Timestamps and money as Python values in queries, as text in bulk upserts (see `statements`)."""
 
     dialect = "postgresql"
-    # No size to be kept: asyncpg would log a traceback each time that it can't be in an outage.
+    # No minimum size: in an outage asyncpg would log a traceback for each failed attempt to keep it.
     options: Mapping[str, Any] = {"min_size": 0, "max_size": 5, "timeout": 10, "connection_class": _Connection}
     keeps_connection = False
     batch_timeout = 15.0
@@ -70,7 +70,7 @@ class Postgresql:
         transaction = raw.transaction(isolation="repeatable_read", readonly=True)
         await transaction.start()
         try:
-            # Compiling would take longer than any of our queries; a query that is given up here goes on there.
+            # JIT compilation takes longer than our queries; the server cancels what the caller has given up.
             await raw.execute(f"SET LOCAL jit = off; SET LOCAL statement_timeout = {max(int(seconds * 1000), 1)}")
             yield
         except Exception:
@@ -108,7 +108,7 @@ class Postgresql:
         pass
 
     def encode(self, row: Row, special: SpecialColumns = IN_REQUESTS) -> Row:
-        return encoded(row, special, iso, plain)  # as `statements` has them read
+        return encode_row(row, special, format_timestamp, decimal_text)  # cast back in `statements`
 
     def money(self, value: Decimal | None) -> Decimal | None:
         return value
@@ -122,7 +122,7 @@ class Postgresql:
     def is_transient(self, error: BaseException) -> bool:
         if isinstance(error, asyncpg.InvalidCatalogNameError):
             return False
-        return isinstance(error, (asyncpg.PostgresError, asyncpg.InterfaceError, *OUTAGES))
+        return isinstance(error, (asyncpg.PostgresError, asyncpg.InterfaceError, *OUTAGE_ERRORS))
 
     def is_connection_lost(self, error: BaseException) -> bool:
         if isinstance(error, asyncpg.PostgresError):
@@ -132,8 +132,8 @@ class Postgresql:
     def read_timestamp(self, value: datetime) -> datetime:
         return value
 
-    async def spare(self, raw: Any) -> None:
-        pass  # its server's affair
+    async def limit_disk_use(self, raw: Any) -> None:
+        pass  # left to the server
 
     def abandon(self, raw: Any) -> None:
         with suppress(Exception):  # it may be back in the pool already, by itself

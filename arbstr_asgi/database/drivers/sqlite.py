@@ -17,45 +17,45 @@ from typing import Any, TypeVar
 from arbstr_asgi.database.drivers.base import (
     CONVERSION_ERRORS,
     IN_REQUESTS,
-    OUTAGES,
+    OUTAGE_ERRORS,
     READ_TIMEOUT,
     BulkStatement,
     Driver,
     SpecialColumns,
-    encoded,
-    iso,
-    plain,
+    decimal_text,
+    encode_row,
+    format_timestamp,
 )
 from arbstr_asgi.database.values import Row
 
 T = TypeVar("T")
 
-_PATIENCE = 5.0  # seconds to wait for another writer's lock
-_SLICE = 250  # ms of that which one call waits: a waiting call can be neither cancelled nor interrupted
-_MOST = 256  # rows in a statement
-_SPARING = 100  # pages of 4 KB that a WAL has when it is emptied
+_LOCK_TIMEOUT = 5.0  # seconds
+_BUSY_TIMEOUT_MS = 250  # ms per call; a waiting call can be neither cancelled nor interrupted
+_MAX_ROWS = 256  # rows in a statement
+_CHECKPOINT_PAGES = 100  # pages of 4 KB in the WAL at a checkpoint
 _VALUES = re.compile(r"(?<=VALUES )\([?, ]+\)")
-_BEGIN = "BEGIN IMMEDIATE"  # a deferred one fails at once when another commits in between
-_open: weakref.WeakSet[Any] = weakref.WeakSet()  # connections that are ours
-_writing: weakref.WeakSet[Any] = weakref.WeakSet()  # and those that are prepared for batches
+_BEGIN = "BEGIN IMMEDIATE"  # a deferred transaction fails at once if another commits in between
+_own_connections: weakref.WeakSet[Any] = weakref.WeakSet()  # connections to databases of our own
+_prepared_connections: weakref.WeakSet[Any] = weakref.WeakSet()  # connections set up for batches
 
 
 class Sqlite:
-    """Text for moments and money; waits in slices for other writers."""
+    """Stores timestamps and money as text; retries in short intervals while another writer holds the lock."""
 
     dialect = "sqlite"
     options: Mapping[str, Any] = {"timeout": 2.0}
     keeps_connection = True
-    batch_timeout = None  # a call given up would still get its lock, later, for nobody
+    batch_timeout = None  # a cancelled call would still take the lock later
 
     async def prepare(self, raw: Any, *, own: bool, durable: bool) -> None:
-        await raw.execute_fetchall(f"PRAGMA busy_timeout = {_SLICE}")
+        await raw.execute_fetchall(f"PRAGMA busy_timeout = {_BUSY_TIMEOUT_MS}")
         if own:
             # A lasting property of the file, so not for a host's; changing it ignores busy_timeout.
-            await _patiently(lambda: raw.execute_fetchall("PRAGMA journal_mode = WAL"))
+            await _retry_while_locked(lambda: raw.execute_fetchall("PRAGMA journal_mode = WAL"))
             if not durable:
                 await raw.execute_fetchall("PRAGMA synchronous = NORMAL")
-            _let_process_end(raw)
+            _stop_at_exit(raw)
         if durable:
             await raw.execute_fetchall("PRAGMA synchronous = FULL")
 
@@ -65,7 +65,7 @@ class Sqlite:
         if nested:
             await raw.execute_fetchall("SAVEPOINT arbstr")
         else:
-            await _patiently(lambda: raw.execute_fetchall(_BEGIN))
+            await _retry_while_locked(lambda: raw.execute_fetchall(_BEGIN))
         try:
             yield
             await raw.execute_fetchall("RELEASE SAVEPOINT arbstr" if nested else "COMMIT")
@@ -80,11 +80,11 @@ class Sqlite:
             yield
             return
         await raw.execute_fetchall("BEGIN")
-        late = asyncio.create_task(_interrupt(raw, seconds))
+        interrupter = asyncio.create_task(_interrupt(raw, seconds))
         try:
             yield
         finally:
-            late.cancel()
+            interrupter.cancel()
             if self.in_transaction(raw):
                 await raw.execute_fetchall("ROLLBACK")
 
@@ -92,11 +92,11 @@ class Sqlite:
         return bool(raw.in_transaction)
 
     async def write(self, raw: Any, steps: Sequence[BulkStatement]) -> None:
-        if raw not in _writing and not raw.in_transaction:
-            # What a statement of many rows may have to undo would go to a file; readers may sort more than fits.
+        if raw not in _prepared_connections and not raw.in_transaction:
+            # Keep statement journals in memory; not for readers, whose sorts may not fit.
             await raw.execute_fetchall("PRAGMA temp_store = MEMORY")
-            _writing.add(raw)
-        await _patiently(lambda: _in_its_thread(raw, _write, steps))
+            _prepared_connections.add(raw)
+        await _retry_while_locked(lambda: _run_in_thread(raw, _write, steps))
 
     async def execute_many(self, raw: Any, sql: str, rows: Sequence[Row]) -> None:
         cursor = await raw.executemany(sql, rows)
@@ -109,22 +109,22 @@ class Sqlite:
         return matched
 
     async def fetch(self, raw: Any, sql: str, parameters: Sequence[Any] = ()) -> list[Sequence[Any]]:
-        return list(await _patiently(lambda: raw.execute_fetchall(sql, parameters)))
+        return list(await _retry_while_locked(lambda: raw.execute_fetchall(sql, parameters)))
 
     async def has_table(self, raw: Any, table: str) -> bool:
         return bool(await self.fetch(raw, "SELECT 1 FROM sqlite_master WHERE name = ? COLLATE NOCASE", (table,)))
 
     async def lock(self, raw: Any, prefix: str) -> None:
-        await _patiently(lambda: raw.execute_fetchall(_BEGIN), patience=60.0)
+        await _retry_while_locked(lambda: raw.execute_fetchall(_BEGIN), timeout=60.0)
 
     async def unlock(self, raw: Any, prefix: str) -> None:
         pass
 
     def encode(self, row: Row, special: SpecialColumns = IN_REQUESTS) -> Row:
-        return encoded(row, special, iso, plain)
+        return encode_row(row, special, format_timestamp, decimal_text)
 
     def money(self, value: Decimal | None) -> str | None:
-        return plain(value)  # a NUMERIC column would make it a float
+        return decimal_text(value)  # a NUMERIC column would make it a float
 
     def is_row_error(self, error: BaseException) -> str | None:
         row_errors = (sqlite3.IntegrityError, sqlite3.DataError, sqlite3.InterfaceError, *CONVERSION_ERRORS)
@@ -136,49 +136,49 @@ class Sqlite:
     def is_transient(self, error: BaseException) -> bool:
         if getattr(error, "sqlite_errorname", "").startswith(("SQLITE_NOTADB", "SQLITE_CANTOPEN")):
             return False
-        return isinstance(error, (sqlite3.Error, *OUTAGES))
+        return isinstance(error, (sqlite3.Error, *OUTAGE_ERRORS))
 
     def is_connection_lost(self, error: BaseException) -> bool:
         return False
 
     def read_timestamp(self, value: datetime) -> str:
-        return iso(value)
+        return format_timestamp(value)
 
-    async def spare(self, raw: Any) -> None:
-        # A WAL that fills the disk can't be emptied: that takes room in the database's file. By itself it is at 4 MB.
-        await raw.execute_fetchall(f"PRAGMA wal_autocheckpoint = {_SPARING}")
+    async def limit_disk_use(self, raw: Any) -> None:
+        # A checkpoint needs space in the database file, so a WAL that fills the disk can't shrink. The default is 4 MB.
+        await raw.execute_fetchall(f"PRAGMA wal_autocheckpoint = {_CHECKPOINT_PAGES}")
         if not self.in_transaction(raw):
-            await _patiently(lambda: raw.execute_fetchall("PRAGMA wal_checkpoint(PASSIVE)"))
+            await _retry_while_locked(lambda: raw.execute_fetchall("PRAGMA wal_checkpoint(PASSIVE)"))
 
     def abandon(self, raw: Any) -> None:
-        pass  # closing it is all that releasing it does
+        pass  # releasing it closes it
 
 
-def _let_process_end(raw: Any) -> None:
-    """Stop aiosqlite's thread when the main one has ended: it is no daemon, so an open connection keeps the process.
+def _stop_at_exit(raw: Any) -> None:
+    """Stop the thread of aiosqlite when the main thread ends: it is no daemon, so it would keep the process alive.
 
-    Nobody else would, where there is no lifespan and the loop ends without cancelling its tasks (granian's does).
+    Nothing else does where there is no lifespan and the loop ends without cancelling its tasks (granian).
     """
-    _open.add(raw)
-    _watch_process()
+    _own_connections.add(raw)
+    _start_exit_watcher()
 
 
 @functools.cache
-def _watch_process() -> None:
+def _start_exit_watcher() -> None:
     def stop() -> None:
         threading.main_thread().join()
-        for raw in list(_open):
+        for raw in list(_own_connections):
             raw.stop()
 
     threading.Thread(target=stop, name="arbstr-exit", daemon=True).start()
 
 
 async def _interrupt(raw: Any, seconds: float) -> None:
-    """End the statement that runs after so many seconds, and each that follows it."""
+    """After `seconds`, interrupt the running statement and each that follows it."""
     await asyncio.sleep(seconds)
     while True:
         await raw.interrupt()
-        await asyncio.sleep(_SLICE / 1000)
+        await asyncio.sleep(_BUSY_TIMEOUT_MS / 1000)
 
 
 def _write(connection: sqlite3.Connection, steps: Sequence[BulkStatement]) -> None:
@@ -186,9 +186,9 @@ def _write(connection: sqlite3.Connection, steps: Sequence[BulkStatement]) -> No
     connection.execute("SAVEPOINT arbstr" if nested else _BEGIN)
     try:
         for sql, rows in steps:
-            most = connection.getlimit(sqlite3.SQLITE_LIMIT_VARIABLE_NUMBER) // len(rows[0]) if rows else 0
-            for some in _packs(rows, min(most, _MOST)):
-                connection.execute(_for_several(sql, len(some)), [*chain.from_iterable(some)])
+            max_rows = connection.getlimit(sqlite3.SQLITE_LIMIT_VARIABLE_NUMBER) // len(rows[0]) if rows else 0
+            for part in _row_slices(rows, min(max_rows, _MAX_ROWS)):
+                connection.execute(_multi_row_sql(sql, len(part)), [*chain.from_iterable(part)])
         connection.execute("RELEASE SAVEPOINT arbstr" if nested else "COMMIT")
     except Exception:
         if connection.in_transaction:
@@ -196,36 +196,37 @@ def _write(connection: sqlite3.Connection, steps: Sequence[BulkStatement]) -> No
         raise
 
 
-def _packs(rows: Sequence[Row], most: int) -> Iterator[Sequence[Row]]:
-    """The rows in few parts: each is a statement, and each statement a turn for the loop, which may be busy.
+def _row_slices(rows: Sequence[Row], max_rows: int) -> Iterator[Sequence[Row]]:
+    """Split rows into few slices, of at most `max_rows`: each is one statement.
 
-    Their sizes are powers of two, so that there are not many different statements.
+    Sizes are powers of two, so that there are few different statements to prepare.
     """
     first = 0
     while first < len(rows):
-        size = 1 << (min(len(rows) - first, most).bit_length() - 1)
+        size = 1 << (min(len(rows) - first, max_rows).bit_length() - 1)
         yield rows[first : first + size]
         first += size
 
 
 @functools.cache
-def _for_several(sql: str, rows: int) -> str:
-    """A statement with the VALUES of one row, for so many."""
-    return _VALUES.sub(lambda found: ", ".join([found[0]] * rows), sql, count=1)
+def _multi_row_sql(sql: str, rows: int) -> str:
+    """A statement with the VALUES of one row, for this many rows."""
+    return _VALUES.sub(lambda result: ", ".join([result[0]] * rows), sql, count=1)
 
 
-async def _in_its_thread(raw: Any, work: Callable[..., T], *arguments: Any) -> T:
-    """Have aiosqlite's thread call `work(connection, *arguments)`, with the connection of Python's own `sqlite3`.
+async def _run_in_thread(raw: Any, work: Callable[..., T], *arguments: Any) -> T:
+    """Have the thread of aiosqlite call `work(connection, *arguments)`, with the `sqlite3` connection.
 
-    Each of aiosqlite's public calls is a way there and back, and each way waits until a busy loop comes round: a batch
-    of eight took longer than its rows may wait. What runs a function there is private, and as old as aiosqlite itself.
+    Each public call of aiosqlite is a round trip to that thread, and each way waits for a busy event loop: a batch of
+    eight calls took longer than its rows may wait. The method that runs a function there is private, and as old as
+    aiosqlite.
     """
-    found: T = await raw._execute(work, raw._conn, *arguments)
-    return found
+    result: T = await raw._execute(work, raw._conn, *arguments)
+    return result
 
 
-async def _patiently(call: Callable[[], Awaitable[T]], *, patience: float = _PATIENCE) -> T:
-    deadline = time.monotonic() + patience
+async def _retry_while_locked(call: Callable[[], Awaitable[T]], *, timeout: float = _LOCK_TIMEOUT) -> T:
+    deadline = time.monotonic() + timeout
     while True:
         try:
             return await call()

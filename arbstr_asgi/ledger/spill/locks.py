@@ -1,8 +1,9 @@
-"""The spill's folder: a numbered slot for each process, and a lock on it that tells the living from the dead.
+"""File locks of a spill folder: one numbered slot for each process; its lock shows whether the owner is alive.
 
-A slot is a lock file and an SQLite file. Whoever runs holds a lock on its slot (`flock`, which the system takes back
-from a process however it dies), so a free lock means that its owner is dead and that what it has left is anyone's to
-finish. Lock files stay: a lock on a file that has been deleted would lock nobody out."""
+A slot is a lock file and an SQLite file. A running process holds `flock` on its slot; the system releases it however
+the process ends, so a free lock means that the owner is dead and anyone may replay its file. Lock files are never
+deleted: a lock on a deleted file would exclude nobody.
+"""
 
 import os
 import socket
@@ -20,7 +21,7 @@ MAX_SLOTS = 4096
 
 
 class SpillLock:
-    """One place in the folder, ours while its lock is held."""
+    """One slot whose lock this process holds."""
 
     def __init__(self, file: Path, lock: int) -> None:
         self.file = file  # the SQLite file
@@ -28,25 +29,25 @@ class SpillLock:
 
     @property
     def size(self) -> int:
-        """Bytes on disk."""
-        found = 0
+        """Bytes of the SQLite file and its WAL."""
+        result = 0
         for path in (self.file, self.file.with_name(f"{self.file.name}-wal")):
             with suppress(OSError):
-                found += path.stat().st_size
-        return found
+                result += path.stat().st_size
+        return result
 
-    def sign(self, worker_id: str) -> None:
-        """Write down who holds the lock."""
+    def write_owner(self, worker_id: str) -> None:
+        """Write the id of the owner into the lock file."""
         os.ftruncate(self._lock, 0)
         os.pwrite(self._lock, worker_id.encode(), 0)
 
     def release(self) -> None:
-        """Let go of the lock; the slot is anyone's."""
+        """Release the lock."""
         os.close(self._lock)
 
 
 class SpillLocks:
-    """All the slots of one ledger on this machine. Raises OSError where the folder can't be used."""
+    """The slots of one ledger on this machine. Raises OSError where the folder can not be used."""
 
     def __init__(self, folder: Path) -> None:
         if fcntl is None:
@@ -56,7 +57,7 @@ class SpillLocks:
         self.id = _folder_id(folder)
 
     def claim(self) -> SpillLock:
-        """The first slot that nobody holds, made if need be."""
+        """Lock the first free slot, which is created if necessary."""
         for number in range(1, MAX_SLOTS):
             slot = self._try(number)
             if slot is not None:
@@ -65,7 +66,7 @@ class SpillLocks:
         raise OSError(f"more than {MAX_SLOTS} processes use {self._folder}")
 
     def orphans(self) -> Iterator[SpillLock]:
-        """Slots with a file whose owners are dead, claimed one after the other."""
+        """Lock, one after the other, the slots of dead processes that have a file."""
         for number in self._numbers():
             slot = self._try(number)
             if slot is not None and slot.file.exists():
@@ -73,17 +74,17 @@ class SpillLocks:
             elif slot is not None:
                 slot.release()
 
-    def living(self) -> set[str]:
-        """The worker ids of those who hold a slot now."""
-        found: set[str] = set()
+    def live_owners(self) -> set[str]:
+        """The worker ids of the processes that hold a slot."""
+        result: set[str] = set()
         for number in self._numbers():
             slot = self._try(number)
             if slot is not None:
                 slot.release()
             else:
                 with suppress(OSError):
-                    found.add((self._folder / f"{number}.lock").read_text("ascii", "replace"))
-        return found
+                    result.add((self._folder / f"{number}.lock").read_text("ascii", "replace"))
+        return result
 
     def _numbers(self) -> list[int]:
         names = (path.stem for path in self._folder.glob("*.lock"))
@@ -103,26 +104,26 @@ class SpillLocks:
 
 
 def _create(file: Path) -> None:
-    """SQLite gives the files beside it the same mode."""
+    """Create the file with mode 0600; SQLite gives the files beside it the same mode."""
     os.close(os.open(file, os.O_RDWR | os.O_CREAT, 0o600))
     file.chmod(0o600)
 
 
 def _folder_id(folder: Path) -> str:
-    """Eight characters that this folder has kept since it was made, whatever its host is called today."""
+    """Eight random characters stored in the folder when it was created; unlike a host name they never change."""
     path = folder / "id"
-    mine = folder / f".{uuid4().hex}"
-    mine.write_text(uuid4().hex[:8], "ascii")
+    temporary = folder / f".{uuid4().hex}"
+    temporary.write_text(uuid4().hex[:8], "ascii")
     try:
-        os.link(mine, path)  # unlike a rename it fails where somebody else was first
+        os.link(temporary, path)  # unlike a rename it fails if the file exists
     except FileExistsError:
         pass
     finally:
-        mine.unlink()
+        temporary.unlink()
     return path.read_text("ascii")
 
 
 def new_worker_id(folder_id: str) -> str:
-    """A name for this process's ledger, never used before: host, process, folder, and something random."""
+    """A unique id of a ledger: host, process id, folder id, random characters."""
     host = "".join(c for c in socket.gethostname() if c.isascii() and c.isprintable())[:24]
     return f"{host}:{os.getpid()}:{folder_id}.{uuid4().hex[:8]}"

@@ -1,4 +1,4 @@
-"""Rows that the database has not taken yet, in a local SQLite file with the ledger's own tables."""
+"""Spilled rows: a local SQLite file with the tables of the ledger."""
 
 import logging
 from collections.abc import Awaitable, Callable, Sequence
@@ -26,52 +26,52 @@ _SQL = statements("sqlite", "")
 _CALL, _REVISION, _END_REASON = (
     [column.name for column in COLUMNS].index(name) for name in ("correlation_id", "revision", "end_reason")
 )
-_ALL = 2**63 - 1  # the greatest id that there can be
-_FEW = 10_000  # rows that are counted in no time
-_WORTH_SHRINKING = 1024 * 1024  # bytes
+_MAX_ID = 2**63 - 1
+_CHEAP_COUNT = 10_000  # rows
+_VACUUM_SIZE = 1024 * 1024  # bytes
 
 
 class Spill(NamedTuple):
-    """Where rows wait on disk, and under which name we hold it."""
+    """The slots of the spill folder, and the open store in our own slot."""
 
-    slots: SpillLocks
-    spill: "SpillStore"
+    locks: SpillLocks
+    store: "SpillStore"
 
 
 class SpilledRecord(NamedTuple):
-    """A record on disk and the number of its row there."""
+    """A record in the spill, and the id of its row there."""
 
     id: int
     record: Record
 
 
 class SpillStore:
-    """The file of one slot; `rows` and `oldest` (the earliest arrival) say what it holds. Raises what SQLite raises."""
+    """The file of one slot; `rows` is the number of its rows, `oldest` the earliest timestamp. Raises SQLite errors."""
 
     def __init__(self, slot: SpillLock, *, durable: bool = False) -> None:
         self.slot = slot
         self.rows = 0
         self.oldest: datetime | None = None
         self._target = LedgerDatabase.create(f"sqlite:///{quote(str(slot.file.absolute()))}", "", durable=durable)
-        self._last_id = 0  # of the rows that are counted
-        self._sessions: ConnectionTasks | None = None
-        self._holder: HeldConnection | None = None  # one at a time, so that the count is that of the last who wrote
+        self._last_id = 0  # of the counted rows
+        self._connections: ConnectionTasks | None = None
+        self._connection: HeldConnection | None = None  # serialises writes and their counts
 
     async def open(self) -> None:
-        """Make the tables where they are missing, and count."""
-        self._sessions = await self._target.open(migrate=True)
-        self._holder = HeldConnection(self._sessions)
+        """Create the tables if necessary, and count the rows."""
+        self._connections = await self._target.open(migrate=True)
+        self._connection = HeldConnection(self._connections)
         await self._run(self._count_new)
 
     async def close(self) -> None:
-        """Close the file and give the slot back. Never raises."""
-        if self._sessions is not None:
-            await self._sessions.end(1.0)
+        """Close the file and release the slot. Never raises."""
+        if self._connections is not None:
+            await self._connections.end(1.0)
         await self._target.close()
         self.slot.release()
 
     async def write(self, records: Sequence[Record]) -> None:
-        """Keep these states, durably, each unless a newer one of its call is there."""
+        """Upsert these records durably; a newer state of the same call is kept."""
 
         async def write(raw: Any) -> None:
             await self._driver.write(raw, upsert_operations(self._driver, _SQL, records))
@@ -80,78 +80,78 @@ class SpillStore:
         await self._run(write)
 
     async def read(self, limit: int) -> list[SpilledRecord]:
-        """The records whose rows came first."""
+        """The records with the lowest ids, at most `limit`."""
 
         async def read(raw: Any) -> list[SpilledRecord]:
-            found = await self._driver.fetch(raw, _SQL.first, (limit,))
-            if len(found) < limit:  # that is all there is, also where somebody else has erased some
-                self.rows = len(found)
-            calls = [call for _, call, *_ in found]
+            result = await self._driver.fetch(raw, _SQL.oldest, (limit,))
+            if len(result) < limit:  # all rows; another process may have erased some
+                self.rows = len(result)
+            calls = [call for _, call, *_ in result]
             attempts: dict[str, list[Row]] = {}
-            for row in await self._driver.fetch(raw, _SQL.attempts_of(len(calls)), calls) if calls else ():
+            for row in await self._driver.fetch(raw, _SQL.select_attempts(len(calls)), calls) if calls else ():
                 attempts.setdefault(row[0], []).append(values.read_row(row, ATTEMPT_COLUMNS))
             return [
                 SpilledRecord(found_id, Record(values.read_row(row), tuple(attempts.get(row[0], ()))))
-                for found_id, *row in found
+                for found_id, *row in result
             ]
 
         return await self._run(read)
 
-    async def remove(self, kept: Sequence[SpilledRecord]) -> None:
-        """Forget these rows, but for those that have a newer state by now."""
+    async def remove(self, removed: Sequence[SpilledRecord]) -> None:
+        """Delete records that were read from here, except those with a newer state by now."""
 
         async def remove(raw: Any) -> None:
-            await self._driver.write(raw, _removing([record for _, record in kept]))
-            await self._count_removed(raw, kept)
-            if not self.rows and self.slot.size > _WORTH_SHRINKING:
+            await self._driver.write(raw, _delete_statements([record for _, record in removed]))
+            await self._count_removed(raw, removed)
+            if not self.rows and self.slot.size > _VACUUM_SIZE:
                 await self._driver.fetch(raw, "VACUUM")
 
         await self._run(remove)
 
-    async def forget(self, records: Sequence[Record]) -> None:
-        """The same for what was not read from here: the database has these states without that."""
+    async def remove_committed(self, records: Sequence[Record]) -> None:
+        """As `remove`, for records that were committed without being read from here."""
 
-        async def forget(raw: Any) -> None:
-            await self._driver.write(raw, _removing(records))
+        async def remove_committed(raw: Any) -> None:
+            await self._driver.write(raw, _delete_statements(records))
             await self._count_all(raw)
 
-        if records and self.rows <= _FEW:
-            await self._run(forget)
+        if records and self.rows <= _CHEAP_COUNT:
+            await self._run(remove_committed)
 
     @property
     def _driver(self) -> Driver:
         return self._target.driver
 
     async def _count_new(self, raw: Any) -> None:
-        """Count those that have come: a walk through all takes long where there are a million."""
-        ((new, *bounds),) = await self._driver.fetch(raw, _SQL.behind, (self._last_id,))
+        """Count the rows written since the last count; counting all takes long with a million rows."""
+        ((new, *bounds),) = await self._driver.fetch(raw, _SQL.count_after, (self._last_id,))
         self.rows += new
-        self._note(*bounds)
+        self._set_bounds(*bounds)
 
     async def _count_all(self, raw: Any) -> None:
-        ((self.rows, *bounds),) = await self._driver.fetch(raw, _SQL.up_to, (_ALL,))
-        self._note(*bounds)
+        ((self.rows, *bounds),) = await self._driver.fetch(raw, _SQL.count_up_to, (_MAX_ID,))
+        self._set_bounds(*bounds)
 
-    async def _count_removed(self, raw: Any, kept: Sequence[SpilledRecord]) -> None:
-        """What was read came first, so whatever is left up to its last has stayed."""
-        if self.rows <= _FEW:  # some of it may have been forgotten since
+    async def _count_removed(self, raw: Any, removed: Sequence[SpilledRecord]) -> None:
+        """Update the count: rows that are left up to the last id read were kept."""
+        if self.rows <= _CHEAP_COUNT:  # some may have been deleted since
             await self._count_all(raw)
-        elif kept:
-            ((left, *bounds),) = await self._driver.fetch(raw, _SQL.up_to, (kept[-1].id,))
-            self.rows -= len(kept) - left
-            self._note(*bounds)
+        elif removed:
+            ((left, *bounds),) = await self._driver.fetch(raw, _SQL.count_up_to, (removed[-1].id,))
+            self.rows -= len(removed) - left
+            self._set_bounds(*bounds)
 
-    def _note(self, last_id: int | None, oldest: str | None) -> None:
-        self._last_id = last_id or 0  # numbers begin anew in a table that has been emptied
+    def _set_bounds(self, last_id: int | None, oldest: str | None) -> None:
+        self._last_id = last_id or 0  # ids restart when the table is empty
         self.oldest = None if oldest is None else datetime.fromisoformat(oldest)
 
     async def _run(self, work: Callable[[Any], Awaitable[T]]) -> T:
-        if self._holder is None:
+        if self._connection is None:
             raise LedgerError("the spill is not open")
-        return await self._holder.run(work)
+        return await self._connection.run(work)
 
 
-def _removing(records: Sequence[Record]) -> list[BulkStatement]:
+def _delete_statements(records: Sequence[Record]) -> list[BulkStatement]:
     states = [(row[_CALL], row[_REVISION], row[_END_REASON]) for row, _ in records]
     return [
         BulkStatement(_SQL.delete, states),
@@ -160,11 +160,11 @@ def _removing(records: Sequence[Record]) -> list[BulkStatement]:
 
 
 async def open_spill(folder: Path, *, durable: bool) -> Spill | None:
-    """Claim a slot below `folder` and open its spill; None, with a WARNING, where that is impossible."""
+    """Lock a slot below `folder` and open its store; None, with a WARNING, where that fails."""
     spill = None
     try:
-        slots = SpillLocks(folder)
-        spill = SpillStore(slots.claim(), durable=durable)
+        locks = SpillLocks(folder)
+        spill = SpillStore(locks.claim(), durable=durable)
         await spill.open()
     except Exception as error:  # noqa: BLE001 - whatever it is, the database itself may work
         if spill is not None:
@@ -172,4 +172,4 @@ async def open_spill(folder: Path, *, durable: bool) -> Spill | None:
         message = "ledger: no rows can be spilled to %s, set database.spill to a folder that can be written: %s"
         logger.warning(message, folder, describe_error(error))
         return None
-    return Spill(slots, spill)
+    return Spill(locks, spill)

@@ -1,4 +1,4 @@
-"""Moves to the spill what the database has not taken in time."""
+"""The background task that spills to disk the rows that the database has not accepted in time."""
 
 import asyncio
 import contextvars
@@ -10,90 +10,90 @@ from arbstr_asgi.ledger.queue import WriteQueue
 from arbstr_asgi.ledger.retry import RetryLoop
 from arbstr_asgi.ledger.spill.store import SpillStore
 
-PATIENCE = 0.15  # seconds from an entry's coming to its spilling
+SPILL_AFTER = 0.15  # seconds after an entry was queued
 BATCH = 500  # rows
-AT_ONCE = 128  # rows that are taken out of the spill
+REMOVE_BATCH = 128  # rows
 
 
 class SpillWriter:
-    """A task beside the writer's; both work on the same `backlog` and `hand`, and never wait for each other."""
+    """Works beside the writer on the same `queue` and `pending` batches; neither waits for the other."""
 
-    def __init__(self, spill: SpillStore, backlog: WriteQueue, hand: PendingBatches, now: Callable[[], float]) -> None:
+    def __init__(self, spill: SpillStore, queue: WriteQueue, pending: PendingBatches, now: Callable[[], float]) -> None:
         self._spill = spill
-        self._queue = backlog
-        self._batches = hand
+        self._queue = queue
+        self._batches = pending
         self._now = now
         self._event = asyncio.Event()
         self._retry = RetryLoop(f"ledger's spill {spill.slot.file}", lambda: None)
         self._task = asyncio.create_task(self._run(), name="arbstr-spill", context=contextvars.Context())
 
     @property
-    def works(self) -> bool:
-        """Whether the last attempt to write succeeded."""
+    def is_working(self) -> bool:
+        """Whether the last write to the spill succeeded."""
         return not self._retry.failures
 
     def wake(self) -> None:
-        """Something has come."""
+        """Notify the task of a new item."""
         self._event.set()
 
     async def stop(self, timeout: float) -> None:
-        """End the task, then spill everything that is left, however young, within `timeout` seconds."""
+        """Stop the task, then spill all that is left, within `timeout` seconds."""
         self._task.cancel()
         await asyncio.wait({self._task})
-        with suppress(Exception):  # what is left is counted by whoever stops us
+        with suppress(Exception):  # the writer counts what is left
             async with asyncio.timeout(timeout):
                 await self._spill_all(self._now())
-                await self._forget(len(self._batches.stale))
+                await self._remove_committed(len(self._batches.stale))
 
     async def _run(self) -> None:
         while True:
-            await self._until_late()
+            await self._wait_until_due()
             retrying = self._retry.retrying(asyncio.sleep, lambda: False, self._waiting)
-            await retrying(self._spill_late)
+            await retrying(self._spill_due)
 
-    async def _until_late(self) -> None:
+    async def _wait_until_due(self) -> None:
         while True:
-            since = self._since()
-            left = PATIENCE if since is None else since + PATIENCE - self._now()
-            if left <= 0:
+            since = self._oldest_unspilled()
+            seconds_left = SPILL_AFTER if since is None else since + SPILL_AFTER - self._now()
+            if seconds_left <= 0:
                 return
-            if self._batches.stale and left > PATIENCE / 2:
-                await self._forget(AT_ONCE)
+            if self._batches.stale and seconds_left > SPILL_AFTER / 2:
+                await self._remove_committed(REMOVE_BATCH)
             elif since is None:
                 self._event.clear()
                 await self._event.wait()
             else:
-                await asyncio.sleep(left)
+                await asyncio.sleep(seconds_left)
 
-    async def _forget(self, limit: int) -> None:
-        """Take out what has been committed since; where that fails it is replayed, which changes nothing."""
-        some = self._batches.stale[:limit]
+    async def _remove_committed(self, limit: int) -> None:
+        """Delete rows that have been committed since; a failure is harmless, the replay is idempotent."""
+        records = self._batches.stale[:limit]
         with suppress(Exception):
-            await self._spill.forget(some)
-        del self._batches.stale[: len(some)]
+            await self._spill.remove_committed(records)
+        del self._batches.stale[: len(records)]
 
-    async def _spill_late(self) -> None:
-        await self._spill_all(self._now() - PATIENCE)
+    async def _spill_due(self) -> None:
+        await self._spill_all(self._now() - SPILL_AFTER)
 
     async def _spill_all(self, until: float) -> None:
-        """Spill, batch by batch, while the oldest came before `until`."""
+        """Spill batch by batch while the oldest row was queued before `until`."""
         while True:
             since = self._queue.since
             if since is not None and since <= until:
                 self._batches.take(self._queue, BATCH)
-            chunk = self._first()
-            if chunk is None or chunk.since > until:
+            batch = self._first_unspilled()
+            if batch is None or batch.since > until:
                 return
-            await self._spill.write(chunk.records)
-            self._batches.mark_spilled(chunk)
+            await self._spill.write(batch.records)
+            self._batches.mark_spilled(batch)
             self._retry.recovered()
 
-    def _first(self) -> Batch | None:
+    def _first_unspilled(self) -> Batch | None:
         return next(iter(self._batches.unspilled), None)
 
-    def _since(self) -> float | None:
-        """When the oldest came that is in memory alone."""
-        first = self._first()
+    def _oldest_unspilled(self) -> float | None:
+        """When the oldest item that is in memory only was queued."""
+        first = self._first_unspilled()
         waiting = self._queue.since
         if first is None or waiting is None:
             return waiting if first is None else first.since

@@ -1,1 +1,1 @@
-"""Sums of hours, six hours and days: made, kept right, and read."""
+"""Roll-ups: totals precomputed by hour, six hours and day; building, maintenance, reading."""

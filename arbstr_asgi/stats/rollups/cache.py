@@ -1,56 +1,56 @@
-"""What roll-ups came to when they were last asked, for as long as none of them changes."""
+"""A cache of totals read from roll-ups, invalidated when any roll-up of the period changes (its generation)."""
 
 from collections import OrderedDict
 from collections.abc import Hashable
 
 from arbstr_asgi.stats.totals import Totals
 
-MOST = 25_000_000  # bytes in memory
-_FOR_A_QUESTION = 2000  # bytes
-_FOR_A_KEY = 150  # bytes: the names of a group and their place
-_FOR_A_TALLY = 800  # bytes, without its histograms
+MAX_BYTES = 25_000_000
+_ENTRY_BYTES = 2000
+_KEY_BYTES = 150  # per group
+_TOTALS_BYTES = 800  # without histograms
 
 Keys = tuple[str, ...]
-Place = tuple[Keys, int]
-"""The values that are grouped by, and what stands for a time."""
+GroupKey = tuple[Keys, int]
+"""The keys of a group, and its time key (see `ResolvedQuery.time_key`)."""
 
 
 class CacheEntry:
-    """The answer to one question, as far as somebody wanted it, from one generation of roll-ups."""
+    """Cached results of one query, for one generation of roll-ups; filled step by step."""
 
     def __init__(self, generation: Hashable = None) -> None:
         self.generation = generation
-        self.totals: dict[Keys, int] | None = None
-        self.tallies: dict[Place, Totals] = {}
-        self.asked: set[Keys] = set()  # the groups of which there are all tallies
-        self.whole = False  # whether the tallies are all that there are
+        self.row_counts: dict[Keys, int] | None = None
+        self.totals: dict[GroupKey, Totals] = {}
+        self.loaded: set[Keys] = set()  # groups whose totals are complete
+        self.complete = False  # whether `totals` has all groups
         self.size = 0
 
-    def measured(self) -> int:
-        """How many bytes it has by now."""
-        histograms = sum(each.size for tally in self.tallies.values() for each in tally.histograms)
-        keys = len(self.totals or ()) + len(self.asked) + len(self.tallies)
-        return _FOR_A_QUESTION + _FOR_A_KEY * keys + _FOR_A_TALLY * len(self.tallies) + histograms
+    def measure(self) -> int:
+        """Its size in bytes, about."""
+        histograms = sum(each.size for each_totals in self.totals.values() for each in each_totals.histograms)
+        keys = len(self.row_counts or ()) + len(self.loaded) + len(self.totals)
+        return _ENTRY_BYTES + _KEY_BYTES * keys + _TOTALS_BYTES * len(self.totals) + histograms
 
 
 class RollupCache:
-    """Of one database's roll-ups."""
+    """An LRU cache for the roll-ups of one database, limited to MAX_BYTES."""
 
     def __init__(self) -> None:
         self._entries: OrderedDict[Hashable, CacheEntry] = OrderedDict()
 
-    def of(self, generation: Hashable, question: Hashable) -> CacheEntry:
-        """What is known of these roll-ups, to be added to; `fit` it afterwards. Another generation's is forgotten."""
-        found = self._entries.get(question)
-        if found is None or found.generation != generation:
-            found = self._entries[question] = CacheEntry(generation)
-        self._entries.move_to_end(question)
-        return found
+    def get(self, generation: Hashable, query: Hashable) -> CacheEntry:
+        """The entry of a query, to be filled, then passed to `evict`; a new one if the generation has changed."""
+        entry = self._entries.get(query)
+        if entry is None or entry.generation != generation:
+            entry = self._entries[query] = CacheEntry(generation)
+        self._entries.move_to_end(query)
+        return entry
 
     def evict(self, grown: CacheEntry) -> None:
-        """Forget the questions that have not been asked for longest, as far as there is too much of all."""
-        grown.size = grown.measured()
-        size = sum(found.size for found in self._entries.values())
-        while size > MOST:
-            _, found = self._entries.popitem(last=False)
-            size -= found.size
+        """Update the size of this entry, and evict least recently used entries beyond MAX_BYTES."""
+        grown.size = grown.measure()
+        size = sum(entry.size for entry in self._entries.values())
+        while size > MAX_BYTES:
+            _, entry = self._entries.popitem(last=False)
+            size -= entry.size

@@ -1,4 +1,4 @@
-"""What a writer leaves beside its rows: which hours have changed, so that their roll-ups are made again."""
+"""Marks of dirty hours: a writer stores them with its rows, so that the roll-ups of those hours are rebuilt."""
 
 import secrets
 from collections.abc import Iterable
@@ -7,26 +7,29 @@ from datetime import datetime
 from arbstr_asgi.database.columns import COLUMNS
 from arbstr_asgi.database.values import Record, read_timestamp
 from arbstr_asgi.stats.planner import HOUR
-from arbstr_asgi.stats.timezones import number_of
+from arbstr_asgi.stats.timezones import period_number
 
-_ARRIVAL = [column.name for column in COLUMNS].index("timestamp")
+_TIMESTAMP = [column.name for column in COLUMNS].index("timestamp")
 
 HourMark = tuple[int, int, int]
 """Hour, writer, mark: parameters of `Statements.mark_hour`."""
 
 
 class DirtyHours:
-    """One writer's marks, each different from all before; a name of its own, so that writers don't wait in a row."""
+    """Makes the marks of one writer, each unique; its random id keeps writers from locking the same row."""
 
     def __init__(self) -> None:
         self._writer = secrets.randbits(63)
-        self._last = 0
+        self._last_mark = 0
 
-    def of(self, moments: Iterable[datetime]) -> list[HourMark]:
-        """New marks for the hours of these normalised moments."""
-        self._last += 1
-        return [(hour, self._writer, self._last) for hour in sorted({number_of(moment, HOUR) for moment in moments})]
+    def marks(self, timestamps: Iterable[datetime]) -> list[HourMark]:
+        """New marks for the hours of these normalised timestamps."""
+        self._last_mark += 1
+        return [
+            (hour, self._writer, self._last_mark)
+            for hour in sorted({period_number(timestamp, HOUR) for timestamp in timestamps})
+        ]
 
-    def of_records(self, records: Iterable[Record]) -> list[HourMark]:
+    def record_marks(self, records: Iterable[Record]) -> list[HourMark]:
         """New marks for the hours of these records."""
-        return self.of(read_timestamp(record.row[_ARRIVAL]) for record in records)
+        return self.marks(read_timestamp(record.row[_TIMESTAMP]) for record in records)

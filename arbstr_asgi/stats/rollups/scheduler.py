@@ -1,4 +1,4 @@
-"""A task beside the writer that rolls up what is over, and prunes; one process at a time does."""
+"""The background task that rolls up and prunes; a lease in the database lets one process at a time work."""
 
 import asyncio
 import contextvars
@@ -17,70 +17,70 @@ from arbstr_asgi.stats.sql import SqlDialect
 
 logger = logging.getLogger("arbstr_asgi.ledger")
 
-FIRST = 3.0  # seconds from the opening: who lives shorter doesn't pay
-PAUSE = 15.0  # seconds between two looks
-REST = 1.0  # times as long as it worked
-LEASE = 60.0  # seconds for which the others leave it to us
-_QUIET = 300.0
+START_DELAY = 3.0  # seconds; spares short-lived processes
+INTERVAL = 15.0  # seconds between runs
+PAUSE_FACTOR = 1.0  # pause after each step, as a multiple of its duration
+LEASE = 60.0  # seconds
+_LOG_INTERVAL = 300.0
 
 
 class RollupScheduler:
-    """Works while the ledger is open; what it does not get done is done later, or by somebody else."""
+    """Runs every INTERVAL seconds while the ledger is open; unfinished work is left to the next run or process."""
 
     def __init__(
-        self, sessions: Callable[[], ConnectionTasks | None], fragments: SqlDialect, retention: timedelta | None
+        self, connections: Callable[[], ConnectionTasks | None], sql_dialect: SqlDialect, retention: timedelta | None
     ) -> None:
-        self._sessions = sessions
-        self._fragments = fragments
-        self._sql = RollupStatements(fragments)
+        self._connections = connections
+        self._sql_dialect = sql_dialect
+        self._sql = RollupStatements(sql_dialect)
         self._retention = retention
-        self._name = secrets.token_hex(8)
-        self._leased = float("-inf")  # until when, on the monotonic clock
-        self._quiet = Throttle(_QUIET)
-        self._upkeep: Maintenance | None = None
-        self._task = asyncio.create_task(self._run(), name="arbstr-caretaker", context=contextvars.Context())
+        self._owner = secrets.token_hex(8)
+        self._lease_expires = float("-inf")  # monotonic seconds
+        self._log_throttle = Throttle(_LOG_INTERVAL)
+        self._maintenance: Maintenance | None = None
+        self._task = asyncio.create_task(self._run(), name="arbstr-rollups", context=contextvars.Context())
 
     async def stop(self) -> None:
-        """End between two steps, or leave one to its connection. Never raises."""
+        """Cancel the task; a running step ends on its connection. Never raises."""
         self._task.cancel()
         await asyncio.wait({self._task})
 
     async def _run(self) -> None:
-        await asyncio.sleep(FIRST)
+        await asyncio.sleep(START_DELAY)
         while True:
             try:
-                await self._look()
+                await self._run_once()
             except Exception as error:  # noqa: BLE001 - it is not what the ledger is for
-                if self._quiet.allow():
+                if self._log_throttle.allow():
                     logger.warning("ledger: no roll-ups are made, trying again: %s", error)
-            await asyncio.sleep(PAUSE)
+            await asyncio.sleep(INTERVAL)
 
-    async def _look(self) -> None:
-        sessions = self._sessions()
-        if sessions is None or not await self._leads(sessions):
+    async def _run_once(self) -> None:
+        connections = self._connections()
+        if connections is None or not await self._acquire_lease(connections):
             return
-        if self._upkeep is None:
-            self._upkeep = Maintenance(sessions, self._fragments, rest=REST)
+        if self._maintenance is None:
+            self._maintenance = Maintenance(connections, self._sql_dialect, pause_factor=PAUSE_FACTOR)
         try:
-            await self._upkeep.roll_up(lambda: self._leads(sessions))
+            await self._maintenance.roll_up(lambda: self._acquire_lease(connections))
         finally:
-            if self._retention is not None and await self._leads(sessions):
-                await self._upkeep.prune(datetime.now(UTC) - self._retention, None)
+            if self._retention is not None and await self._acquire_lease(connections):
+                await self._maintenance.prune(datetime.now(UTC) - self._retention, None)
 
-    async def _leads(self, sessions: ConnectionTasks) -> bool:
-        """Whether it is ours to do; asks again when half of the lease is over."""
-        if time.monotonic() < self._leased - LEASE / 2:
+    async def _acquire_lease(self, connections: ConnectionTasks) -> bool:
+        """Take or renew the lease, when less than half of it is left; False if another process holds it."""
+        if time.monotonic() < self._lease_expires - LEASE / 2:
             return True
         now = time.time()
 
-        async def take(raw: Any) -> int:
-            # A lease that ends later than any can was taken by a clock that ran ahead.
-            parameters = (int(now + LEASE), self._name, int(now), self._name, int(now + 3 * LEASE))
-            async with sessions.driver.begin(raw):
-                return await sessions.driver.execute(raw, self._sql.take_lease, parameters)
+        async def acquire(raw: Any) -> int:
+            # A lease beyond the maximum was taken by a clock that is ahead, and is ignored.
+            parameters = (int(now + LEASE), self._owner, int(now), self._owner, int(now + 3 * LEASE))
+            async with connections.driver.begin(raw):
+                return await connections.driver.execute(raw, self._sql.take_lease, parameters)
 
-        begun = time.monotonic()
-        if not await sessions.run(take):
+        started = time.monotonic()
+        if not await connections.run(acquire):
             return False
-        self._leased = begun + LEASE
+        self._lease_expires = started + LEASE
         return True

@@ -25,9 +25,10 @@ from arbstr_asgi import (
     Server,
     Token,
 )
-from arbstr_asgi.api.providers import provider_listing, to_json
+from arbstr_asgi.api.providers import provider_listing
 from arbstr_asgi.cli.server import serving
 from arbstr_asgi.config.settings import Limits
+from arbstr_asgi.stats.serialize import to_json
 from tests.support.asgi_client import JSON_TYPE, PLAIN_REQUEST, Call, Provided, call, good, host, rows, running
 from tests.support.raw_http_client import Wire, ask
 
@@ -69,7 +70,7 @@ def configured(folder: Path, providers: Sequence[Provider] | None = None, **fact
     return Config(providers=providers or three(), database=database, policies=Policies(rules=rules), **facts)
 
 
-def asked(config: Config, path: str, body: bytes = b"", **options: Any) -> Call:
+def call_endpoint(config: Config, path: str, body: bytes = b"", **options: Any) -> Call:
     """One call of the sub-app, GET unless there is a body."""
     options.setdefault("method", "POST" if body else "GET")
 
@@ -95,27 +96,27 @@ def listed(name: str) -> dict[str, Any]:
 def test_models(tmp_path: Path) -> None:
     """Every model and alias is told once, in the providers' order."""
     providers = [*three(), provider("any", aliases={"mine": "x", "gpt": "y"})]
-    found = said(asked(configured(tmp_path, providers), "/v1/models"))
+    found = said(call_endpoint(configured(tmp_path, providers), "/v1/models"))
     assert found == {"object": "list", "data": [listed(name) for name in ("gpt", "a/b", "small", "mine")]}
 
 
 @pytest.mark.parametrize("name", ["gpt", "a/b", "small"])
 def test_model(name: str, tmp_path: Path) -> None:
     """One model is told by its id, with slashes in it or not."""
-    assert said(asked(configured(tmp_path), f"/v1/models/{name}")) == listed(name)
+    assert said(call_endpoint(configured(tmp_path), f"/v1/models/{name}")) == listed(name)
 
 
 @pytest.mark.parametrize("name", ["", "gpt/", "GPT", "a", "nul\0", "x" * 256, "é", "../gpt", "\ud83d", "%67pt"])
 def test_no_such_model(name: str, tmp_path: Path) -> None:
     """An id that nobody serves is a 404 in OpenAI's shape, whatever it is made of."""
-    reply = asked(configured(tmp_path), "/", scope={"path": f"/v1/models/{name}"})
+    reply = call_endpoint(configured(tmp_path), "/", scope={"path": f"/v1/models/{name}"})
     assert (reply.status, reply.error["code"], reply.error["param"]) == (404, "model_not_found", "model")
 
 
 @pytest.mark.parametrize(("name", "status"), [("x", 200), ("a\0é", 200), ("x" * 255, 200), ("", 404), ("x" * 256, 404)])
 def test_a_provider_of_every_model(name: str, status: int, tmp_path: Path) -> None:
     """Where a provider lists no models, each that can be asked for is told."""
-    reply = asked(configured(tmp_path, [provider("any")]), f"/v1/models/{name}")
+    reply = call_endpoint(configured(tmp_path, [provider("any")]), f"/v1/models/{name}")
     assert reply.status == status
     if status == 200:
         assert said(reply) == listed(name)
@@ -125,7 +126,7 @@ def test_a_provider_of_every_model(name: str, status: int, tmp_path: Path) -> No
 def test_methods(path: str, tmp_path: Path) -> None:
     """Another method is a 405 in OpenAI's shape that says which there are."""
     for method in ("GET", "PUT") if path == "/v1/cost" else ("POST", "DELETE"):
-        reply = asked(configured(tmp_path), path, method=method)
+        reply = call_endpoint(configured(tmp_path), path, method=method)
         assert (reply.status, reply.error["type"]) == (405, "invalid_request_error")
         assert set(reply.headers["allow"].split(", ")) == ({"POST"} if path == "/v1/cost" else {"GET", "HEAD"})
 
@@ -219,7 +220,7 @@ def test_health(tmp_path: Path) -> None:
         provided = Provided(lambda request: httpx.Response(503) if request.url.host in failing else good(request))
         async with running("sub-app", configured(tmp_path), provided) as app:
 
-            async def told() -> tuple[int, str, list[str]]:
+            async def health_status() -> tuple[int, str, list[str]]:
                 reply = await call(app, path="/health", method="GET", headers={})
                 facts = json.loads(reply.body)
                 assert set(facts) == {"status", "providers"}
@@ -232,33 +233,33 @@ def test_health(tmp_path: Path) -> None:
                     breaker.opened_at = None if breaker.opened_at is None else breaker.opened_at - seconds
 
             failing = {"cheap.invalid"}
-            assert await told() == (200, "ok", ["closed"] * 3)
+            assert await health_status() == (200, "ok", ["closed"] * 3)
             for _ in range(3):
                 assert (await call(app, ASKED)).status == 200
-            assert await told() == (200, "degraded", ["open", "closed", "closed"])
+            assert await health_status() == (200, "degraded", ["open", "closed", "closed"])
             failing |= {"mid.invalid", "dear.invalid"}
             breakers = app._gateway.breakers
             for name in ("mid", "dear"):
                 now = asyncio.get_running_loop().time()
                 for _ in range(3):
                     breakers.get(name).mark_failure(breakers.get(name).acquire(now), now)
-            assert await told() == (503, "unhealthy", ["open"] * 3)
+            assert await health_status() == (503, "unhealthy", ["open"] * 3)
             asked_so_far = len(provided.requests)
             passes(29)
-            assert await told() == (503, "unhealthy", ["open"] * 3)
+            assert await health_status() == (503, "unhealthy", ["open"] * 3)
             passes(2)
-            assert await told() == (200, "degraded", ["half_open"] * 3)
+            assert await health_status() == (200, "degraded", ["half_open"] * 3)
             assert len(provided.requests) == asked_so_far, "it needs no traffic"
             failing.clear()
             assert (await call(app, ASKED)).status == 200
-            assert await told() == (200, "degraded", ["closed", "half_open", "half_open"])
+            assert await health_status() == (200, "degraded", ["closed", "half_open", "half_open"])
 
     asyncio.run(main())
 
 
-def test_health_tells_no_more(tmp_path: Path) -> None:
+def test_health_shows_no_more(tmp_path: Path) -> None:
     """Per provider: the state, the failures in a row and the tier; no URL and no key."""
-    found = said(asked(configured(tmp_path), "/health"))
+    found = said(call_endpoint(configured(tmp_path), "/health"))
     assert found["status"] == "ok"
     closed = {"state": "closed", "failure_count": 0}
     tiers = {"dear": None, "mid": None, "cheap": "local"}
@@ -267,7 +268,7 @@ def test_health_tells_no_more(tmp_path: Path) -> None:
 
 def test_cost(tmp_path: Path) -> None:
     """The estimate is the cheapest provider's: its tokens, its exact cost and its rates."""
-    reply = asked(configured(tmp_path), "/v1/cost", ASKED)
+    reply = call_endpoint(configured(tmp_path), "/v1/cost", ASKED)
     assert said(reply) == {
         "model": "gpt",
         "provider": "cheap",
@@ -277,16 +278,18 @@ def test_cost(tmp_path: Path) -> None:
         "rates": {"input_rate_sats_per_1m": 10, "output_rate_sats_per_1m": 30, "base_fee_sats": 0},
         "rate_unit": "sats_per_1m_tokens",
     }
-    dear = said(asked(configured(tmp_path), "/v1/cost", ASKED, headers={**JSON_TYPE, "x-arbstr-policy": "dear"}))
+    dear = said(
+        call_endpoint(configured(tmp_path), "/v1/cost", ASKED, headers={**JSON_TYPE, "x-arbstr-policy": "dear"})
+    )
     assert (dear["provider"], dear["estimated_cost_sats"]) == ("dear", Decimal("0.100961"))
     assert dear["rates"]["input_rate_sats_per_1m"] == Decimal("30.5")
 
 
 def test_cost_of_one_provider(tmp_path: Path) -> None:
     """A provider that is alone has an estimate too; one without rates has null for what is unknown."""
-    alone = said(asked(configured(tmp_path, [three()[2]]), "/v1/cost", ASKED))
+    alone = said(call_endpoint(configured(tmp_path, [three()[2]]), "/v1/cost", ASKED))
     assert alone["estimated_cost_sats"] == Decimal("0.00032")
-    unknown = said(asked(configured(tmp_path, [provider("any", input_rate=7)]), "/v1/cost", PLAIN_REQUEST))
+    unknown = said(call_endpoint(configured(tmp_path, [provider("any", input_rate=7)]), "/v1/cost", PLAIN_REQUEST))
     assert (unknown["estimated_cost_sats"], unknown["estimated_output_tokens"]) == (None, 256)
     rates = {"input_rate_sats_per_1m": 7, "output_rate_sats_per_1m": None, "base_fee_sats": 0}
     assert (unknown["rates"], unknown["model"]) == (rates, "m")
@@ -296,7 +299,7 @@ def test_cost_has_the_rates_of_the_model(tmp_path: Path) -> None:
     """Rates of the model's own, also by the name that the provider knows it by, are what is told."""
     rated = {"gpt-real": Rates(input_rate=1, output_rate=2, base_fee=3)}
     one = provider("one", aliases={"gpt": "gpt-real"}, input_rate=10, output_rate=20, model_rates=rated)
-    found = said(asked(configured(tmp_path, [one]), "/v1/cost", ASKED))
+    found = said(call_endpoint(configured(tmp_path, [one]), "/v1/cost", ASKED))
     assert found["rates"] == {"input_rate_sats_per_1m": 1, "output_rate_sats_per_1m": 2, "base_fee_sats": 3}
     assert (found["model"], found["estimated_cost_sats"]) == ("gpt", Decimal("3.000022"))
 
@@ -327,13 +330,13 @@ def test_cost_agrees_with_routing(way: str, tmp_path: Path) -> None:
                 for _ in range(3):
                     breakers.get(name).mark_failure(breakers.get(name).acquire(now), now)
             states = breakers.states(asyncio.get_running_loop().time())
-            told = said(await call(app, body, path="/v1/cost", headers={**JSON_TYPE, **headers}))
+            health_status = said(await call(app, body, path="/v1/cost", headers={**JSON_TYPE, **headers}))
             assert breakers.states(asyncio.get_running_loop().time()) == states
             assert (provided.requests, await rows(app)) == ([], [])
             assert (await call(app, body, headers={**JSON_TYPE, **headers})).status == 200
             [row] = await rows(app)
-            assert (row["provider"], row["model"]) == (told["provider"], told["model"])
-            assert provided.requests[0].url.host == f"{told['provider']}.invalid"
+            assert (row["provider"], row["model"]) == (health_status["provider"], health_status["model"])
+            assert provided.requests[0].url.host == f"{health_status['provider']}.invalid"
 
     asyncio.run(main())
 
@@ -399,7 +402,7 @@ def test_cost_of_any_limit(limit: bytes, tokens: int, tmp_path: Path) -> None:
     """A `max_tokens` of any type and size is estimated, exactly, and is valid JSON."""
     dear = provider("dear", input_rate=0, output_rate=Decimal("1e30"), base_fee=Decimal("1e-9"))
     body = b'{"model":"m","messages":[],"max_tokens":' + limit + b"}"
-    found = said(asked(configured(tmp_path, [dear]), "/v1/cost", body))
+    found = said(call_endpoint(configured(tmp_path, [dear]), "/v1/cost", body))
     assert found["estimated_output_tokens"] == tokens
     assert f"{found['estimated_cost_sats']:f}" == f"{tokens}{'0' * 24}.000000001"
 
@@ -408,7 +411,7 @@ def test_cost_of_any_limit(limit: bytes, tokens: int, tmp_path: Path) -> None:
 def test_cost_of_any_model(model: bytes, tmp_path: Path) -> None:
     """Where any model may be asked for, its name comes back as it was said."""
     body = b'{"model":"' + model + b'"}'
-    found = said(asked(configured(tmp_path, [provider("any")]), "/v1/cost", body))
+    found = said(call_endpoint(configured(tmp_path, [provider("any")]), "/v1/cost", body))
     assert found["model"] == json.loads(body)["model"]
 
 

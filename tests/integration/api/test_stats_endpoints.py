@@ -38,7 +38,7 @@ async def ask(app: Any, path: str, *pairs: tuple[str, str], **options: Any) -> C
     return await call(app, path=path, method="GET", scope=scope, **options)
 
 
-async def told(app: Any, path: str, *pairs: tuple[str, str]) -> Any:
+async def get_json(app: Any, path: str, *pairs: tuple[str, str]) -> Any:
     """The JSON of a good answer, its numbers exact."""
     reply = await ask(app, path, *pairs)
     assert (reply.status, reply.headers["content-type"]) == (200, "application/json"), reply.body
@@ -98,7 +98,7 @@ def test_stats(database_url: str, tmp_path: Path) -> None:
 
     async def main(app: Any) -> None:
         await fill(app)
-        found = await told(app, STATS, *WHOLE)
+        found = await get_json(app, STATS, *WHOLE)
         assert found["counts"] == {"total": 5, "success": 3, "error": 1, "streaming": 4, "in_flight": 1}
         assert found["costs"] == {
             "total_cost_sats": Decimal("1.580000001"),
@@ -109,23 +109,23 @@ def test_stats(database_url: str, tmp_path: Path) -> None:
         assert found["tokens"]["provider"] == {"input": 14, "output": 34}
         assert found["latency_ms"] == {"p50": 40, "p95": 40, "p99": 40}
         assert found["performance"]["avg_latency_ms"] == pytest.approx(Decimal(100) / 3)
-        by_model = (await told(app, STATS, *WHOLE, ("group_by", "model")))["models"]
+        by_model = (await get_json(app, STATS, *WHOLE, ("group_by", "model")))["models"]
         assert {name: each["counts"]["total"] for name, each in by_model.items()} == {"m": 4, "gone": 1, "idle": 0}
-        only = (await told(app, STATS, *WHOLE, ("group_by", "model"), ("model", "gone")))["models"]
+        only = (await get_json(app, STATS, *WHOLE, ("group_by", "model"), ("model", "gone")))["models"]
         assert [*only] == ["gone"]
-        found = await told(app, STATS, *WHOLE, ("group_by", "day,end_user"), ("tz", "Pacific/Auckland"))
+        found = await get_json(app, STATS, *WHOLE, ("group_by", "day,end_user"), ("tz", "Pacific/Auckland"))
         assert [(each["day"], each["end_user"], each["counts"]["total"]) for each in found["groups"]] == [
             ("2026-11-22", "alice", 1),
             ("2026-11-22", "bob", 1),
             ("2026-11-23", "alice", 2),
             ("2026-11-23", "=alice", 1),
         ]
-        hours = await told(app, STATS, *WHOLE, ("group_by", "hour"), ("limit", "2"))
+        hours = await get_json(app, STATS, *WHOLE, ("group_by", "hour"), ("limit", "2"))
         assert [each["hour"] for each in hours["groups"]] == ["2026-11-22T10:00:00+00:00", "2026-11-22T11:00:00+00:00"]
         assert hours["truncated"] is True
-        tenants = await told(app, STATS, *WHOLE, ("group_by", "tenant,provider"))
+        tenants = await get_json(app, STATS, *WHOLE, ("group_by", "tenant,provider"))
         assert [(each["tenant"], each["provider"]) for each in tenants["groups"]] == [("acme", "p"), (None, None)]
-        empty = await told(app, STATS, ("until", "2020-01-01T00:00:00Z"))
+        empty = await get_json(app, STATS, ("until", "2020-01-01T00:00:00Z"))
         assert (empty["empty"], empty["counts"]["total"]) == (True, 0)
 
     served(tmp_path, main, database=DatabaseConfig(url=database_url))
@@ -154,16 +154,16 @@ def test_requests(database_url: str, tmp_path: Path) -> None:
     async def main(app: Any) -> None:
         await fill(app)
         for name, value, expected in FILTERS:
-            page = await told(app, REQUESTS, *WHOLE, (name, value))
+            page = await get_json(app, REQUESTS, *WHOLE, (name, value))
             assert [row["correlation_id"] for row in page["data"]] == expected, (name, value)
             assert page["total"] in (len(expected), None)
-            figures = await told(app, STATS, *WHOLE, (name, value))
+            figures = await get_json(app, STATS, *WHOLE, (name, value))
             assert figures["counts"]["total"] == len(expected), (name, value)
         for sort, order in (("timestamp", "asc"), ("cost_sats", "desc"), ("latency_ms", "ASC")):
             await pages_agree(app, [*WHOLE, ("sort", sort), ("order", order)])
-        past = await told(app, REQUESTS, *WHOLE, ("page", "9"))
+        past = await get_json(app, REQUESTS, *WHOLE, ("page", "9"))
         assert (past["data"], past["page"], past["next_cursor"]) == ([], 9, None)
-        one = (await told(app, REQUESTS, *WHOLE, ("correlation_id", "c-1")))["data"][0]
+        one = (await get_json(app, REQUESTS, *WHOLE, ("correlation_id", "c-1")))["data"][0]
         assert one["cost"] == {"sats": Decimal("1.58")}
         assert one["timestamp"] == "2026-11-22T10:00:00.000Z"
 
@@ -172,13 +172,13 @@ def test_requests(database_url: str, tmp_path: Path) -> None:
 
 async def pages_agree(app: Any, asked: Pairs) -> None:
     """By pages, by cursors and in one piece, the same rows come in the same order."""
-    whole = [row["id"] for row in (await told(app, REQUESTS, *asked))["data"]]
+    whole = [row["id"] for row in (await get_json(app, REQUESTS, *asked))["data"]]
     assert len(whole) == 5
     by_pages, by_cursors, cursor = [], [], None
     for number in ("1", "2", "3"):
-        by_pages += (await told(app, REQUESTS, *asked, ("per_page", "2"), ("page", number)))["data"]
+        by_pages += (await get_json(app, REQUESTS, *asked, ("per_page", "2"), ("page", number)))["data"]
     while cursor != []:
-        page = await told(app, REQUESTS, *asked, ("per_page", "2"), *(cursor or []))
+        page = await get_json(app, REQUESTS, *asked, ("per_page", "2"), *(cursor or []))
         by_cursors += page["data"]
         cursor = [("cursor", page["next_cursor"])] if page["next_cursor"] else []
     assert [row["id"] for row in by_pages] == [row["id"] for row in by_cursors] == whole
@@ -189,7 +189,7 @@ def test_detail(database_url: str, tmp_path: Path) -> None:
 
     async def main(app: Any) -> None:
         await fill(app)
-        found = await told(app, f"{REQUESTS}/c-2")
+        found = await get_json(app, f"{REQUESTS}/c-2")
         assert {name: found[name] for name in ("correlation_id", "attempts", "cost_sats", "tags", "revision")} == {
             "correlation_id": "c-2",
             "attempts": 2,
@@ -262,8 +262,8 @@ def test_the_current_second(tmp_path: Path) -> None:
     async def main(app: Any) -> None:
         assert (await call(app, PLAIN_REQUEST)).status == 200
         await app.ledger.flush()
-        assert (await told(app, STATS, ("range", "last_1h")))["counts"]["total"] == 1
-        assert len((await told(app, REQUESTS))["data"]) == 1
+        assert (await get_json(app, STATS, ("range", "last_1h")))["counts"]["total"] == 1
+        assert len((await get_json(app, REQUESTS))["data"]) == 1
 
     served(tmp_path, main)
 
@@ -320,7 +320,7 @@ def test_hostile_input(database_url: str, tmp_path: Path) -> None:
                     assert not re.search(r"SELECT|WHERE|sqlite|asyncpg|mysql", reply.body.decode())
         for raw in (b"model=%ff%fe", b"%00=1", b"\xff\xfe=1", b"&&&", b"model", b"a" * 10_000, b"since=%F0%9F%92%A9"):
             assert (await ask(app, STATS, scope={"query_string": raw})).status in (200, 400, 404)
-        assert (await told(app, STATS, *WHOLE))["counts"]["total"] == 5
+        assert (await get_json(app, STATS, *WHOLE))["counts"]["total"] == 5
 
     served(tmp_path, main, database=DatabaseConfig(url=database_url))
 
@@ -346,7 +346,7 @@ def test_without_a_lifespan(tmp_path: Path) -> None:
 
     async def main() -> None:
         app = Arbstr(configured(tmp_path))
-        assert (await told(app, STATS))["empty"] is True
+        assert (await get_json(app, STATS))["empty"] is True
         await app._gateway.close()
 
     asyncio.run(main())
@@ -522,7 +522,7 @@ def test_a_server_that_raises(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     served(tmp_path, main)
 
 
-def test_an_end_user_is_told_of_itself_only(tmp_path: Path) -> None:
+def test_an_end_user_sees_itself_only(tmp_path: Path) -> None:
     """Figures, pages, files and details of others are not told to an end user, but to an operator."""
     tokens = (
         Token(name="alice", token="t-alice"),

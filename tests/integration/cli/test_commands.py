@@ -23,10 +23,11 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from arbstr_asgi import Config, Provider, __version__
-from arbstr_asgi.api.providers import provider_listing, to_json
+from arbstr_asgi.api.providers import provider_listing
 from arbstr_asgi.cli.main import STANDALONE, main
 from arbstr_asgi.cli.mock.directives import CHEAP, EXPENSIVE, MEANINGS
 from arbstr_asgi.cli.mock.provider import MockProvider
+from arbstr_asgi.stats.serialize import to_json
 
 SECONDS = 30.0
 COMMANDS = ["check", "demo", "forget", "migrate", "providers", "prune", "rollups", "serve", "stats", "tail"]
@@ -469,7 +470,7 @@ def free_port() -> int:
         return int(listener.getsockname()[1])
 
 
-def told(word: str, model: str = "gpt-4o", *, stream: bool = False) -> dict[str, Any]:
+def chat_body(word: str, model: str = "gpt-4o", *, stream: bool = False) -> dict[str, Any]:
     """A chat completion that tells the cheap provider what to do."""
     content = f"hello [{CHEAP}: {word}]" if word else "hello"
     return {"model": model, "stream": stream, "messages": [{"role": "user", "content": content}]}
@@ -521,9 +522,9 @@ def test_serve_mock(number: signal.Signals, tmp_path: Path) -> None:
         assert f"{base}/v1" in said[0]
         ledger = Path(said[0].rpartition("ledger: ")[2].strip())
         url = f"{base}/v1/chat/completions"
-        plain = answered(url, json=told(""))
+        plain = answered(url, json=chat_body(""))
         assert plain.json()["usage"]["completion_tokens"] > 0
-        streamed = answered(url, json=told("", stream=True))
+        streamed = answered(url, json=chat_body("", stream=True))
         assert streamed.text.endswith("data: [DONE]\n\n")
         assert "usage" not in streamed.text
         assert [reply.headers["x-arbstr-provider"] for reply in (plain, streamed)] == [CHEAP, CHEAP]
@@ -537,17 +538,17 @@ def test_serve_mock(number: signal.Signals, tmp_path: Path) -> None:
     assert all(word in "".join(said) for word in (*MEANINGS, "/v1/models", "/v1/cost", "/providers", "/health"))
 
 
-def test_serve_mock_told(tmp_path: Path) -> None:
+def test_serve_mock_directives(tmp_path: Path) -> None:
     """As a process of its own: a failure is failed over, odd streams keep their rows true, and a stall holds no end."""
     with mocking(tmp_path) as (base, said, process):
         ledger = Path(said[0].rpartition("ledger: ")[2].strip())
         url = f"{base}/v1/chat/completions"
-        over = answered(url, json=told("503"))
+        over = answered(url, json=chat_body("503"))
         assert (over.status_code, over.headers["x-arbstr-provider"]) == (200, EXPENSIVE)
         assert over.headers["x-arbstr-retries"] == f"1/{CHEAP}"
         for word in ("no-usage", "usage-everywhere", "late-error"):
-            assert answered(url, json=told(word, "gpt-4o-mini", stream=True)).status_code == 200
-        assert answered(url, json=told("", "mock-1")).status_code == 404
+            assert answered(url, json=chat_body(word, "gpt-4o-mini", stream=True)).status_code == 200
+        assert answered(url, json=chat_body("", "mock-1")).status_code == 404
         rows = ledger_of(ledger, 5)
         assert [(row["provider"], row["attempts"], row["output_tokens"], row["end_reason"]) for row in rows] == [
             (EXPENSIVE, 2, 17, "completed"),
@@ -558,10 +559,10 @@ def test_serve_mock_told(tmp_path: Path) -> None:
         ]
         with httpx.Client(trust_env=False, base_url=base) as client:
             assert client.get("/v1/models").json()["data"][0]["id"] == "gpt-4o"
-            assert client.post("/v1/cost", json=told("")).json()["provider"] == CHEAP
+            assert client.post("/v1/cost", json=chat_body("")).json()["provider"] == CHEAP
             assert client.get("/health").json()["status"] == "ok"
             with suppress(httpx.TimeoutException):
-                client.post(url, json=told("stall"), timeout=0.5)
+                client.post(url, json=chat_body("stall"), timeout=0.5)
         began = time.monotonic()
         process.send_signal(signal.SIGTERM)
         _, errors = process.communicate(timeout=SECONDS)
@@ -597,7 +598,7 @@ def test_serve_mock_on_a_port_that_is_taken() -> None:
     assert "Traceback" not in result.stderr
 
 
-def test_help_names_what_mocks_can_be_told() -> None:
+def test_help_names_the_mock_directives() -> None:
     """`serve --help` explains each word."""
     text = arbstr("serve", "--help").output
     for word, meaning in MEANINGS.items():

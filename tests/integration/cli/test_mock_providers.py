@@ -63,7 +63,7 @@ async def running(folder: Path) -> AsyncIterator[tuple[Gateway, MockProviders]]:
         ({"text": "[mock: slow]"}, set(), set()),
     ],
 )
-def test_orders(text: Any, cheap: set[str] | None, dear: set[str] | None) -> None:
+def test_directives(text: Any, cheap: set[str] | None, dear: set[str] | None) -> None:
     """The words in brackets are for the one that is named or for both; what is not understood is refused by both."""
     for name, expected in ((CHEAP, cheap), (DEAR, dear)):
         if expected is None:
@@ -74,7 +74,7 @@ def test_orders(text: Any, cheap: set[str] | None, dear: set[str] | None) -> Non
             assert directives(said(text)["messages"], name) == expected
 
 
-def test_orders_are_in_the_last_user_message() -> None:
+def test_directives_are_in_the_last_user_message() -> None:
     """A conversation goes on: what an earlier message has said is done."""
     messages = [*said("[mock: 503]")["messages"], {"role": "user", "content": "and now?"}, {"role": "assistant"}, 1]
     assert directives(messages, CHEAP) == set()
@@ -132,7 +132,7 @@ ALONE: list[tuple[str, int, bool, dict[str, Any]]] = [
 
 @pytest.mark.parametrize("stream", [True, False], ids=["stream", "plain"])
 @pytest.mark.parametrize(("word", "code", "whole", "facts"), ALONE, ids=[row[0] for row in ALONE])
-def test_told(
+def test_directive_is_followed(
     word: str,
     code: int,
     whole: bool,
@@ -142,7 +142,7 @@ def test_told(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Each thing that they can be told reaches the client as what it is, and the row says what is true of it."""
-    monkeypatch.setattr(mocks, "SECONDS_OF_PATIENCE", 0.5)
+    monkeypatch.setattr(mocks, "PROVIDER_TIMEOUT", 0.5)
     monkeypatch.setattr(mock, "SECONDS_PER_SLOW_WORD", 0.02)
 
     async def main() -> tuple[Wire, Row]:
@@ -242,7 +242,7 @@ def test_no_completion(body: bytes) -> None:
 @pytest.mark.parametrize(("word", "stream"), [("stall", True), ("stall", False), ("hang", True), ("hang", False)])
 def test_a_stall_ends_with_its_peer(word: str, stream: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """However long it would last, nothing of it is left when the peer has gone."""
-    monkeypatch.setattr(mock, "SECONDS_OF_NOTHING", 1000.0)
+    monkeypatch.setattr(mock, "STALL_SECONDS", 1000.0)
 
     provider, answering = MockProvider(CHEAP), 0
 
@@ -271,7 +271,7 @@ def test_a_stall_ends_with_its_peer(word: str, stream: bool, monkeypatch: pytest
 
 def test_a_stall_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     """Behind a stall comes the answer."""
-    monkeypatch.setattr(mock, "SECONDS_OF_NOTHING", 0.3)
+    monkeypatch.setattr(mock, "STALL_SECONDS", 0.3)
 
     async def main() -> None:
         async with serving(MockProvider(CHEAP).app) as url:

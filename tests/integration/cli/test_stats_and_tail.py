@@ -20,8 +20,8 @@ from click.testing import CliRunner, Result
 
 from arbstr_asgi.cli.main import main
 from arbstr_asgi.cli.mock.provider import MockProvider
+from arbstr_asgi.cli.remote import RemoteSource
 from arbstr_asgi.cli.server import serving
-from arbstr_asgi.cli.sources import RemoteSource
 from arbstr_asgi.cli.tail import WINDOW, TailPoller
 from arbstr_asgi.database.records import AttemptEntry, LedgerEntry
 from arbstr_asgi.errors import ConfigError, LedgerError
@@ -274,7 +274,7 @@ class Server:
         return self._answer(request) if callable(self._answer) else self._answer
 
 
-def asked(answer: Any, *, url: str = "http://h:1/base/", token: str | None = None) -> tuple[Any, Server]:
+def remote_get(answer: Any, *, url: str = "http://h:1/base/", token: str | None = None) -> tuple[Any, Server]:
     """What is made of such an answer."""
     server = Server(answer)
 
@@ -287,12 +287,12 @@ def asked(answer: Any, *, url: str = "http://h:1/base/", token: str | None = Non
 
 def test_remote() -> None:
     """The token and the parameters reach the server as they are, and numbers come back exact."""
-    found, server = asked(httpx.Response(200, content=b'{"x":0.1000000000000000000001}'), token="t-1")
+    found, server = remote_get(httpx.Response(200, content=b'{"x":0.1000000000000000000001}'), token="t-1")
     assert found == {"x": Decimal("0.1000000000000000000001")}
     (request,) = server.requests
     assert str(request.url) == "http://h:1/base/v1/stats?model=a%26b&since=%2B"
     assert request.headers["authorization"] == "Bearer t-1"
-    assert "authorization" not in asked(httpx.Response(200, content=b"{}"))[1].requests[0].headers
+    assert "authorization" not in remote_get(httpx.Response(200, content=b"{}"))[1].requests[0].headers
 
 
 def raising(error: Exception) -> Callable[[httpx.Request], httpx.Response]:
@@ -333,7 +333,7 @@ def refusal(status: int, message: Any) -> httpx.Response:
 def test_remote_refusals(answer: Any, said: str) -> None:
     """Whatever goes wrong is one harmless line that says what to do."""
     with pytest.raises(LedgerError) as caught:
-        asked(answer)
+        remote_get(answer)
     assert said in caught.value.message
     assert caught.value.message.isprintable()
     assert len(caught.value.message) < 1000
@@ -384,11 +384,11 @@ class Pages:
 
     def __init__(self) -> None:
         self.rows: list[dict[str, Any]] = []
-        self.asked: list[list[tuple[str, str]]] = []
+        self.remote_get: list[list[tuple[str, str]]] = []
 
     async def get(self, path: str, pairs: Any) -> dict[str, Any]:
         """One page, the newest first."""
-        self.asked.append([*pairs])
+        self.remote_get.append([*pairs])
         start = int(dict(pairs).get("cursor", 0))
         ordered = sorted(self.rows, key=lambda row: row["timestamp"], reverse=True)
         more = start + 10 < len(ordered)
@@ -401,31 +401,31 @@ class Pages:
         return self.rows[-1]
 
 
-def test_watch() -> None:
+def test_tail_poller() -> None:
     """Each request is seen once, when it has finished, whether it is on the first page or deep down."""
 
     async def run() -> None:
         pages = Pages()
-        watch = TailPoller(pages, [("model", "m")], lambda: NOW)
+        poller = TailPoller(pages, [("model", "m")], lambda: NOW)
         slow = pages.add("slow", "in_flight")
         for number in range(30):
             pages.add(f"old-{number}")
-        assert len(await watch.poll()) == 30
-        assert len(pages.asked) == 4
-        assert ("model", "m") in pages.asked[0]
-        assert ("since", (NOW - WINDOW).isoformat(timespec="milliseconds")) in pages.asked[0]
+        assert len(await poller.poll()) == 30
+        assert len(pages.remote_get) == 4
+        assert ("model", "m") in pages.remote_get[0]
+        assert ("since", (NOW - WINDOW).isoformat(timespec="milliseconds")) in pages.remote_get[0]
         pages.add("new-1")
         pages.add("new-2", "in_flight")
-        assert [row["correlation_id"] for row in await watch.poll()] == ["new-1"]
+        assert [row["correlation_id"] for row in await poller.poll()] == ["new-1"]
         slow["end_reason"] = pages.rows[-1]["end_reason"] = "timeout"
-        seen = [row["correlation_id"] for _ in range(5) for row in await watch.poll()]
+        seen = [row["correlation_id"] for _ in range(5) for row in await poller.poll()]
         assert sorted(seen) == ["new-2", "slow"]
-        assert len(pages.asked) < 20
+        assert len(pages.remote_get) < 20
 
     asyncio.run(run())
 
 
-def test_watch_of_too_many() -> None:
+def test_tail_poller_with_too_many() -> None:
     """More than it can look through are not looked through for ever."""
 
     async def run() -> None:
@@ -450,7 +450,7 @@ def test_tail_goes_on(config: str, monkeypatch: pytest.MonkeyPatch) -> None:
         return list(found)
 
     monkeypatch.setattr(TailPoller, "poll", look)
-    monkeypatch.setattr("arbstr_asgi.cli.stats._POLL", 0.0)
+    monkeypatch.setattr("arbstr_asgi.cli.stats._POLL_INTERVAL", 0.0)
     result = arbstr("tail", "-c", config)
     assert (result.exit_code, result.stdout) == (0, "")
     assert result.stderr.split("\n")[:2] == ["down; trying again", "again; trying again"]

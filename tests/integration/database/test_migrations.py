@@ -112,7 +112,7 @@ def test_the_sql_script_makes_the_same_tables(database_url: str) -> None:
     assert columns_of(database_url) == columns_of(database_url, "by_hand_requests")
 
 
-def test_a_missing_schema_is_told(database_url: str) -> None:
+def test_a_missing_schema_is_reported(database_url: str) -> None:
     """With migrations off, open() is a LedgerError that names `arbstr migrate`, and makes nothing."""
     with pytest.raises(LedgerError, match="arbstr migrate"):
         opened(database_url, migrate=False)
@@ -277,7 +277,7 @@ def test_a_busy_hosts_database_is_shared(database_url: str, tmp_path: Path) -> N
         assert run_sql(database_url, "PRAGMA journal_mode") == [("delete",)]  # the host's file keeps its own
 
 
-def test_a_handed_over_database_must_be_fit(database_url: str) -> None:
+def test_a_host_database_must_be_usable(database_url: str) -> None:
     """Not connected, or a pool of 1 on a server: a LedgerError says so."""
     if dialect_of(database_url) != "sqlite":
         for options in ({"max_size": 1}, {"min_size": 1, "max_size": 1}):

@@ -22,7 +22,7 @@ from arbstr_asgi import Arbstr, ArbstrMiddleware, ConfigError
 from arbstr_asgi.database.records import LedgerEntry
 from arbstr_asgi.gateway import estimator
 from arbstr_asgi.gateway.estimator import MAX_STREAM_BYTES, Estimator
-from arbstr_asgi.protocols.tokenizer import PIECE, Stopped, Tokenizer
+from arbstr_asgi.protocols.tokenizer import PIECE_CHARACTERS, Stopped, Tokenizer
 from tests.integration.telemetry.test_prometheus import scrape
 from tests.support.asgi_client import (
     EVENTS,
@@ -458,4 +458,4 @@ def test_tokenizer() -> None:
     long = f"{SAID} " * 10_000
     assert tokenizer.count(long, never) == pytest.approx(SAID_TOKENS * 10_000, rel=1 / 1000)
     with pytest.raises(Stopped):
-        tokenizer.count("x" * (2 * PIECE), lambda: True)
+        tokenizer.count("x" * (2 * PIECE_CHARACTERS), lambda: True)

@@ -1,6 +1,7 @@
 """Promises to the host and its users that a small change of the code could break unnoticed: one test each."""
 
 import asyncio
+from contextlib import aclosing
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -183,8 +184,8 @@ def test_cookies_are_not_kept() -> None:
         async with asyncio.timeout(SOON), server:
             provider = Provider(name="p", url=f"http://localhost:{port}/v1")  # a jar ignores hosts without a name
             for _ in range(2):
-                async with await upstream.send(provider, b"{}", []) as reply:
-                    assert b"".join([chunk async for chunk in reply]) == b"{}"
+                async with aclosing(await upstream.send(provider, b"{}", [])) as reply:
+                    assert (await reply.read(), await reply.read()) == (b"{}", b"")
             await upstream.close()
 
     asyncio.run(main())

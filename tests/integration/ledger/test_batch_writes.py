@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from arbstr_asgi.database import connections as holder
+from arbstr_asgi.database import connections as connections_module
 from arbstr_asgi.database import values
 from arbstr_asgi.database.columns import ATTEMPT_COLUMNS, COLUMNS
 from arbstr_asgi.database.connections import HeldConnection
@@ -70,7 +70,7 @@ def test_a_batch_is_all_or_nothing(database_url: str) -> None:
 
     async def main() -> None:
         target = LedgerDatabase.create(database_url, "")
-        sessions = await target.open(migrate=True)
+        connections = await target.open(migrate=True)
         driver = target.driver
         mark = {"sqlite": "?, ?, ?", "postgresql": "$1, $2, $3", "mysql": "%s, %s, %s"}[driver.dialect]
         good = f"INSERT INTO dirty_hours (hour, writer, mark) VALUES ({mark})"
@@ -85,7 +85,7 @@ def test_a_batch_is_all_or_nothing(database_url: str) -> None:
             assert not driver.in_transaction(raw)
             assert [tuple(row) for row in await driver.fetch(raw, "SELECT hour FROM dirty_hours")] == [(3,)]
 
-        await sessions.run(work)
+        await connections.run(work)
         await target.close()
 
     asyncio.run(main())
@@ -95,11 +95,11 @@ def test_a_batch_waits_for_another_writer(tmp_path: Path) -> None:
     """While somebody else holds the lock nothing is written; when he lets go, everything is."""
 
     async def work(target: LedgerDatabase) -> None:
-        sessions = await target.open(migrate=True)
+        connections = await target.open(migrate=True)
         other = sqlite3.connect(tmp_path / "ledger.db", isolation_level=None)
         other.execute("BEGIN IMMEDIATE")
         insert = BulkStatement("INSERT INTO dirty_hours (hour, writer, mark) VALUES (?, ?, ?)", [(1, 1, 1)])
-        writing = asyncio.create_task(sessions.run(lambda raw: target.driver.write(raw, [insert])))
+        writing = asyncio.create_task(connections.run(lambda raw: target.driver.write(raw, [insert])))
         await asyncio.sleep(0.6)
         assert not writing.done()
         other.execute("ROLLBACK")
@@ -112,7 +112,7 @@ def test_a_batch_waits_for_another_writer(tmp_path: Path) -> None:
 
 def test_a_held_connection_is_used_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """One connection for all work in a row; another after a failure, and after a time without any."""
-    monkeypatch.setattr(holder, "IDLE", 0.1)
+    monkeypatch.setattr(connections_module, "IDLE_TIMEOUT", 0.1)
 
     async def work(target: LedgerDatabase) -> None:
         held = HeldConnection(await target.open(migrate=True))
@@ -142,8 +142,8 @@ def test_held_work_goes_on_without_its_caller(tmp_path: Path) -> None:
     """A caller who is cancelled leaves his work and that of the others as it is; the end cancels all of it."""
 
     async def work(target: LedgerDatabase) -> None:
-        sessions = await target.open(migrate=True)
-        held = HeldConnection(sessions)
+        connections = await target.open(migrate=True)
+        held = HeldConnection(connections)
         go, done = asyncio.Event(), asyncio.Event()
 
         async def slow(raw: Any) -> None:
@@ -161,7 +161,7 @@ def test_held_work_goes_on_without_its_caller(tmp_path: Path) -> None:
         go.clear()
         third, fourth = asyncio.create_task(held.run(slow)), asyncio.create_task(held.run(slow))
         await asyncio.sleep(0.1)
-        await sessions.end(1.0)
+        await connections.end(1.0)
         with pytest.raises(ConnectionAbortedError):
             await third
         fourth.cancel()
@@ -181,15 +181,15 @@ def test_a_connection_that_cannot_be_opened_fails_its_work(tmp_path: Path) -> No
             return await work(None)
 
     async def main() -> None:
-        sessions = Sessions()
-        held = HeldConnection(sessions)  # type: ignore[arg-type]
+        connections = Sessions()
+        held = HeldConnection(connections)  # type: ignore[arg-type]
 
         async def work(raw: Any) -> int:
             return 7
 
         with pytest.raises(sqlite3.OperationalError):
             await held.run(work)
-        sessions.broken = False
+        connections.broken = False
         assert await held.run(work) == 7
 
     asyncio.run(main())
@@ -232,20 +232,20 @@ def test_what_was_committed_while_it_was_spilled_is_known(tmp_path: Path) -> Non
     """Whichever of both ends first, the rows need not be read back."""
 
     async def work(target: LedgerDatabase) -> None:
-        sessions = await target.open(migrate=True)
-        backlog = WriteQueue()
-        hand = PendingBatches(target.driver, statements("sqlite", ""), LossCounters(), DirtyHours())
+        connections = await target.open(migrate=True)
+        queue = WriteQueue()
+        pending = PendingBatches(target.driver, statements("sqlite", ""), LossCounters(), DirtyHours())
         for number in range(2):
-            backlog.add(an_entry(f"call-{number}"), 0.0)
-            hand.take(backlog, 1)
-        first, second = hand.chunks
-        hand.mark_spilled(second)
-        assert (len(hand), hand.waiting, hand.stale) == (2, 1, [])
-        await sessions.run(hand.write)
-        assert hand.stale == []
-        hand.mark_spilled(first)
-        await sessions.run(hand.write)
-        assert hand.stale == [*first.records, *second.records]
+            queue.add(an_entry(f"call-{number}"), 0.0)
+            pending.take(queue, 1)
+        first, second = pending.batches
+        pending.mark_spilled(second)
+        assert (len(pending), pending.waiting, pending.stale) == (2, 1, [])
+        await connections.run(pending.write)
+        assert pending.stale == []
+        pending.mark_spilled(first)
+        await connections.run(pending.write)
+        assert pending.stale == [*first.records, *second.records]
 
     on_sqlite(tmp_path, work)
 
@@ -261,11 +261,11 @@ def test_a_newer_state_stays_in_the_spill(tmp_path: Path) -> None:
         first, other = values.record(an_entry("call")), values.record(an_entry("other"))
         await spill.write([first, other])
         await spill.write([values.record(an_entry("call", **DONE))])
-        await spill.forget([first, other])
+        await spill.remove_committed([first, other])
         assert spill.rows == 1
         kept = await spill.read(9)
         assert [one.record.correlation_id for one in kept] == ["call"]
-        await spill.forget([one.record for one in kept])
+        await spill.remove_committed([one.record for one in kept])
         await spill.remove(kept)  # what has been forgotten meanwhile counts once
         assert spill.rows == 0
         await spill.close()
@@ -286,19 +286,19 @@ def test_values_arrive_as_they_are(database_url: str, mode: str) -> None:
 
     async def main() -> None:
         target = LedgerDatabase.create(database_url, "")
-        sessions = await target.open(migrate=True)
+        connections = await target.open(migrate=True)
         driver, sql = target.driver, statements(target.dialect, "")
 
         async def work(raw: Any) -> None:
             if driver.dialect == "mysql":
                 await driver.execute(raw, "SET SESSION sql_mode = %s", (f"STRICT_ALL_TABLES,{mode}".strip(","),))
             await driver.write(raw, upsert_operations(driver, sql, [record]))
-            ((row),) = await driver.fetch(raw, sql.of_call, ("call", 1))
+            ((_, *row),) = await driver.fetch(raw, sql.oldest, (1,))
             assert values.read_row(row) == record.row
-            ((tried),) = await driver.fetch(raw, sql.attempts_of(1), ("call",))
+            ((tried),) = await driver.fetch(raw, sql.select_attempts(1), ("call",))
             assert values.read_row(tried, ATTEMPT_COLUMNS) == record.attempts[0]
 
-        await sessions.run(work)
+        await connections.run(work)
         await target.close()
 
     asyncio.run(main())

@@ -54,7 +54,7 @@ async def unreachable(url: str, ledger_of: list[Ledger], way: str) -> AsyncItera
 def no_spill(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let no ledger have a spill."""
 
-    def claim(slots: SpillLocks) -> SpillLock:
+    def claim(locks: SpillLocks) -> SpillLock:
         raise OSError("no space left on device")
 
     monkeypatch.setattr(SpillLocks, "claim", claim)
@@ -252,14 +252,14 @@ def test_letting_a_connection_go_asks_nothing_of_a_silent_server(server_url: str
         gate = Gate(server_url)
         await gate.open()
         target = LedgerDatabase.create(gate.url, None)
-        sessions = await target.open(migrate=True)
+        connections = await target.open(migrate=True)
 
         async def work(raw: Any) -> None:
             assert await target.driver.fetch(raw, "SELECT 1")
             gate.hang()
 
         async with asyncio.timeout(1.0):
-            await sessions.run(work)
+            await connections.run(work)
         gate.resume()
         await target.close()
         await gate.shut()
@@ -351,7 +351,7 @@ def test_close_leaves_rows_in_the_spill(database_url: str, way: str) -> None:
             await ledger.close(timeout=8.0)
             assert time.monotonic() - started < 5
             assert (ledger.lost, ledger.queued) == (0, 0)
-        again = Ledger(made[0]._target._place.url)
+        again = Ledger(made[0]._target._source.url)
         if dialect_of(database_url) != "sqlite":
             again._target = LedgerDatabase.create(database_url, None)
             again._target.spill_folder = made[0]._target.spill_folder  # type: ignore[method-assign]
@@ -395,23 +395,23 @@ def test_work_outlives_its_caller(database_url: str) -> None:
 
     async def main() -> None:
         target = LedgerDatabase.create(database_url, None)
-        sessions = await target.open(migrate=True)
+        connections = await target.open(migrate=True)
         at_work, done = asyncio.Event(), asyncio.Event()
 
         async def work(raw: Any) -> None:
             at_work.set()
             await asyncio.sleep(0.05)
-            await sessions.driver.fetch(raw, "SELECT 1")
+            await connections.driver.fetch(raw, "SELECT 1")
             done.set()
 
-        caller = asyncio.create_task(sessions.run(work))
+        caller = asyncio.create_task(connections.run(work))
         await at_work.wait()
         caller.cancel()
         with pytest.raises(asyncio.CancelledError):
             await caller
         async with asyncio.timeout(2):
             await done.wait()
-        await sessions.end(1)
+        await connections.end(1)
         await target.close()
 
     asyncio.run(main())

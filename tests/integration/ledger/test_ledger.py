@@ -537,7 +537,7 @@ def test_a_program_that_closes_nothing_still_ends_with_its_rows(database_url: st
         ("mysql://u:123#sec@h/d", "%23"),
     ],
 )
-def test_a_wrong_url_is_told_at_construction(url: str, words: str) -> None:
+def test_a_wrong_url_is_refused_at_construction(url: str, words: str) -> None:
     """A ConfigError says what to write instead, and never the password."""
     with pytest.raises(ConfigError) as caught:
         Ledger(url)
@@ -588,7 +588,7 @@ def test_a_missing_driver_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
         Ledger("postgresql://u@h/d")
 
 
-def test_a_missing_folder_is_told(tmp_path: Any) -> None:
+def test_a_missing_folder_is_reported(tmp_path: Any) -> None:
     """An SQLite file in a folder that isn't there is a LedgerError that names the folder; nothing is made."""
     with pytest.raises(LedgerError, match="does not exist"):
         asyncio.run(Ledger(f"sqlite:///{tmp_path}/no/arbstr.db").open())
@@ -597,7 +597,7 @@ def test_a_missing_folder_is_told(tmp_path: Any) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_ledger_needs_exactly_one_place() -> None:
+def test_a_ledger_needs_exactly_one_database() -> None:
     """Neither url nor database, or both, is a ConfigError."""
     with pytest.raises(ConfigError):
         Ledger()

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from arbstr_asgi.errors import LedgerError
-from arbstr_asgi.ledger import batch as hand
+from arbstr_asgi.ledger import batch as pending
 from arbstr_asgi.ledger.ledger import Ledger
 from arbstr_asgi.ledger.spill.locks import SpillLocks
 from arbstr_asgi.ledger.spill.store import SpillStore
@@ -131,12 +131,12 @@ def test_a_database_that_is_down_at_start_gets_everything_later(database_url: st
     outage(database_url, scenario)
 
 
-@pytest.mark.parametrize("kept", [0, hand.KEPT])
+@pytest.mark.parametrize("kept", [0, pending.MAX_SPILLED_IN_MEMORY])
 def test_an_update_waits_for_the_row_that_is_on_disk(
     database_url: str, kept: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Also where its row is in no batch of the memory's any more, the update finds it."""
-    monkeypatch.setattr(hand, "KEPT", kept)
+    monkeypatch.setattr(pending, "MAX_SPILLED_IN_MEMORY", kept)
 
     async def scenario(out: Outage) -> None:
         ledger = Ledger(out.url)
@@ -311,23 +311,23 @@ def test_calls_of_strangers_are_given_up_after_a_day(database_url: str) -> None:
     asyncio.run(main())
 
 
-def test_slots_tell_the_living_from_the_dead(tmp_path: Path) -> None:
+def test_locks_show_which_owners_live(tmp_path: Path) -> None:
     """A slot has one owner at a time; whose lock is free is an orphan, and its place is taken again."""
-    slots = SpillLocks(tmp_path / "spill")
-    first, second = slots.claim(), slots.claim()
-    first.sign("one")
-    second.sign("another")
+    locks = SpillLocks(tmp_path / "spill")
+    first, second = locks.claim(), locks.claim()
+    first.write_owner("one")
+    second.write_owner("another")
     assert first.file != second.file
-    assert slots.living() == {"one", "another"}
-    assert list(slots.orphans()) == []
+    assert locks.live_owners() == {"one", "another"}
+    assert list(locks.orphans()) == []
     first.release()
-    assert SpillLocks(tmp_path / "spill").living() == {"another"}
-    (orphan,) = slots.orphans()
+    assert SpillLocks(tmp_path / "spill").live_owners() == {"another"}
+    (orphan,) = locks.orphans()
     assert orphan.file == first.file
-    assert slots.claim().file not in (first.file, second.file)
+    assert locks.claim().file not in (first.file, second.file)
     orphan.release()
-    assert slots.claim().file == first.file
-    assert SpillLocks(tmp_path / "spill").id == slots.id
+    assert locks.claim().file == first.file
+    assert SpillLocks(tmp_path / "spill").id == locks.id
 
 
 def test_each_database_has_a_spill_of_its_own(tmp_path: Path) -> None:
@@ -368,7 +368,7 @@ def break_spill(folder: Path) -> sqlite3.Connection:
     return connection
 
 
-def test_what_is_lost_is_lost_exactly_and_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_what_is_lost_is_lost_exactly_and_logged(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """Database and spill fail, ten wait: of 25 entries 15 are lost, counted and told; the ten are stored later."""
     url = f"sqlite:///{tmp_path}/arbstr.db"
 
@@ -487,7 +487,7 @@ def test_commit_waits_two_seconds_at_most(tmp_path: Path, caplog: pytest.LogCapt
     assert [record.levelname for record in late] == ["WARNING"]
 
 
-def test_an_orphan_that_is_no_database_is_told_and_left(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_an_orphan_that_is_no_database_is_logged_and_left(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """A spill file that can't be read hinders nobody."""
     folder = tmp_path / "arbstr.db-spill"
     mine = SpillLocks(folder).claim()

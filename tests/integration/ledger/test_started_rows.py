@@ -45,7 +45,7 @@ def with_ledger(folder: Path, work: Callable[[Ledger], Awaitable[None]]) -> None
     asyncio.run(main())
 
 
-def test_a_call_is_asked_when_it_is_written(tmp_path: Path) -> None:
+def test_a_pending_entry_is_built_when_it_is_written(tmp_path: Path) -> None:
     """Its row is what it says of itself then, asked for once and in the loop's thread, whoever follows it."""
 
     async def work(ledger: Ledger) -> None:
@@ -64,7 +64,7 @@ def test_a_call_is_asked_when_it_is_written(tmp_path: Path) -> None:
     with_ledger(tmp_path, work)
 
 
-def test_a_short_call_is_never_asked(tmp_path: Path) -> None:
+def test_the_first_row_of_a_short_call_is_never_built(tmp_path: Path) -> None:
     """Where its last state is in the same batch, or came before, that alone is written."""
 
     async def work(ledger: Ledger) -> None:
@@ -80,7 +80,7 @@ def test_a_short_call_is_never_asked(tmp_path: Path) -> None:
     with_ledger(tmp_path, work)
 
 
-def test_a_call_that_ends_in_the_next_batch_is_asked_before(tmp_path: Path, monkeypatch: Any) -> None:
+def test_a_call_that_ends_in_the_next_batch_has_a_first_row(tmp_path: Path, monkeypatch: Any) -> None:
     """Between two batches the first state is written, however soon the last one comes."""
     monkeypatch.setattr(writer, "BATCH", 1)
 
@@ -95,7 +95,7 @@ def test_a_call_that_ends_in_the_next_batch_is_asked_before(tmp_path: Path, monk
     with_ledger(tmp_path, work)
 
 
-def test_a_call_that_cannot_be_told_costs_no_other(tmp_path: Path) -> None:
+def test_a_pending_entry_that_fails_costs_no_other(tmp_path: Path) -> None:
     """It is counted as lost, and what came with it is written; its end too, when that comes."""
 
     async def work(ledger: Ledger) -> None:
@@ -144,9 +144,9 @@ def test_an_update_stays_behind_the_call() -> None:
     """A call that follows an update of the same id is left for the next time, as an entry is."""
     from arbstr_asgi.ledger.queue import UsageUpdate
 
-    backlog = WriteQueue()
-    backlog.add(UsageUpdate.create("call", 1, 2, None, lambda _: None), 0.0)
-    assert backlog.add(Asked("call"), 0.0) == 2
-    assert len(backlog.take(500).updates) == 1
-    (call,) = backlog.take(500).entries
+    queue = WriteQueue()
+    queue.add(UsageUpdate.create("call", 1, 2, None, lambda _: None), 0.0)
+    assert queue.add(Asked("call"), 0.0) == 2
+    assert len(queue.take(500).updates) == 1
+    (call,) = queue.take(500).entries
     assert isinstance(call, Asked)

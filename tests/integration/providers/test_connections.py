@@ -3,7 +3,7 @@
 import asyncio
 import socket
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import aclosing, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -189,9 +189,9 @@ def test_max_connections_are_not_waited_for_ever(tmp_path: Path) -> None:
             one = Provider(name="p", url=upstream.url, max_connections=1, connect_timeout=0.1)
             upstream.gate.clear()
             way_out = HttpxClient([one])
-            async with await way_out.send(one, b'{"model":"gated","stream":true}', []):
+            async with aclosing(await way_out.send(one, b'{"model":"gated","stream":true}', [])):
                 with pytest.raises(UpstreamTimeout) as caught:
-                    async with await way_out.send(one, b'{"model":"good"}', []):
+                    async with aclosing(await way_out.send(one, b'{"model":"good"}', [])):
                         pass
             assert caught.value.sent is False
             await way_out.close()
@@ -209,11 +209,11 @@ def test_bounds_are_a_provider_s_own(tmp_path: Path) -> None:
             ]
             way_out = HttpxClient(ones)
             async with (
-                await way_out.send(ones[0], b'{"model":"gated","stream":true}', []),
-                await way_out.send(ones[1], b'{"model":"good"}', []) as reply,
+                aclosing(await way_out.send(ones[0], b'{"model":"gated","stream":true}', [])),
+                aclosing(await way_out.send(ones[1], b'{"model":"good"}', [])) as reply,
             ):
                 assert reply.status == 200
-            async with await way_out.send(ones[0], b'{"model":"good"}', []) as reply:
+            async with aclosing(await way_out.send(ones[0], b'{"model":"good"}', [])) as reply:
                 assert reply.status == 200
             await way_out.close()
 

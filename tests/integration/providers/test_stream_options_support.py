@@ -34,76 +34,76 @@ REFUSAL = b'{"error":{"message":"Unrecognized request argument: stream_options"}
 OTHER = b'{"error":{"message":"no such model"}}'
 
 
-def test_learned_by_one() -> None:
+def test_a_refusal_applies_to_one_end_user() -> None:
     """Only the end user who met the refusal is not injected for; without a name is a user as well."""
     for teacher, others in (("alice", ["bob", None]), (None, ["alice"])):
-        learning = StreamOptionsSupport()
-        assert learning.should_inject(*PAIR, teacher, 0)
-        assert learning.mark_refused(*PAIR, teacher, 0)
-        assert not learning.should_inject(*PAIR, teacher, 1)
-        assert all(learning.should_inject(*PAIR, other, 1) for other in others)
-        assert learning.should_inject("p", "other", teacher, 1)
-        assert learning.should_inject("other", "m", teacher, 1)
+        support = StreamOptionsSupport()
+        assert support.should_inject(*PAIR, teacher, 0)
+        assert support.mark_refused(*PAIR, teacher, 0)
+        assert not support.should_inject(*PAIR, teacher, 1)
+        assert all(support.should_inject(*PAIR, other, 1) for other in others)
+        assert support.should_inject("p", "other", teacher, 1)
+        assert support.should_inject("other", "m", teacher, 1)
 
 
 def test_news_once() -> None:
     """Of all who learn the same of a pair, the first within the hour has news."""
-    learning = StreamOptionsSupport()
-    assert [learning.mark_refused(*PAIR, user, now) for user, now in (("a", 0), ("a", 60), ("b", 61))] == [
+    support = StreamOptionsSupport()
+    assert [support.mark_refused(*PAIR, user, now) for user, now in (("a", 0), ("a", 60), ("b", 61))] == [
         True,
         False,
         False,
     ]
-    assert learning.mark_refused(*PAIR, "a", 61 + HOUR)
+    assert support.mark_refused(*PAIR, "a", 61 + HOUR)
 
 
 def test_forgotten() -> None:
     """After an hour a lesson is over, and so is what the snapshot shows."""
-    learning = StreamOptionsSupport()
-    learning.mark_refused(*PAIR, "a", 0)
-    learning.should_inject(*PAIR, "a", HOUR - 1)  # the probe
-    assert not learning.should_inject(*PAIR, "a", HOUR - 0.5)
-    assert learning.unsupported(HOUR - 1) == [{"provider": "p", "model": "m"}]
-    assert learning.should_inject(*PAIR, "a", HOUR)
-    assert learning.unsupported(HOUR) == []
+    support = StreamOptionsSupport()
+    support.mark_refused(*PAIR, "a", 0)
+    support.should_inject(*PAIR, "a", HOUR - 1)  # the probe
+    assert not support.should_inject(*PAIR, "a", HOUR - 0.5)
+    assert support.unsupported(HOUR - 1) == [{"provider": "p", "model": "m"}]
+    assert support.should_inject(*PAIR, "a", HOUR)
+    assert support.unsupported(HOUR) == []
 
 
 def test_probe() -> None:
     """One request a minute is injected all the same."""
-    learning = StreamOptionsSupport()
-    learning.mark_refused(*PAIR, "a", 0)
-    assert [now for now in range(0, 200, 10) if learning.should_inject(*PAIR, "a", now)] == [60, 120, 180]
+    support = StreamOptionsSupport()
+    support.mark_refused(*PAIR, "a", 0)
+    assert [now for now in range(0, 200, 10) if support.should_inject(*PAIR, "a", now)] == [60, 120, 180]
 
 
 def test_accepted_forgets_for_everybody() -> None:
     """A 2xx of an injected request ends all lessons of its pair; what is learned later revives none of them."""
-    learning = StreamOptionsSupport()
-    learning.mark_refused(*PAIR, "a", 0)
-    learning.mark_refused(*PAIR, "b", 0)
-    learning.mark_supported(*PAIR, 1)
-    assert learning.should_inject(*PAIR, "a", 2)
-    assert learning.unsupported(2) == []
-    assert learning.mark_refused(*PAIR, "b", 1 + HOUR)
-    assert learning.should_inject(*PAIR, "a", 2 + HOUR)
+    support = StreamOptionsSupport()
+    support.mark_refused(*PAIR, "a", 0)
+    support.mark_refused(*PAIR, "b", 0)
+    support.mark_supported(*PAIR, 1)
+    assert support.should_inject(*PAIR, "a", 2)
+    assert support.unsupported(2) == []
+    assert support.mark_refused(*PAIR, "b", 1 + HOUR)
+    assert support.should_inject(*PAIR, "a", 2 + HOUR)
 
 
-def test_good_is_not_unlearned() -> None:
+def test_a_supported_pair_is_not_marked() -> None:
     """A pair that has accepted within the hour teaches nothing."""
-    learning = StreamOptionsSupport()
-    learning.mark_supported(*PAIR, 0)
-    assert not learning.mark_refused(*PAIR, "a", HOUR - 1)
-    assert learning.should_inject(*PAIR, "a", HOUR - 1)
-    assert learning.mark_refused(*PAIR, "a", HOUR)
+    support = StreamOptionsSupport()
+    support.mark_supported(*PAIR, 0)
+    assert not support.mark_refused(*PAIR, "a", HOUR - 1)
+    assert support.should_inject(*PAIR, "a", HOUR - 1)
+    assert support.mark_refused(*PAIR, "a", HOUR)
 
 
 def test_bounded() -> None:
     """Of more pairs than fit the oldest are forgotten, and only the newest are shown."""
-    learning = StreamOptionsSupport()
+    support = StreamOptionsSupport()
     for number in range(MAX_PAIRS + 1):
-        learning.mark_refused("p", str(number), "a", number / 1000)
-    assert learning.should_inject("p", "0", "a", 2)
-    assert not learning.should_inject("p", "1", "a", 2)
-    shown = learning.unsupported(2)
+        support.mark_refused("p", str(number), "a", number / 1000)
+    assert support.should_inject("p", "0", "a", 2)
+    assert not support.should_inject("p", "1", "a", 2)
+    shown = support.unsupported(2)
     assert (len(shown), shown[0]["model"]) == (MAX_SHOWN, str(MAX_PAIRS))
 
 
@@ -121,7 +121,7 @@ def refusing(status: int = 400, body: bytes = REFUSAL, then: int = 200) -> Calla
     return answer
 
 
-def asked(
+def make_calls(
     folder: Path, answer: Callable[[httpx.Request], httpx.Response], *bodies: bytes, **facts: Any
 ) -> tuple[list[Call], list[dict[str, Any]], list[httpx.Request], list[dict[str, str]]]:
     """Calls one after the other, by alice unless the body says bob; replies, rows, requests, and the snapshot."""
@@ -143,7 +143,7 @@ def test_asked_again(status: int, tmp_path: Path, caplog: pytest.LogCaptureFixtu
     """A refusal of what we added is asked again in the client's bytes, once; the user's next stream goes so at once."""
     bob = STREAM_REQUEST.replace(b"[]", b'["bob"]')
     with caplog.at_level(logging.WARNING, "arbstr_asgi"):
-        replies, found, requests, shown = asked(tmp_path, refusing(status), STREAM_REQUEST, STREAM_REQUEST, bob)
+        replies, found, requests, shown = make_calls(tmp_path, refusing(status), STREAM_REQUEST, STREAM_REQUEST, bob)
     assert [(reply.status, reply.body) for reply in replies] == [(200, STRIPPED)] * 3
     assert [row["attempts"] for row in found] == [2, 1, 2]
     assert {(row["usage_source"], row["end_reason"]) for row in found} == {("none", "completed")}
@@ -159,7 +159,7 @@ def test_asked_again(status: int, tmp_path: Path, caplog: pytest.LogCaptureFixtu
 
 def test_second_refusal_counts(tmp_path: Path) -> None:
     """Where the client's own bytes are refused as well, the client gets that, and nothing is learned."""
-    [reply], [row], requests, shown = asked(tmp_path, refusing(then=404), STREAM_REQUEST)
+    [reply], [row], requests, shown = make_calls(tmp_path, refusing(then=404), STREAM_REQUEST)
     assert (reply.status, reply.body, row["error_status"], row["attempts"]) == (404, OTHER, 404, 2)
     assert (len(requests), shown) == (2, [])
 
@@ -183,7 +183,7 @@ def test_asked_once(
     answer: Callable[[httpx.Request], httpx.Response], request_body: bytes, facts: dict[str, Any], tmp_path: Path
 ) -> None:
     """Any other refusal is the client's, byte for byte; so is one of what it sent itself, or with `require`."""
-    [reply], [row], requests, shown = asked(tmp_path, answer, request_body, **facts)
+    [reply], [row], requests, shown = make_calls(tmp_path, answer, request_body, **facts)
     expected = answer(httpx.Request("POST", "http://h", content=b"stream_options"))
     assert isinstance(expected.stream, Chunks)
     assert reply.status == expected.status_code
@@ -200,7 +200,7 @@ def test_null_is_none(tmp_path: Path) -> None:
             return httpx.Response(400, headers=JSON_TYPE, stream=Chunks(REFUSAL))
         return httpx.Response(200, headers=SSE_TYPE, stream=Chunks(STRIPPED))
 
-    [reply], [row], requests, _ = asked(tmp_path, answer, body)
+    [reply], [row], requests, _ = make_calls(tmp_path, answer, body)
     assert (reply.body, row["attempts"], requests[1].content) == (STRIPPED, 2, body)
 
 
@@ -213,7 +213,7 @@ def test_good_pair_teaches_nothing(tmp_path: Path) -> None:
             return httpx.Response(400, headers=JSON_TYPE, stream=Chunks(REFUSAL))
         return httpx.Response(200, headers=SSE_TYPE, stream=Chunks(*EVENTS))
 
-    _, found, _, shown = asked(tmp_path, answer, *[STREAM_REQUEST] * 3)
+    _, found, _, shown = make_calls(tmp_path, answer, *[STREAM_REQUEST] * 3)
     assert [(row["attempts"], row["input_tokens"]) for row in found] == [(1, 7), (2, 7), (1, 7)]
     assert shown == []
 

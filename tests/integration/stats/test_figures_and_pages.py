@@ -127,18 +127,18 @@ async def into_state(
         bench.ledger.record(entry)
     await bench.ledger.flush()
     if state != "rows":
-        await bench.upkeep.roll_up()
+        await bench.maintenance.roll_up()
     for entry in more:
         bench.ledger.record(entry)
     await bench.ledger.flush()
     if state == "rolled up":
-        await bench.upkeep.roll_up()
+        await bench.maintenance.roll_up()
     elif state == "partly rolled up":
 
         async def perhaps() -> bool:
             return chance.random() < 0.7
 
-        await bench.upkeep.roll_up(perhaps)
+        await bench.maintenance.roll_up(perhaps)
 
 
 OFTEN = settings(

@@ -20,12 +20,10 @@ from arbstr_asgi.ledger.ledger import Ledger
 from arbstr_asgi.ledger.queries import open_reader
 from arbstr_asgi.ledger.spill.locks import SpillLocks
 from arbstr_asgi.ledger.spill.store import SpillStore
-from arbstr_asgi.stats import live
-from arbstr_asgi.stats import pagination as pages
+from arbstr_asgi.stats import live, pagination
 from arbstr_asgi.stats.planner import PERIODS
 from arbstr_asgi.stats.query import GROUPS, Filters, Rebuilt, RequestsQuery, StatsQuery
-from arbstr_asgi.stats.rollups import builder as roller
-from arbstr_asgi.stats.rollups import scheduler as caretaker
+from arbstr_asgi.stats.rollups import builder, scheduler
 from tests.support import reference_stats as naive
 from tests.support.databases import an_entry, run_sql
 from tests.support.ledger_bench import Bench, bench
@@ -83,7 +81,7 @@ def test_rolled_up_is_what_is_read(bench: Bench) -> None:
         await bench.clear()
         await bench.record(*filled())
         rows = await bench.rows()
-        await bench.upkeep.roll_up()
+        await bench.maintenance.roll_up()
         assert await bench.fetch("SELECT * FROM dirty_hours") == []
         assert {row[0] for row in await bench.fetch("SELECT period FROM rollups")} == {"state", *PERIODS}
         await bench.sql("DELETE FROM requests")
@@ -99,10 +97,10 @@ def test_many_rows_are_counted_by_the_database(bench: Bench, monkeypatch: pytest
     async def scenario() -> None:
         await bench.clear()
         await bench.record(*filled())
-        await bench.upkeep.roll_up()
-        for module in (live, roller):
-            monkeypatch.setattr(module, "FEW", 0)
-        assert (await bench.upkeep.rebuild(None)).differed == 0
+        await bench.maintenance.roll_up()
+        for module in (live, builder):
+            monkeypatch.setattr(module, "IN_MEMORY_ROWS", 0)
+        assert (await bench.maintenance.rebuild(None)).differed == 0
         await bench.record(*filled(tenant="late"))
         await compare(bench, await bench.rows())
 
@@ -120,7 +118,7 @@ def test_a_summary_is_of_all_rows(bench: Bench) -> None:
             for group_by in (("hour", "model"), ("day", "tenant"), ("end_user",)):
                 query = StatsQuery(since=ALL.since, until=ALL.until, group_by=group_by, limit=2, zone="Asia/Kolkata")
                 naive.compare_summary(await bench.ledger.summary(query), rows, query)
-            await bench.upkeep.roll_up()
+            await bench.maintenance.roll_up()
             late = (an_entry(timestamp=DAY + timedelta(hours=hour), tenant="late") for hour in (0, 40))
             await bench.record(*late)
 
@@ -133,19 +131,19 @@ def test_rows_of_this_second_and_of_closed_hours_are_in(bench: Bench) -> None:
     async def scenario() -> None:
         await bench.clear()
         await bench.record(*filled())
-        await bench.upkeep.roll_up()
+        await bench.maintenance.roll_up()
         late = an_entry("late", timestamp=DAY + timedelta(minutes=3), model="new")
         await bench.record(late)
         await compare(bench, await bench.rows())
-        await bench.upkeep.roll_up()
+        await bench.maintenance.roll_up()
         assert await bench.ledger.update_usage("late", 5, 6, Decimal("0.5")) == 1
         await compare(bench, await bench.rows())
-        await bench.upkeep.roll_up()
+        await bench.maintenance.roll_up()
         await compare(bench, await bench.rows())
         part = StatsQuery(since=DAY + timedelta(hours=5), until=DAY + timedelta(hours=20))
         await compare(bench, await bench.rows(), part)
         await bench.record(an_entry("later", timestamp=DAY + timedelta(hours=13), model="new"))
-        await bench.upkeep.roll_up()
+        await bench.maintenance.roll_up()
         await compare(bench, await bench.rows())
         await compare(bench, await bench.rows(), part)
         await bench.record(an_entry("now", model="now"))
@@ -167,7 +165,7 @@ def test_sums_are_exact(bench: Bench) -> None:
             (group,) = await bench.ledger.stats(ALL)
             assert group.figures.cost_sats == Decimal("1000000000000000.999999999")
             assert group.figures.input_tokens == 11 * (2**63 - 1)
-            await bench.upkeep.roll_up()
+            await bench.maintenance.roll_up()
 
     bench.run(scenario())
 
@@ -181,7 +179,7 @@ def test_an_older_version_leaves_no_marks(bench: Bench) -> None:
         await bench.sql("DELETE FROM dirty_hours")
         rows = await bench.rows()
         await compare(bench, rows)
-        await bench.upkeep.roll_up()
+        await bench.maintenance.roll_up()
         assert len(await bench.fetch("SELECT * FROM rollups WHERE period = 'hour' AND dimensions = ''")) == 47
         await compare(bench, rows)
 
@@ -194,21 +192,21 @@ def test_what_changes_meanwhile_stays_dirty(bench: Bench, monkeypatch: pytest.Mo
     async def scenario() -> None:
         await bench.clear()
         await bench.record(*filled())
-        of_rows = roller.RollupBuilder._of_rows
+        of_rows = builder.RollupBuilder._aggregate_hour
         late = [an_entry(f"late-{n}", timestamp=DAY + timedelta(minutes=47 * n), model="late") for n in range(50)]
 
-        async def slowly(self: roller.RollupBuilder, raw: Any, hour: int) -> Any:
+        async def slowly(self: builder.RollupBuilder, raw: Any, hour: int) -> Any:
             found = await of_rows(self, raw, hour)
             if late:
                 await bench.record(late.pop())
             return found
 
         with monkeypatch.context() as patch:
-            patch.setattr(roller.RollupBuilder, "_of_rows", slowly)
-            await bench.upkeep.roll_up()
+            patch.setattr(builder.RollupBuilder, "_aggregate_hour", slowly)
+            await bench.maintenance.roll_up()
         assert await bench.fetch("SELECT * FROM dirty_hours") != []
         await compare(bench, await bench.rows())
-        await bench.upkeep.roll_up()
+        await bench.maintenance.roll_up()
         assert await bench.fetch("SELECT * FROM dirty_hours") == []
         await compare(bench, await bench.rows())
 
@@ -221,7 +219,7 @@ def test_rebuilding_finds_what_is_wrong(bench: Bench) -> None:
     async def scenario() -> None:
         await bench.clear()
         await bench.record(*filled())
-        await bench.upkeep.roll_up()
+        await bench.maintenance.roll_up()
         assert await bench.ledger.rebuild() == Rebuilt(47, 0)
         await bench.sql("UPDATE rollups SET total = total + 1 WHERE dimensions = 'model'")
         await bench.sql("DELETE FROM rollups WHERE period = 'hour' AND dimensions = 'tenant'")
@@ -251,14 +249,14 @@ def test_pruning_keeps_the_figures(bench: Bench) -> None:
         assert len(await bench.fetch("SELECT * FROM attempts")) == len(kept)
         await compare(bench, rows)
         assert await bench.ledger.prune(before) == 0
-        await bench.upkeep.roll_up()
+        await bench.maintenance.roll_up()
         assert (await bench.ledger.rebuild()).differed == 0
         await compare(bench, rows)
         page = await bench.ledger.requests(RequestsQuery(since=ALL.since, until=ALL.until))
         assert page.rows[0] == kept[0]
         late = an_entry("late", timestamp=DAY)
         await bench.record(late)
-        await bench.upkeep.roll_up()
+        await bench.maintenance.roll_up()
         await compare(bench, rows)
         assert await bench.ledger.prune(before) == 1
         assert await bench.ledger.prune(datetime.now(UTC) + timedelta(days=9)) == len(kept)
@@ -283,7 +281,7 @@ def test_nobody_is_left_of_whom_was_forgotten(bench: Bench) -> None:
         assert found == {"requests": mine, "attempts": mine - 1, "spilled": 0}
         query = StatsQuery(since=DAY + timedelta(hours=9), until=ALL.until)
         await compare(bench, others, query)
-        await bench.upkeep.roll_up()
+        await bench.maintenance.roll_up()
         await compare(bench, others, query)
         for table in ("requests", "attempts", "rollups", "dirty_hours"):
             assert PERSON not in repr([tuple(row) for row in await bench.fetch(f"SELECT * FROM {table}")])
@@ -347,7 +345,7 @@ def test_values_are_never_sql(bench: Bench, name: str) -> None:
 
 def test_no_count_takes_long(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where roll-ups don't know how many there are and too many would have to be looked at, it is not said."""
-    monkeypatch.setattr(pages, "COUNTED", 20)
+    monkeypatch.setattr(pagination, "MAX_EXACT_COUNT", 20)
 
     async def scenario() -> None:
         await bench.clear()
@@ -365,7 +363,7 @@ def test_no_count_takes_long(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> N
                 assert len(page.rows) == 3
                 totals.append(page.total)
             if state == "rows":
-                await bench.upkeep.roll_up()
+                await bench.maintenance.roll_up()
         assert totals == [None, None, None, None, 60, 20, None, 12]
 
     bench.run(scenario())
@@ -402,9 +400,9 @@ def test_a_sorted_page_reads_no_row_that_is_not_on_it(
     assert f" USING COVERING INDEX ix_requests_{sort}" in step
 
 
-def test_the_caretaker_works_by_itself(database_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_scheduler_works_by_itself(database_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Beside two open ledgers hours are rolled up and old rows pruned, by one of them; both close at once."""
-    monkeypatch.setattr(caretaker, "PAUSE", 0.1)
+    monkeypatch.setattr(scheduler, "INTERVAL", 0.1)
 
     async def main() -> None:
         now = datetime.now(UTC)
@@ -413,7 +411,7 @@ def test_the_caretaker_works_by_itself(database_url: str, monkeypatch: pytest.Mo
         for age in (8, 8, 9, 1, 2):
             first.record(an_entry(timestamp=now - timedelta(days=age), revision=1, end_reason="completed"))
         await first.close()
-        monkeypatch.setattr(caretaker, "FIRST", 0.05)
+        monkeypatch.setattr(scheduler, "START_DELAY", 0.05)
         ledgers = [Ledger(database_url, retention_days=7) for _ in range(2)]
         for ledger in ledgers:
             await ledger.open()
@@ -422,7 +420,7 @@ def test_the_caretaker_works_by_itself(database_url: str, monkeypatch: pytest.Mo
                 await asyncio.sleep(0.05)
         (group,) = await ledgers[1].stats(StatsQuery(since=now - timedelta(days=30), until=now))
         assert group.figures.total == 5
-        assert len([one for one in ledgers if one._scheduler and one._scheduler._leased > 0]) == 1
+        assert len([one for one in ledgers if one._scheduler and one._scheduler._lease_expires > 0]) == 1
         begun = asyncio.get_running_loop().time()
         for ledger in ledgers:
             await ledger.close()
@@ -433,9 +431,9 @@ def test_the_caretaker_works_by_itself(database_url: str, monkeypatch: pytest.Mo
 
 async def hours_of(ledger: Ledger) -> int:
     """How many hours are rolled up."""
-    sessions = ledger._open_reader().sessions
+    connections = ledger._open_reader().connections
     sql = "SELECT start FROM rollups WHERE period = 'hour' AND dimensions = ''"
-    return len(await sessions.run(lambda raw: sessions.driver.fetch(raw, sql)))
+    return len(await connections.run(lambda raw: connections.driver.fetch(raw, sql)))
 
 
 def test_a_closed_ledger_answers_nothing(database_url: str) -> None:
@@ -508,8 +506,8 @@ def test_a_page_does_not_count_what_is_pruned(tmp_path: Path) -> None:
 
 def test_a_lease_of_a_clock_that_ran_ahead_is_not_believed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A lease that ends later than any lease can is anybody's."""
-    monkeypatch.setattr(caretaker, "FIRST", 0.05)
-    monkeypatch.setattr(caretaker, "PAUSE", 0.1)
+    monkeypatch.setattr(scheduler, "START_DELAY", 0.05)
+    monkeypatch.setattr(scheduler, "INTERVAL", 0.1)
 
     async def main() -> None:
         url = f"sqlite:///{tmp_path}/l.db"

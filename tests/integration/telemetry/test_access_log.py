@@ -36,7 +36,7 @@ def logged(caplog: pytest.LogCaptureFixture) -> list[str]:
     return [record.getMessage() for record in caplog.records if record.name == "arbstr_asgi.requests"]
 
 
-def told(folder: Path, **facts: Any) -> Config:
+def with_access_log(folder: Path, **facts: Any) -> Config:
     """A configuration that has each call told."""
     return configured(folder, {**RATES, "disconnect": "cancel"}, logging=Logging(log_requests=True), **facts)
 
@@ -48,7 +48,7 @@ def test_line(durability: Any, body: bytes, tmp_path: Path, caplog: pytest.LogCa
 
     async def main() -> dict[str, Any]:
         database = DatabaseConfig(path=str(tmp_path / "ledger.db"), durability=durability)
-        async with running("middleware", told(tmp_path, database=database), Provided()) as app:
+        async with running("middleware", with_access_log(tmp_path, database=database), Provided()) as app:
             assert (await call(app, body)).status == 200
             [row] = await rows(app)
             return row
@@ -66,7 +66,7 @@ def test_lines_of_failures(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> 
 
     async def main() -> None:
         provided = Provided()
-        async with running("middleware", told(tmp_path), provided) as app:
+        async with running("middleware", with_access_log(tmp_path), provided) as app:
             provided.answer = lambda request: _reply(429, Chunks(b"{}"))
             assert (await call(app, PLAIN_REQUEST)).status == 429
             provided.answer = lambda request: _reply(200, Chunks(b"data: {}\n\n", never), "text/event-stream")
@@ -92,7 +92,9 @@ def test_outside_text(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """Nobody can begin a line of the log, paint a terminal, or fill it."""
 
     async def main() -> None:
-        async with running("middleware", told(tmp_path), Provided(), identify=lambda scope: "\x1b[2J\r\nevil") as app:
+        async with running(
+            "middleware", with_access_log(tmp_path), Provided(), identify=lambda scope: "\x1b[2J\r\nevil"
+        ) as app:
             model = "m\\u001b[31m\\n2026 CRITICAL " + "x" * 200
             await call(app, b'{"model":"%b","messages":[]}' % model.encode())
             await rows(app)
@@ -111,7 +113,7 @@ def test_off(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     async def main() -> None:
         async with running("middleware", configured(tmp_path), Provided()) as app:
             await call(app, PLAIN_REQUEST)
-            assert app._gateway._deps.record == app.ledger.record
+            assert not app._gateway._deps.observers
             await rows(app)
 
     caplog.set_level(logging.INFO, logger="arbstr_asgi.requests")

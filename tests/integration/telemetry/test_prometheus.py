@@ -172,12 +172,12 @@ def test_made_up_models() -> None:
     config = Config(providers=[Provider(name="p", url="http://h", models=("m",))])
     metrics = Metrics(config)
     one = entry(input_tokens=1, output_tokens=2, cost_sats=Decimal(1), tries=(attempt(status=200),))
-    metrics.finished(msgspec.structs.replace(one, model="first"), 0.1)
+    metrics.on_finish(msgspec.structs.replace(one, model="first"), 0.1)
     size = len(metrics.exposition()[0].splitlines()), len(metrics._calls), len(metrics._children)
     for number in range(50_000):
         for name in (f"gpt-{number}", f"{number}" * 20):
             named = msgspec.structs.replace(one, model=name, end_user=name, response_model=name, error_message=name)
-            metrics.finished(named, 0.1)
+            metrics.on_finish(named, 0.1)
     assert (len(metrics.exposition()[0].splitlines()), len(metrics._calls), len(metrics._children)) == size
 
 
@@ -378,7 +378,7 @@ def test_middleware_has_none(tmp_path: Path) -> None:
         async with running("middleware", configured(tmp_path), Provided()) as app:
             await call(app, PLAIN_REQUEST)
             assert app._gateway.metrics is None
-            assert app._gateway._deps.on_finish is None
+            assert not app._gateway._deps.observers
 
     asyncio.run(main())
 

@@ -111,15 +111,15 @@ def test_integers_are_of_64_bits(raw: int) -> None:
 @given(st.datetimes(timezones=st.one_of(st.none(), st.timezones())))
 def test_moments_are_utc_and_never_later(raw: datetime) -> None:
     """Aware UTC in whole milliseconds, cut and not rounded; the text sorts as the time does."""
-    from arbstr_asgi.database.drivers.base import iso
+    from arbstr_asgi.database.drivers.base import format_timestamp
 
     moment = values.timestamp(raw)
     assert moment.tzinfo is UTC
     assert moment.microsecond % 1000 == 0
-    assert len(iso(moment)) == 24
+    assert len(format_timestamp(moment)) == 24
     if raw.tzinfo is not None and 2 < raw.year < 9998:
         assert 0 <= (raw - moment).total_seconds() < 0.001
-    assert datetime.fromisoformat(iso(moment)) == moment
+    assert datetime.fromisoformat(format_timestamp(moment)) == moment
 
 
 @given(st.fixed_dictionaries({column.name: ANYTHING for column in COLUMNS if column.kind is not Kind.TIMESTAMP}))
@@ -153,10 +153,10 @@ def states(*numbers: int) -> list[LedgerEntry]:
 def test_states_taken_together_become_one() -> None:
     """The highest revision of each call, the first of equal ones; the others never reach the database."""
     for order, model in (([0, 1], "1"), ([1, 0], "0"), ([0, 2, 1], "1"), ([1, 1], "0")):
-        backlog = WriteQueue()
+        queue = WriteQueue()
         for entry in (*states(*order), an_entry("other")):
-            backlog.add(entry, 1.0)
-        entries, updates, marks, since, _ = backlog.take(500)
+            queue.add(entry, 1.0)
+        entries, updates, marks, since, _ = queue.take(500)
         assert since == 1.0
         assert [entry.correlation_id for entry in entries] == ["call", "other"]
         assert (entries[0].revision, entries[0].model) == (max(order), model)
@@ -166,25 +166,25 @@ def test_states_taken_together_become_one() -> None:
 
 def test_an_entry_behind_an_update_waits_for_the_next_batch() -> None:
     """Entries are written before updates, so one that came after an update of its call must not overtake it."""
-    backlog = WriteQueue()
+    queue = WriteQueue()
     update = UsageUpdate.create("call", 1, 2, None, lambda _: None)
     mark = FlushMarker(lambda _: None)
     first, second = states(0, 1)
     for item in (first, update, an_entry("other"), second, mark):
-        backlog.add(item, 1.0)
-    entries, updates, marks, *_ = backlog.take(500)
+        queue.add(item, 1.0)
+    entries, updates, marks, *_ = queue.take(500)
     assert [entry.correlation_id for entry in entries] == ["call", "other"]
     assert (entries[0], updates, marks) == (first, [update], [])
-    assert backlog.take(500)[:3] == ([second], [], [mark])
-    assert (len(backlog), backlog.size) == (0, 0)
+    assert queue.take(500)[:3] == ([second], [], [mark])
+    assert (len(queue), queue.size) == (0, 0)
 
 
 def test_no_more_is_taken_than_asked_for() -> None:
     """The rest keeps its order."""
-    backlog = WriteQueue()
+    queue = WriteQueue()
     for number in range(5):
-        backlog.add(an_entry(str(number)), 1.0)
-    assert [[e.correlation_id for e in backlog.take(2)[0]] for _ in range(4)] == [["0", "1"], ["2", "3"], ["4"], []]
+        queue.add(an_entry(str(number)), 1.0)
+    assert [[e.correlation_id for e in queue.take(2)[0]] for _ in range(4)] == [["0", "1"], ["2", "3"], ["4"], []]
 
 
 def test_a_finished_state_beats_a_raised_revision_in_flight() -> None:
@@ -203,12 +203,12 @@ def test_statements_hold_no_values(dialect: str) -> None:
     sql = statements(dialect, "my_")
     mark = {"sqlite": "?", "postgresql": "$", "mysql": "%s"}[dialect]
     assert sql.upsert.count(mark) == len(COLUMNS)
-    assert (sql.table, sql.version_table) == ("my_requests", "my_arbstr_version")
+    assert (sql.names.requests, sql.names.version) == ("my_requests", "my_arbstr_version")
     if dialect == "mysql":
         assert sql.upsert.rindex("end_reason") < sql.upsert.rindex("GREATEST")
 
 
-def test_losses_are_counted_each_and_told_once_a_minute(caplog: pytest.LogCaptureFixture) -> None:
+def test_losses_are_counted_each_and_logged_once_a_minute(caplog: pytest.LogCaptureFixture) -> None:
     """Every loss counts; CRITICAL comes with the first, again after a minute, and at the end with the true number."""
     clock = [0.0]
     losses = LossCounters(lambda: clock[0])

@@ -1,10 +1,11 @@
 """Leaving a block from outside, and only then."""
 
 import asyncio
+from typing import Any
 
 import pytest
 
-from arbstr_asgi.gateway.deadline import Deadline
+from arbstr_asgi.gateway.deadline import Deadline, DeadlineTimer
 
 
 def test_fire() -> None:
@@ -109,5 +110,73 @@ def test_deadline_and_touch() -> None:
             paused.limit_total(0.1, "drained")
             await asyncio.sleep(5)
         assert paused.reason == "drained"
+
+    asyncio.run(asyncio.wait_for(main(), 4))
+
+
+class CountingLoop(asyncio.SelectorEventLoop):
+    """An event loop that counts the timers it is asked for."""
+
+    timers = 0
+
+    def call_at(self, *arguments: Any, **options: Any) -> Any:
+        """Count, and schedule."""
+        self.timers += 1
+        return super().call_at(*arguments, **options)
+
+
+def test_many_deadlines_share_one_timer() -> None:
+    """A hundred blocks with deadlines and calls for later ask the loop for a few timers, and none stays behind."""
+    loop = CountingLoop()
+
+    async def main() -> None:
+        timer = DeadlineTimer(loop)
+        for _ in range(100):
+            with Deadline(timer) as deadline:
+                deadline.call_later(0.5, lambda: None)
+                deadline.start(30.0)
+        assert loop.timers < 5
+        timer.close()
+
+    with asyncio.Runner(loop_factory=lambda: loop) as runner:
+        runner.run(main())
+    assert not [handle for handle in loop._scheduled if not handle.cancelled()]  # type: ignore[attr-defined]
+
+
+def test_calls_for_later() -> None:
+    """What is to be called later is called once, in time, and not after its block has been left."""
+
+    async def main() -> None:
+        timer, called, second = DeadlineTimer(asyncio.get_running_loop()), [], asyncio.Event()
+        with Deadline(timer) as deadline:
+            deadline.start(30.0)
+            deadline.call_later(0.02, lambda: called.append("first"))
+            deadline.call_later(30.0, lambda: called.append("late"))
+            deadline.call_later(0.06, lambda: (called.append("second"), second.set()))
+            await asyncio.wait_for(second.wait(), 5.0)
+        with Deadline(timer) as left:
+            left.call_later(0.0, lambda: called.append("left"))
+        await asyncio.sleep(0.05)
+        assert called == ["first", "second"]
+        timer.close()
+
+    asyncio.run(main())
+
+
+def test_each_is_ended_by_its_own_deadline() -> None:
+    """Of blocks that share a timer each is left at its own time, whatever the others do."""
+
+    async def ends(timer: DeadlineTimer, seconds: float, ended: list[float]) -> None:
+        with Deadline(timer) as deadline:
+            deadline.start(seconds)
+            await asyncio.sleep(5)
+        assert deadline.reason == "timeout"
+        ended.append(seconds)
+
+    async def main() -> None:
+        timer, ended = DeadlineTimer(asyncio.get_running_loop()), []
+        await asyncio.gather(*(ends(timer, seconds, ended) for seconds in (0.3, 0.1, 0.2)))
+        assert ended == [0.1, 0.2, 0.3]
+        timer.close()
 
     asyncio.run(asyncio.wait_for(main(), 4))

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from arbstr_asgi.errors import RequestError
 from arbstr_asgi.protocols import json_edit
-from arbstr_asgi.protocols.chat import ADDED, ensure_stream_options, parse
+from arbstr_asgi.protocols.chat import INCLUDE_USAGE, ensure_stream_options, parse
 from arbstr_asgi.protocols.json_edit import BOM
 
 BLANK = st.sampled_from(["", " ", "\n", "\t ", "\r\n"])
@@ -106,7 +106,7 @@ def test_splice(body: bytes, require: bool) -> None:
         tail += 1
     removed, added = body[start : len(body) - tail], sent[start : len(sent) - tail]
     assert require or removed in b"null"
-    assert len(added) <= len(b'"stream_options":') + len(ADDED) + 4
+    assert len(added) <= len(b'"stream_options":') + len(INCLUDE_USAGE) + 4
 
 
 def sent(text: str, **options: bool) -> bytes:
@@ -184,7 +184,7 @@ def test_last_duplicate_counts() -> None:
 
 def test_many_decoys() -> None:
     """More look-alikes than a search tries still leave the right member edited."""
-    decoys = ",".join('{"stream_options":null}' for _ in range(json_edit.MAX_TRIES + 4))
+    decoys = ",".join('{"stream_options":null}' for _ in range(json_edit.MAX_ATTEMPTS + 4))
     body = '{"model":"m","stream":true,"stream_options":null,"x":[' + decoys + "]}"
     assert sent(body) == body.replace("null", '{"include_usage":true}', 1).encode()
 

@@ -17,7 +17,7 @@ from arbstr_asgi.protocols import body_meter as plain
 from arbstr_asgi.protocols import meters as decoding
 from arbstr_asgi.protocols.incremental_json import MAX_NESTING
 from arbstr_asgi.protocols.json_edit import BOM
-from arbstr_asgi.protocols.json_excerpt import MAX_CHOICES, MAX_KEPT, MAX_TEXT
+from arbstr_asgi.protocols.json_excerpt import MAX_CHOICES, MAX_KEPT_BYTES, MAX_TEXT_BYTES
 from arbstr_asgi.protocols.meters import open_meter
 from arbstr_asgi.protocols.reply import ReplySummary, decode
 
@@ -26,18 +26,18 @@ USAGE = {"prompt_tokens": 7, "completion_tokens": 2, "prompt_tokens_details": {"
 END = b'"usage":' + json.dumps(USAGE).encode() + b"}"
 
 
-def facts(reading: ReplySummary) -> dict[str, Any]:
+def facts(summary: ReplySummary) -> dict[str, Any]:
     """Everything that a reading says."""
-    return {name: getattr(reading, name) for name in ReplySummary.__slots__}
+    return {name: getattr(summary, name) for name in ReplySummary.__slots__}
 
 
 def by_whole(body: bytes) -> ReplySummary:
     """What decoding the whole gives."""
-    reading = ReplySummary()
+    summary = ReplySummary()
     found = decode(body.removeprefix(BOM))
     if found is not None:
-        reading.update_body(found)
-    return reading
+        summary.update_body(found)
+    return summary
 
 
 def by_pieces(*pieces: bytes) -> ReplySummary:
@@ -235,12 +235,12 @@ def test_large(shape: str) -> None:
     pieces = sliced(body, 16_384)
     tracemalloc.start()
     try:
-        reading = by_pieces(*pieces)
+        summary = by_pieces(*pieces)
         assert tracemalloc.get_traced_memory()[1] < 400_000
     finally:
         tracemalloc.stop()
-    assert facts(reading) == facts(by_whole(body))
-    assert reading.usage is not None
+    assert facts(summary) == facts(by_whole(body))
+    assert summary.usage is not None
 
 
 @pytest.mark.parametrize(
@@ -278,9 +278,9 @@ def test_nesting() -> None:
     """Nesting that the decoders give up on is given up on, and a little less is read."""
     for depth, read in ((MAX_NESTING - 20, True), (20_000, False)):
         body = large(b"[" * depth + b"]" * depth)
-        reading = by_pieces(*sliced(body, 16_384))
-        assert facts(reading) == facts(by_whole(body))
-        assert (reading.usage is not None) == read
+        summary = by_pieces(*sliced(body, 16_384))
+        assert facts(summary) == facts(by_whole(body))
+        assert (summary.usage is not None) == read
 
 
 def test_long_names() -> None:
@@ -288,10 +288,10 @@ def test_long_names() -> None:
     long = b'"' + b"m" * MIB + b'"'
     body = b'{"id":' + long + b',"model":' + long + b',"error":' + long + b"," + END
     for size in (100, 16_384, len(body)):
-        reading = by_pieces(*sliced(body, size))
-        assert (reading.id, reading.model, reading.error) == (None, None, "error")
-        assert reading.usage is not None
-    body = b'{"model":"' + b"m" * (MAX_TEXT - 2) + b'",' + END
+        summary = by_pieces(*sliced(body, size))
+        assert (summary.id, summary.model, summary.error) == (None, None, "error")
+        assert summary.usage is not None
+    body = b'{"model":"' + b"m" * (MAX_TEXT_BYTES - 2) + b'",' + END
     assert facts(by_pieces(*sliced(body, 100))) == facts(by_whole(body))
 
 
@@ -299,9 +299,9 @@ def test_raw_usage_is_the_providers() -> None:
     """The raw usage keeps its own white space, numbers and order; one of more than 4 KiB is not kept."""
     raw = b'{ "prompt_tokens" : 7,\n"total_tokens":9.0, "z":1e2,"a":"\\u00e9" }'
     body = b'{"x":"' + b"x" * 10_000 + b'","usage":' + raw + b',"choices":[NaN]}'
-    reading = by_pieces(*sliced(body, 11))
-    assert reading.usage is not None
-    assert reading.usage.raw_json == raw.decode()
+    summary = by_pieces(*sliced(body, 11))
+    assert summary.usage is not None
+    assert summary.usage.raw_json == raw.decode()
     padded = b'{"x":1,"usage":{"prompt_tokens":7,"pad":"' + b"p" * 8000 + b'"}}'
     assert facts(by_pieces(*sliced(padded, 999))) == facts(by_whole(padded))
 
@@ -309,7 +309,7 @@ def test_raw_usage_is_the_providers() -> None:
 @pytest.mark.parametrize(
     "body",
     [
-        b'{"usage":{"prompt_tokens":7,"pad":"' + b"p" * MAX_KEPT + b'"}}',
+        b'{"usage":{"prompt_tokens":7,"pad":"' + b"p" * MAX_KEPT_BYTES + b'"}}',
         b'{"usage":{"prompt_tokens":' + b"7" * MIB + b"}}",
         b"{" + b",".join([b'"model":"m"'] * 200_000) + b"," + END,
     ],
@@ -317,18 +317,18 @@ def test_raw_usage_is_the_providers() -> None:
 )
 def test_too_much(body: bytes) -> None:
     """What can't be kept in bounds is given up: no usage, and complete for all that is known."""
-    reading = by_pieces(*sliced(body, 5000))
-    assert reading.usage is None
-    assert reading.finished
+    summary = by_pieces(*sliced(body, 5000))
+    assert summary.usage is None
+    assert summary.finished
 
 
 def test_many_choices() -> None:
     """Choices beyond the first 128 have no say, and take no room."""
     one = b'{"index":1,"message":{"content":"x"},"finish_reason":"length"}'
     body = b'{"choices":[' + b",".join([one] * 50_000) + b',{"index":0,"finish_reason":"stop"}],' + END
-    reading = by_pieces(*sliced(body, 16_384))
-    assert reading.usage is not None
-    assert reading.finish_reason is None
+    summary = by_pieces(*sliced(body, 16_384))
+    assert summary.usage is not None
+    assert summary.finish_reason is None
     body = b'{"choices":[' + b",".join([one] * (MAX_CHOICES - 1)) + b',{"index":0,"finish_reason":"stop"}],' + END
     assert by_pieces(*sliced(body, 16_384)).finish_reason == "stop"
 
@@ -347,7 +347,7 @@ def test_copy_up_to_its_limit() -> None:
                 assert facts(meter.summary) == facts(by_whole(body))
 
 
-def test_a_bug_in_the_pruner(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_bug_in_the_incremental_reader(monkeypatch: pytest.MonkeyPatch) -> None:
     """A bug of ours leaves the body alone."""
 
     def broken(*_: object) -> None:
@@ -355,8 +355,8 @@ def test_a_bug_in_the_pruner(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr("arbstr_asgi.protocols.incremental_json.IncrementalReader.feed", broken)
     body = large(b'""')
-    reading = by_pieces(*sliced(body, 10))
-    assert (reading.usage, reading.finished) == (None, True)
+    summary = by_pieces(*sliced(body, 10))
+    assert (summary.usage, summary.finished) == (None, True)
 
 
 def encoded(body: bytes, size: int = 16_384) -> ReplySummary:
@@ -383,12 +383,12 @@ def test_bomb_in_slices() -> None:
     tracemalloc.start()
     try:
         start = time.process_time()
-        reading = encoded(sent, len(sent))
+        summary = encoded(sent, len(sent))
         assert time.process_time() - start < 5  # 0.05 s
         assert tracemalloc.get_traced_memory()[1] < 3 * MIB
     finally:
         tracemalloc.stop()
-    assert (reading.usage, reading.finished) == (None, True)
+    assert (summary.usage, summary.finished) == (None, True)
 
 
 def test_decoded_limit(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -76,18 +76,18 @@ def single_bytes(data: bytes) -> list[bytes]:
     return [data[at : at + 1] for at in range(len(data))]
 
 
-def facts(reading: ReplySummary) -> dict[str, Any]:
+def facts(summary: ReplySummary) -> dict[str, Any]:
     """A reading, flat."""
-    usage = reading.usage
+    usage = summary.usage
     names = ("input_tokens", "output_tokens", "total_tokens", "cached_tokens", "cache_write_tokens")
     counts = {name: getattr(usage, name, None) for name in (*names, "reasoning_tokens", "cost_usd")}
     own = ("finish_reason", "model", "id", "service_tier", "error", "seen_done", "started", "events")
     return {
         **counts,
-        **{name: getattr(reading, name) for name in own},
+        **{name: getattr(summary, name) for name in own},
         "additive": usage is not None and usage.reasoning_is_additive,
-        "final": reading.usage_is_final,
-        "has_error": reading.error is not None,
+        "final": summary.usage_is_final,
+        "has_error": summary.error is not None,
     }
 
 
@@ -362,9 +362,9 @@ def test_before_done(strip: bool) -> None:
     """The gateway's own bytes stand once in front of the first [DONE], at any cut, and know the usage."""
     seen: list[ReplySummary] = []
 
-    def insert(reading: ReplySummary) -> bytes:
-        seen.append(reading)
-        assert reading.usage is not None
+    def insert(summary: ReplySummary) -> bytes:
+        seen.append(summary)
+        assert summary.usage is not None
         return b": cost 1\n\n"
 
     sent = stream(chunk(), STOP, usage_only()) + DONE
@@ -378,7 +378,7 @@ def test_before_done(strip: bool) -> None:
 
 def test_before_done_at_the_end_of_the_body() -> None:
     """A [DONE] without its blank line is one all the same."""
-    meter = opened(before_done=lambda reading: b": x\n\n")
+    meter = opened(before_done=lambda summary: b": x\n\n")
     assert feed(meter, [event(STOP) + b"data: [DONE]"]) == event(STOP) + b": x\n\ndata: [DONE]"
 
 
@@ -517,7 +517,7 @@ def test_encoded(encoding: str, packed: Callable[[bytes], bytes]) -> None:
     """An encoded reply passes untouched and is metered from a copy, at any cut."""
     sent = packed(stream(chunk(usage=None), STOP, usage_only()))
     for parts in ([sent], single_bytes(sent)):
-        meter = opened(strip=True, encoding=encoding, before_done=lambda reading: b": x\n\n")
+        meter = opened(strip=True, encoding=encoding, before_done=lambda summary: b": x\n\n")
         assert feed(meter, parts) == sent
         found = facts(meter.summary)
         assert {key: found[key] for key in COUNTS} == COUNTS

@@ -160,9 +160,9 @@ def run(stream: bytes, cuts: list[int], *, strip: bool) -> tuple[bytes, Meter]:
     return b"".join([*out, meter.finish()]), meter
 
 
-def learned(reading: ReplySummary) -> dict[str, Any]:
+def summary_fields(summary: ReplySummary) -> dict[str, Any]:
     """Everything a reading holds."""
-    return {name: getattr(reading, name) for name in ReplySummary.__slots__}
+    return {name: getattr(summary, name) for name in ReplySummary.__slots__}
 
 
 CUTS = st.lists(st.integers(0, 10_000), max_size=12)
@@ -176,7 +176,7 @@ def test_stripped(stream: Piece, cuts: list[list[int]]) -> None:
     for cut in [*cuts, list(range(len(stream.sent)))]:
         out, again = run(stream.sent, cut, strip=True)
         assert out == stream.got
-        assert learned(again.summary) == learned(meter.summary)
+        assert summary_fields(again.summary) == summary_fields(meter.summary)
 
 
 @given(stream=streams(), cuts=CUTS)
@@ -184,7 +184,7 @@ def test_not_stripped(stream: Piece, cuts: list[int]) -> None:
     """Where the client asked itself, every chunk passes as the object it is, and as much is learned."""
     out, meter = run(stream.sent, cuts, strip=False)
     assert out == stream.sent
-    assert learned(meter.summary) == learned(run(stream.sent, [], strip=True)[1].summary)
+    assert summary_fields(meter.summary) == summary_fields(run(stream.sent, [], strip=True)[1].summary)
     chunk = stream.sent
     other = open_meter(content_type="text/event-stream", content_encoding=None, strip=False)
     assert other.feed(chunk) is chunk

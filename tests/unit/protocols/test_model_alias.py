@@ -97,7 +97,7 @@ def repeated(decoy: str, times: int) -> str:
 
 def test_many_decoys() -> None:
     """More look-alikes than a search tries still leave the right model replaced."""
-    decoys = ",".join('{"model":"m"}' for _ in range(json_edit.MAX_TRIES + 4))
+    decoys = ",".join('{"model":"m"}' for _ in range(json_edit.MAX_ATTEMPTS + 4))
     body = '{"model":"m","x":[' + decoys + "]}"
     assert with_model(body.encode(), parse(body.encode()), "n") == body.replace('"m"', '"n"', 1).encode()
 
@@ -113,7 +113,7 @@ def test_large_and_odd() -> None:
     for request in (
         large('"mod\\u0065l"', '"y":1'),
         large('"model"', repeated('{"model":"m"}', 3)),
-        large('"model"', repeated('{"model":1}', json_edit.MAX_LOOKS)),
+        large('"model"', repeated('{"model":1}', json_edit.MAX_MATCHES)),
     ):
         with pytest.raises(RequestError, match="'model' is spelled in an unusual way"):
             with_model(request.body, request, "n")

@@ -35,19 +35,19 @@ def read(body: bytes, meta: dict[str, Any], cuts: Sequence[int], *, strip: bool)
     return b"".join([*pieces, meter.finish()]), meter.summary
 
 
-def facts(reading: ReplySummary, status: int) -> dict[str, Any]:
+def facts(summary: ReplySummary, status: int) -> dict[str, Any]:
     """A reading in the words of the expectations."""
-    usage = reading.usage
+    usage = summary.usage
     return {
         "prompt_tokens": usage and usage.input_tokens,
         "completion_tokens": usage and usage.output_tokens,
         "total_tokens": usage and usage.total_tokens,
         "cached_tokens": usage and usage.cached_tokens,
         "reasoning_tokens": usage and usage.reasoning_tokens,
-        "finish_reason": reading.finish_reason,
-        "done_received": reading.seen_done,
-        "has_error": reading.error is not None or status >= 400,
-        "n_data_events": reading.events,
+        "finish_reason": summary.finish_reason,
+        "done_received": summary.seen_done,
+        "has_error": summary.error is not None or status >= 400,
+        "n_data_events": summary.events,
     }
 
 
@@ -84,10 +84,10 @@ def test_reading(case: Path) -> None:
 def test_cuts(case: Path) -> None:
     """Neither the client's bytes nor the reading depend on where the network cut the reply."""
     body, meta, _ = load(case)
-    stripped, reading = read(body, meta, [], strip=True)
-    right = facts(reading, meta["http_status"])
+    stripped, summary = read(body, meta, [], strip=True)
+    right = facts(summary, meta["http_status"])
     for cuts in cuts_of(body):
         for strip, want in ((True, stripped), (False, body)):
-            out, reading = read(body, meta, cuts, strip=strip)
+            out, summary = read(body, meta, cuts, strip=strip)
             assert out == want, f"seed {SEED}, cuts {cuts[:20]}"
-            assert facts(reading, meta["http_status"]) == right, f"seed {SEED}, cuts {cuts[:20]}"
+            assert facts(summary, meta["http_status"]) == right, f"seed {SEED}, cuts {cuts[:20]}"

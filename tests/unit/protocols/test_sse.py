@@ -43,8 +43,8 @@ def test_examples(stream: bytes, events: list[bytes], end: bytes) -> None:
     length = len(stream)
     cuts = [[], list(range(1, length)), *([at] for at in range(length)), *([at, at + 1] for at in range(length - 1))]
     for cut in cuts:
-        reading, out = dispatched(stream, cut)
-        assert reading.events == len(events)
+        summary, out = dispatched(stream, cut)
+        assert summary.events == len(events)
         assert out == stream
 
 
@@ -75,6 +75,6 @@ def test_fields(block: bytes, data: bytes | None, name: bytes) -> None:
 def test_flood_of_blank_lines() -> None:
     """400,000 blank lines dispatch nothing and don't hide the event behind them."""
     for end in (b"\n", b"\r\n", b"\r"):
-        reading, out = dispatched(end * 400_000 + b"data: [DONE]\n\n", [100_000, 300_001])
-        assert reading.seen_done
+        summary, out = dispatched(end * 400_000 + b"data: [DONE]\n\n", [100_000, 300_001])
+        assert summary.seen_done
         assert len(out) == 400_000 * len(end) + 14

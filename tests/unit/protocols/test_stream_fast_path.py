@@ -44,7 +44,7 @@ streams = st.lists(st.builds(event, deltas, rests, ascii_only=st.booleans(), spa
 
 def run(chunks: list[bytes], *, strip: bool, lessons: int) -> tuple[bytes, dict[str, Any]]:
     """What the client gets and what was learned."""
-    with patch.object(stream_fast_path, "MAX_LESSONS", lessons):
+    with patch.object(stream_fast_path, "MAX_TEMPLATES", lessons):
         meter = EventMeter(ReplySummary(), strip=strip)
     out = b"".join(meter.feed(chunk) for chunk in chunks) + meter.finish()
     return out, {name: getattr(meter.summary, name) for name in ReplySummary.__slots__}
@@ -58,8 +58,8 @@ def test_templates_change_nothing(blocks: list[bytes], strip: bool, cuts: list[i
     ends = [0, *sorted({min(cut, len(whole)) for cut in cuts}), len(whole)]
     pieces = [whole[start:end] for start, end in pairwise(ends) if start < end]
     expected = run(stream, strip=strip, lessons=0)
-    assert run(stream, strip=strip, lessons=stream_fast_path.MAX_LESSONS) == expected
-    assert run(pieces, strip=strip, lessons=stream_fast_path.MAX_LESSONS) == expected
+    assert run(stream, strip=strip, lessons=stream_fast_path.MAX_TEMPLATES) == expected
+    assert run(pieces, strip=strip, lessons=stream_fast_path.MAX_TEMPLATES) == expected
 
 
 @pytest.mark.parametrize("strip", [True, False])

@@ -45,7 +45,7 @@ ASKED: list[tuple[bytes, list[str] | None, int]] = [
 
 
 @pytest.mark.parametrize(("body", "expected", "overhead"), ASKED)
-def test_asked(body: bytes, expected: list[str] | None, overhead: int) -> None:
+def test_prompt_texts(body: bytes, expected: list[str] | None, overhead: int) -> None:
     """Messages count with their roles, names and calls, and tools too; what isn't text makes the whole unknown."""
     found = token_estimate.prompt_texts(body)
     assert found == (None if expected is None else token_estimate.PromptTexts(expected, overhead))

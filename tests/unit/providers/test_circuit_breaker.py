@@ -228,8 +228,8 @@ def test_states() -> None:
 class Attempt:
     """An attempt under way, and what its provider was when it began."""
 
-    def __init__(self, number: int, name: str, permit: BreakerTicket, *, well: bool) -> None:
-        self.number, self.name, self.permit, self.well = number, name, permit, well
+    def __init__(self, number: int, name: str, ticket: BreakerTicket, *, well: bool) -> None:
+        self.number, self.name, self.ticket, self.well = number, name, ticket, well
         self.reported = False
 
 
@@ -290,14 +290,14 @@ class Traffic(RuleBasedStateMachine):
         breaker = self.breakers.get(name)
         half_open, available = breaker.state(self.now) == "half_open", breaker.available(self.now)
         before = breaker.opened_at
-        permit = breaker.acquire(self.now)
+        ticket = breaker.acquire(self.now)
         assert breaker.opened_at == before
         if half_open and available:
             lease = self.leases.get(name)
             assert lease is None or self.now >= lease[1], "two probes at once"
-            self.leases[name] = permit, self.now + LEASE
+            self.leases[name] = ticket, self.now + LEASE
             assert not breaker.available(self.now)
-        self.attempts.append(Attempt(len(self.attempts), name, permit, well=self.well[name]))
+        self.attempts.append(Attempt(len(self.attempts), name, ticket, well=self.well[name]))
         return self.attempts[-1]
 
     def _not_passed_over_too_long(self, first: str, chosen: str) -> None:
@@ -338,8 +338,8 @@ class Traffic(RuleBasedStateMachine):
         breaker = self.breakers.get(attempt.name)
         before = self._facts(breaker)
         lease = self.leases.get(attempt.name)
-        holds = lease is not None and lease[0] is attempt.permit
-        getattr(breaker, what)(attempt.permit, self.now)
+        holds = lease is not None and lease[0] is attempt.ticket
+        getattr(breaker, what)(attempt.ticket, self.now)
         if attempt.reported:
             assert self._facts(breaker) == before, "counted twice"
         if attempt.number < self.turned[attempt.name] and attempt is not self.turned_by.get(attempt.name):
@@ -360,7 +360,7 @@ class Traffic(RuleBasedStateMachine):
         return breaker.state(self.now), breaker.available(self.now), breaker.opened_at, breaker.failures
 
     @invariant()
-    def states_are_told(self) -> None:
+    def states_are_reported(self) -> None:
         """Health knows everybody, and says what the breakers say."""
         states = self.breakers.states(self.now)
         assert list(states) == list(NAMES)

@@ -23,15 +23,15 @@ def matcher(*rules: Rule) -> PolicyMatcher:
     return PolicyMatcher(Policies(rules=rules))
 
 
-def asked(*messages: Any, **more: Any) -> ChatRequest:
+def chat_request(*messages: Any, **more: Any) -> ChatRequest:
     """A request with these messages; a text is one of the user's."""
-    said = [{"role": "user", "content": m} if isinstance(m, str) else m for m in messages]
-    return parse(json.dumps({"model": "m", "messages": said, **more}).encode())
+    content_list = [{"role": "user", "content": m} if isinstance(m, str) else m for m in messages]
+    return parse(json.dumps({"model": "m", "messages": content_list, **more}).encode())
 
 
 def met(keyword: str, text: str) -> bool:
     """Whether a text meets a keyword."""
-    return matcher(Rule(name="r", keywords=[keyword])).match(asked(text), None) is not None
+    return matcher(Rule(name="r", keywords=[keyword])).match(chat_request(text), None) is not None
 
 
 @pytest.mark.parametrize(
@@ -144,7 +144,7 @@ IMAGE = {"type": "image_url", "image_url": {"url": "code"}}
 )
 def test_keywords(messages: list[Any], expected: Rule | None) -> None:
     """The first rule, in order, of which the last user message's text has a keyword; what can't be read has none."""
-    assert matcher(*ALL).match(asked(*messages), None) is expected
+    assert matcher(*ALL).match(chat_request(*messages), None) is expected
 
 
 @pytest.mark.parametrize(
@@ -188,7 +188,7 @@ def test_never_raises(body: bytes) -> None:
 def test_named() -> None:
     """A name decides alone, whatever the message says and whether or not the rule has keywords."""
     for rule in ALL:
-        assert matcher(*ALL).match(asked("python for my card"), rule.name) is rule
+        assert matcher(*ALL).match(chat_request("python for my card"), rule.name) is rule
 
 
 @pytest.mark.parametrize("name", ["", "nobody", "Named", "named ", "co", "\n\x1b", "\ud83d", "x" * 5000])
@@ -196,7 +196,7 @@ def test_unknown_name(name: str) -> None:
     """A name that no rule has is an error, never no policy, and the error gives no other name away."""
     for found in (matcher(*ALL), matcher()):
         with pytest.raises(RequestError) as caught:
-            found.match(asked("code"), name)
+            found.match(chat_request("code"), name)
         error = caught.value
         assert (error.status_code, error.code) == (400, "unknown_policy")
         assert len(error.message) < 140
@@ -212,8 +212,8 @@ def test_reads_only_for_keywords() -> None:
 def test_bounded() -> None:
     """Only the beginning of a huge message is searched."""
     found = matcher(*ALL)
-    assert found.match(asked("x " * (MAX_SCANNED // 2 - 10) + "code"), None) is CODE
-    assert found.match(asked("x " * (MAX_SCANNED // 2 + 10) + "code"), None) is None
+    assert found.match(chat_request("x " * (MAX_SCANNED // 2 - 10) + "code"), None) is CODE
+    assert found.match(chat_request("x " * (MAX_SCANNED // 2 + 10) + "code"), None) is None
 
 
 def test_linear() -> None:
@@ -221,7 +221,7 @@ def test_linear() -> None:
     keywords = ["code", "a" * 200 + "b", "aaaa"]
     found = matcher(Rule(name="r", keywords=keywords))
     for near in ("decode", "codec", "a" * 199 + "c", "a"):
-        request = asked(near * (MAX_SCANNED // len(near)))
+        request = chat_request(near * (MAX_SCANNED // len(near)))
         began = time.process_time()
         assert found.match(request, None) is None
         assert time.process_time() - began < 1

@@ -14,7 +14,7 @@ from arbstr_asgi.protocols.token_estimate import Estimate, estimate_tokens
 from arbstr_asgi.providers.routing import rank_providers
 
 
-def asked(size: int = 2000, answer: int = 500, model: str = "m") -> ChatRequest:
+def chat(size: int = 2000, answer: int = 500, model: str = "m") -> ChatRequest:
     """A request with so many bytes of prompt, for so many tokens of answer."""
     messages = [{"role": "user", "content": "x" * size}]
     return parse(json.dumps({"model": model, "messages": messages, "max_tokens": answer}).encode())
@@ -35,23 +35,23 @@ HALF_KNOWN = provider("half", None, 0, input_rate=1)
 @pytest.mark.parametrize(
     ("providers", "request_", "expected"),
     [
-        ([FEE, RATE], asked(), ["rate", "fee"]),
-        ([FEE, RATE], asked(200_000, 500), ["fee", "rate"]),
-        ([FEE, RATE], asked(4, 100_000), ["fee", "rate"]),
-        ([RATE, FREE], asked(), ["free", "rate"]),
-        ([UNKNOWN, RATE, FREE], asked(), ["free", "rate", "unknown"]),
-        ([UNKNOWN, RATE], asked(), ["rate", "unknown"]),
-        ([UNKNOWN, HALF_KNOWN, RATE], asked(), ["rate", "half", "unknown"]),
-        ([provider("b", 5), provider("c", 5), provider("a", 5)], asked(), ["a", "b", "c"]),
-        ([provider("b", 5), provider("a", Decimal("5.0000001"))], asked(), ["b", "a"]),
-        ([provider("in", 0, 0, input_rate=9), provider("out", 0, 0, output_rate=9)], asked(40, 500), ["in", "out"]),
-        ([provider("in", 0, 0, input_rate=9), provider("out", 0, 0, output_rate=9)], asked(4000, 50), ["out", "in"]),
-        ([provider("b", 1, 0, models=["m"]), provider("a", 1, 0, models=["x"])], asked(), ["b"]),
-        ([provider("b", 1, 0, models=["M"]), provider("a", 1)], asked(), ["a"]),
-        ([provider("list", 1), provider("own", 5, 0, model_rates={"m": Rates(input_rate=0, output_rate=0)})], asked(),
+        ([FEE, RATE], chat(), ["rate", "fee"]),
+        ([FEE, RATE], chat(200_000, 500), ["fee", "rate"]),
+        ([FEE, RATE], chat(4, 100_000), ["fee", "rate"]),
+        ([RATE, FREE], chat(), ["free", "rate"]),
+        ([UNKNOWN, RATE, FREE], chat(), ["free", "rate", "unknown"]),
+        ([UNKNOWN, RATE], chat(), ["rate", "unknown"]),
+        ([UNKNOWN, HALF_KNOWN, RATE], chat(), ["rate", "half", "unknown"]),
+        ([provider("b", 5), provider("c", 5), provider("a", 5)], chat(), ["a", "b", "c"]),
+        ([provider("b", 5), provider("a", Decimal("5.0000001"))], chat(), ["b", "a"]),
+        ([provider("in", 0, 0, input_rate=9), provider("out", 0, 0, output_rate=9)], chat(40, 500), ["in", "out"]),
+        ([provider("in", 0, 0, input_rate=9), provider("out", 0, 0, output_rate=9)], chat(4000, 50), ["out", "in"]),
+        ([provider("b", 1, 0, models=["m"]), provider("a", 1, 0, models=["x"])], chat(), ["b"]),
+        ([provider("b", 1, 0, models=["M"]), provider("a", 1)], chat(), ["a"]),
+        ([provider("list", 1), provider("own", 5, 0, model_rates={"m": Rates(input_rate=0, output_rate=0)})], chat(),
          ["own", "list"]),
         ([provider("list", 3), provider("own", 1, 0, aliases={"m": "big"}, model_rates={"big": Rates(base_fee=9)})],
-         asked(), ["list", "own"]),
+         chat(), ["list", "own"]),
     ],
 )  # fmt: skip
 def test_order(providers: list[Provider], request_: ChatRequest, expected: list[str]) -> None:
@@ -65,7 +65,7 @@ def test_order(providers: list[Provider], request_: ChatRequest, expected: list[
 
 def test_costs() -> None:
     """Each candidate says what this request will cost there."""
-    found = rank_providers([UNKNOWN, FEE, RATE], asked())
+    found = rank_providers([UNKNOWN, FEE, RATE], chat())
     assert [candidate.cost for candidate in found] == [Decimal(5), Decimal(51), None]
 
 
@@ -74,17 +74,17 @@ def test_one_is_not_estimated() -> None:
     only = provider("a", 1_000, 1, models=["m"])
     others = [only, provider("b", 1, 0, models=["x"]), provider("c")]
     rule = Rule(name="r", allowed_providers=["a", "b"])
-    for found in (rank_providers([only], asked()), rank_providers(others, asked(), rule)):
+    for found in (rank_providers([only], chat()), rank_providers(others, chat(), rule)):
         assert found == [(only, "m", None)]
-    assert rank_providers([only], asked(), estimate=Estimate(1_000, 500)) == [(only, "m", Decimal("2.5"))]
+    assert rank_providers([only], chat(), estimate=Estimate(1_000, 500)) == [(only, "m", Decimal("2.5"))]
 
 
 def test_alias() -> None:
     """Each provider is asked for the model by the name it knows."""
     plain, aliased = provider("a", 1), provider("b", 2, 0, models=["x"], aliases={"m": "vendor/m"})
-    found = rank_providers([plain, aliased], asked())
+    found = rank_providers([plain, aliased], chat())
     assert [(candidate.provider.name, candidate.model) for candidate in found] == [("a", "m"), ("b", "vendor/m")]
-    assert rank_providers([aliased], asked())[0].model == "vendor/m"
+    assert rank_providers([aliased], chat())[0].model == "vendor/m"
 
 
 @pytest.mark.parametrize(
@@ -104,17 +104,17 @@ def test_alias() -> None:
 )
 def test_rule(facts: dict[str, Any], expected: list[str]) -> None:
     """A rule keeps who is named, at rates within its caps; an unknown rate is within none."""
-    found = rank_providers([UNKNOWN, RATE, FEE, FREE], asked(200_000, 500), Rule(name="r", **facts))
+    found = rank_providers([UNKNOWN, RATE, FEE, FREE], chat(200_000, 500), Rule(name="r", **facts))
     assert [candidate.provider.name for candidate in found] == expected
 
 
 def test_rule_and_model_rates() -> None:
     """Caps are compared with the rates of the model, and models are allowed by the client's name for them."""
     aliased = provider("a", 5, 0, aliases={"m": "big"}, model_rates={"big": Rates(output_rate=50)})
-    assert rank_providers([aliased], asked(), Rule(name="r", allowed_models=["m"], max_sats_per_1m_output=50))
+    assert rank_providers([aliased], chat(), Rule(name="r", allowed_models=["m"], max_sats_per_1m_output=50))
     for facts in ({"max_sats_per_1m_output": 49}, {"allowed_models": ["big"]}):
         with pytest.raises(RequestError):
-            rank_providers([aliased], asked(), Rule(name="r", **facts))
+            rank_providers([aliased], chat(), Rule(name="r", **facts))
 
 
 @pytest.mark.parametrize(
@@ -132,7 +132,7 @@ def test_rule_and_model_rates() -> None:
 def test_nobody(rule: Rule | None, model: str, status: int, code: str, param: str | None, message: str) -> None:
     """Where nobody is left, the error says what was in the way."""
     with pytest.raises(RequestError) as caught:
-        rank_providers([provider("a", 1, 0, models=["m"])], asked(model=model), rule)
+        rank_providers([provider("a", 1, 0, models=["m"])], chat(model=model), rule)
     error = caught.value
     assert (error.status_code, error.code, error.param) == (status, code, param)
     assert message in error.message
@@ -142,7 +142,7 @@ def test_nobody(rule: Rule | None, model: str, status: int, code: str, param: st
 def test_hostile_model(model: str) -> None:
     """A message quotes of a model's name what is printable and short."""
     with pytest.raises(RequestError) as caught:
-        rank_providers([FREE], asked(model=model), Rule(name="p", allowed_models=["m"]))
+        rank_providers([FREE], chat(model=model), Rule(name="p", allowed_models=["m"]))
     quoted = caught.value.message.removeprefix("Model '").removesuffix("' is not allowed by policy 'p'.")
     assert len(quoted) <= MAX_QUOTED
     assert quoted.isprintable()

@@ -14,12 +14,12 @@ from hypothesis import strategies as st
 
 from arbstr_asgi.config.provider import Provider
 from arbstr_asgi.gateway.auth import Caller
-from arbstr_asgi.gateway.record import CallRecord
+from arbstr_asgi.gateway.record import CallRecord, Stopwatch
 from arbstr_asgi.protocols.usage import Usage
 from arbstr_asgi.stats import histogram
 from arbstr_asgi.stats.planner import HOUR, PERIODS, RollupState, only_rows, split_time
 from arbstr_asgi.stats.query import Cursor, RequestsQuery, StatsQuery
-from arbstr_asgi.stats.timezones import bound, number_of, start_of
+from arbstr_asgi.stats.timezones import period_number, period_start, truncate_bound
 
 NOW = datetime(2026, 1, 5, 12, 30, tzinfo=UTC)
 RANGE: dict[str, Any] = {"since": NOW - timedelta(days=1), "until": NOW}
@@ -106,7 +106,7 @@ def test_values_are_counted_where_they_belong(values: list[int]) -> None:
     assert found == (histogram.of(Counter(map(histogram.bucket, values))), sum(values))
 
 
-@given(st.dictionaries(st.integers(0, histogram.bucket(histogram.LONGEST)), st.integers(1, 2**64 - 1)))
+@given(st.dictionaries(st.integers(0, histogram.bucket(histogram.MAX_VALUE)), st.integers(1, 2**64 - 1)))
 @example({})
 @example({5: 255})
 @example({5: 256, 9: 1})
@@ -137,12 +137,12 @@ def test_percentiles_are_nearly_exact(values: list[int], percent: int) -> None:
 @given(st.datetimes(timezones=st.timezones()))
 def test_bounds_part_rows_as_the_moment_does(moment: datetime) -> None:
     """Rows have milliseconds: what is before the bound is before the moment."""
-    found = bound(moment)
+    found = truncate_bound(moment)
     assert found.microsecond % 1000 == 0 or found.year == 9999
     if 1 < moment.year < 9999:
         assert timedelta() <= found - moment < timedelta(milliseconds=1)
-        number = number_of(found, HOUR)
-        assert start_of(number, HOUR) <= found < start_of(number + 1, HOUR)
+        number = period_number(found, HOUR)
+        assert period_start(number, HOUR) <= found < period_start(number + 1, HOUR)
 
 
 @given(
@@ -160,8 +160,8 @@ def test_each_moment_is_read_once(
 ) -> None:
     """Periods and rows are all of the time between the bounds, none of it twice, and none that isn't known."""
     quarter = timedelta(minutes=15)
-    base = number_of(datetime(2026, 1, 1, tzinfo=UTC), HOUR)
-    since = start_of(base, HOUR) + quarter * first * 4 + quarter
+    base = period_number(datetime(2026, 1, 1, tzinfo=UTC), HOUR)
+    since = period_start(base, HOUR) + quarter * first * 4 + quarter
     until = since + quarter * length
     known = RollupState(
         base + sealed,
@@ -173,8 +173,10 @@ def test_each_moment_is_read_once(
         },
     )
     found = split_time(since, until, known, coarse=coarse)
-    spans = [(start_of(a, PERIODS[kind] * HOUR), start_of(b, PERIODS[kind] * HOUR)) for kind, a, b in found.rolled]
-    edge = start_of(known.pruned, HOUR)
+    spans = [
+        (period_start(a, PERIODS[kind] * HOUR), period_start(b, PERIODS[kind] * HOUR)) for kind, a, b in found.rolled
+    ]
+    edge = period_start(known.pruned, HOUR)
     rolled = sum((b - a for a, b in spans), timedelta())
     live = sum((b - a for a, b in found.rows), timedelta())
     in_rows = sorted([*spans, *found.rows])
@@ -185,8 +187,8 @@ def test_each_moment_is_read_once(
     assert lost <= 2 * timedelta(hours=1)
     assert lost == timedelta() or since < edge
     for a, b in spans:
-        assert b <= start_of(known.sealed, HOUR)
-        assert not any(max(a, edge) <= start_of(hour, HOUR) < b for hour in known.dirty)
+        assert b <= period_start(known.sealed, HOUR)
+        assert not any(max(a, edge) <= period_start(hour, HOUR) < b for hour in known.dirty)
     assert coarse or {kind for kind, *_ in found.rolled} <= {"hour"}
     for kind in known.coarse if coarse else ():
         made = {span for period, a, b in found.rolled if period == kind for span in range(a, b)}
@@ -197,7 +199,7 @@ def test_each_moment_is_read_once(
 
 def saved(*providers: Provider, usage: Usage | None) -> Decimal | None:
     """The dearest cost of a call."""
-    account = CallRecord("c", NOW, "m", Caller("u"), "w", streaming=False, elapsed_ms=lambda: 1)
+    account = CallRecord("c", NOW, "m", Caller("u"), "w", streaming=False, clock=Stopwatch(0.0, lambda: 0.001))
     account.candidates = providers
     account.reply.usage = usage
     account.begin(providers[0], "m")

@@ -12,9 +12,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from arbstr_asgi.api.providers import to_json
 from arbstr_asgi.cli.output import (
-    MOST_STEPS,
+    MAX_BUCKETS,
     TimeBuckets,
     escape_terminal,
     escape_terminal_json,
@@ -28,7 +27,7 @@ from arbstr_asgi.cli.tail import SeenRequests
 from arbstr_asgi.stats import serialize
 from arbstr_asgi.stats.params import list_query, stats_query
 from arbstr_asgi.stats.query import Cursor, Group, Page, Percentiles, Stats
-from arbstr_asgi.stats.serialize import NO_FIGURES, csv_line, plain, row_format
+from arbstr_asgi.stats.serialize import NO_FIGURES, csv_line, plain, row_format, to_json
 
 NOW = datetime(2026, 11, 22, 10, 0, 0, 500_000, tzinfo=UTC)
 SOME = Stats(
@@ -241,8 +240,8 @@ def test_lines() -> None:
     columns = ("id", "model", "cost_sats")
     row = {"id": 1, "model": "=a", "cost_sats": Decimal("0.100000000")}
     as_csv, as_json = row_format("csv", columns), row_format("jsonl", columns)
-    assert as_csv.head + as_csv.line(row) == b"id,model,cost_sats\r\n1,'=a,0.100000000\r\n"
-    assert as_json.head + as_json.line(row) == b'{"id":1,"model":"=a","cost_sats":0.1}\n'
+    assert as_csv.head + as_csv.encode_row(row) == b"id,model,cost_sats\r\n1,'=a,0.100000000\r\n"
+    assert as_json.head + as_json.encode_row(row) == b'{"id":1,"model":"=a","cost_sats":0.1}\n'
     assert (as_csv.media_type, as_json.media_type) == ("text/csv; charset=utf-8", "application/x-ndjson")
 
 
@@ -357,8 +356,8 @@ def test_steps(length: timedelta, unit: str, together: int) -> None:
     """A time has at most sixty steps, of hours for a short one and of days for a long one."""
     since = datetime(2026, 3, 28, 12, 30, tzinfo=UTC)
     steps = TimeBuckets.create(since, since + length, "Europe/Zurich")
-    assert (steps.unit, steps.together) == (unit, together)
-    assert len(steps.starts) <= MOST_STEPS * together
+    assert (steps.unit, steps.units_per_bucket) == (unit, together)
+    assert len(steps.starts) <= MAX_BUCKETS * together
     assert len(set(steps.starts)) == len(steps.starts)
 
 
