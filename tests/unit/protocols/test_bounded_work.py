@@ -18,7 +18,6 @@ from arbstr_asgi.protocols.chat import ensure_stream_options, parse, with_model
 from arbstr_asgi.protocols.json_edit import find_members
 from arbstr_asgi.protocols.meter import Meter
 from arbstr_asgi.protocols.meters import open_meter
-from arbstr_asgi.protocols.stream_meter import AT_ONCE, SLICE
 from tests.support.sample_replies import BYE, DONE, HELLO, ONLY, USAGE, event, read, usage_only
 
 MIB = 1024 * 1024
@@ -70,13 +69,13 @@ def test_slices(flood: bytes, strip: bool, step: int) -> None:
         for at in range(0, len(sent), step):
             out.append(meter.feed(sent[at : at + step]))
             while meter.pending:
-                assert sum(decoded) + sum(parsed) <= 4 * (AT_ONCE + SLICE), "too much in one step"
+                assert sum(decoded) + sum(parsed) <= 4 * 80 * 1024, "too much in one step"
                 decoded.clear()
                 parsed.clear()
                 out.append(meter.resume())
                 steps += 1
         out.append(meter.finish())
-    assert steps >= (len(sent) // SLICE - 1 if step > SLICE else 0)
+    assert steps >= (len(sent) // 16_384 - 1 if step > 16_384 else 0)
     assert strip or b"".join(out) == sent
     assert meter.summary.finish_reason == "stop"
 
@@ -193,7 +192,7 @@ def test_decoding_in_slices(encoding: str, pack: Callable[[bytes], bytes], monke
             sizes.append(sum(len(call.args[1]) for call in fed.call_args_list))
             fed.reset_mock()
             meter.resume()
-    assert max(sizes) <= 8 * SLICE
+    assert max(sizes) <= 8 * 16_384
     assert meter.summary.usage is not None
 
 
