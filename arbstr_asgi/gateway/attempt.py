@@ -124,9 +124,7 @@ class FirstEventWatcher:
     """Watches the beginning of a stream with a meter of its own, whose summary says what it was."""
 
     def __init__(self, headers: h.Headers) -> None:
-        self._meter = open_meter(
-            content_type=headers.get(b"content-type"), content_encoding=None, streaming=True, strip=False
-        )
+        self._meter = open_meter(content_type=headers.get(b"content-type"), content_encoding=None, strip=False)
         self.summary = self._meter.summary
         self._size = 0
         self._begins = b""

@@ -147,7 +147,11 @@ class Call:
             self._check(response, client_authorizes=b"authorization" in client_headers)
             meter, writer = self._open(response, send)
             self._record_started()
-            rest = await self._relay(response, meter, writer)
+            try:
+                rest = await self._relay(response, meter, writer)
+            except BaseException:
+                meter.abandon()  # what has come may be whole, and say what it used
+                raise
         finally:
             await self._failover.close()
         await writer.end(rest)
@@ -170,7 +174,17 @@ class Call:
             if out and not outcome.client_gone:
                 deadline.limit = inf  # what a slow client takes is not the provider's idleness
                 await write(out)
+            while meter.pending:  # a large chunk, of which others need not wait
+                await asyncio.sleep(0)
+                out = meter.resume()
+                if out and not outcome.client_gone:
+                    await write(out)
             deadline.limit = now() + idle_timeout
+        while meter.pending:
+            await asyncio.sleep(0)
+            last += meter.resume()
+        if is_to_start and summary.started:
+            record.ttft_ms = record.clock.ms()
         last += meter.finish()
         outcome.complete = True
         deadline.limit = inf
@@ -197,7 +211,6 @@ class Call:
         meter: Meter = open_meter(
             content_type=reply.headers.get(b"content-type"),
             content_encoding=reply.headers.get(b"content-encoding"),
-            streaming=streaming,
             strip=response.injected and streaming,
             before_done=self._cost_comment if deps.config.cost_comment and streaming else None,
         )

@@ -90,8 +90,15 @@ class SampledMeter:
         self.edits = meter.edits
         self.finish = meter.finish
         self.abandon = meter.abandon
+        self.resume = meter.resume
+        self._meter = meter
         self._feed = meter.feed
         self._add = sample.add
+
+    @property
+    def pending(self) -> bool:
+        """Whether part of what it was fed is still to be read."""
+        return self._meter.pending
 
     def feed(self, chunk: bytes) -> bytes:
         """What the client gets for `chunk`."""

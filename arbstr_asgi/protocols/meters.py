@@ -1,152 +1,207 @@
-"""Chooses the meter for a response; meters for a wrong content type and for a content-encoding."""
+"""Chooses the meter for a reply, also for one that isn't what it is called, or has a content-encoding."""
 
+import logging
 import zlib
-from typing import Any
+from collections.abc import Callable
+from functools import cache
+from importlib import import_module
+from typing import Any, Protocol
 
-from arbstr_asgi.protocols.body_meter import PlainMeter
-from arbstr_asgi.protocols.json_edit import BOM
-from arbstr_asgi.protocols.meter import BeforeDone, Meter
+from arbstr_asgi.protocols.meter import BeforeDone, Meter, report_failure
 from arbstr_asgi.protocols.reply import ReplySummary
-from arbstr_asgi.protocols.stream_meter import MAX_EVENT_BYTES, EventMeter
+from arbstr_asgi.protocols.stream_meter import SLICE, EventMeter
+
+logger = logging.getLogger("arbstr_asgi")
 
 GZIP = 0x1F
-GZIP_OR_ZLIB = 32 + zlib.MAX_WBITS
-PIECE_BYTES = 64 * 1024  # compressed, per step
-SLICE_BYTES = 256 * 1024  # decoded, per step
-# A piece that decodes to more than this is a decompression bomb, which would block other streams: JSON rarely
-# compresses to a twentieth.
-MIN_BUDGET = 1024 * 1024
+# What decodes to more than this is a bomb, whose decoding would take long: JSON seldom shrinks to a twentieth.
+SPARE_BYTES = 1024 * 1024
 MAX_RATIO = 64
-MAX_DECODED = 1024 * 1024 * 1024  # about a minute of CPU, per reply
+MAX_DECODED = 1024 * 1024 * 1024  # a minute of CPU or so, for one reply
+MAX_WINDOW = 23  # of zstd, as a power of two: 8 MiB, the most that RFC 9659 allows in HTTP
+GZIP_OR_ZLIB = 32 + zlib.MAX_WBITS
+EXTRA = 'pip install "arbstr-asgi[encodings]"'
+
+
+class Decoder(Protocol):
+    """Undoes a content-encoding, a bounded part at a time."""
+
+    def decode(self, data: bytes) -> bytes:
+        """At most about `SLICE` decoded bytes of what it has and of `data`. Raises anything for what isn't encoded."""
+        ...
+
+    @property
+    def is_full(self) -> bool:
+        """Whether there is more to decode without further data."""
+        ...
+
+
+class _ZlibDecoder:
+    """gzip, zlib, or the bare deflate that many servers send under that name: the first byte tells."""
+
+    def __init__(self) -> None:
+        self._decoder: Any = None
+        self._rest = b""
+        self.is_full = False
+
+    def decode(self, data: bytes) -> bytes:
+        data = self._rest + data
+        if self._decoder is None and data:
+            framed = data[0] == GZIP or data[0] & 0x0F == zlib.DEFLATED
+            self._decoder = zlib.decompressobj(wbits=GZIP_OR_ZLIB if framed else -zlib.MAX_WBITS)
+        if self._decoder is None:
+            return b""
+        decoded: bytes = self._decoder.decompress(data, SLICE)
+        self._rest = self._decoder.unconsumed_tail
+        self.is_full = bool(self._rest) or len(decoded) == SLICE
+        if self._decoder.eof:  # of gzip, another member may follow
+            self._rest, self._decoder = self._decoder.unused_data, None
+            self.is_full = bool(self._rest)
+        return decoded
+
+
+class _ZstdDecoder:
+    def __init__(self, zstd: Any) -> None:
+        self._zstd = zstd
+        self._decoder: Any = None
+        self._rest = b""
+        self.is_full = False
+
+    def decode(self, data: bytes) -> bytes:
+        data, self._rest = self._rest + data, b""
+        if self._decoder is None:
+            if not data:
+                return b""
+            options = {self._zstd.DecompressionParameter.window_log_max: MAX_WINDOW}
+            self._decoder = self._zstd.ZstdDecompressor(options=options)
+        decoded: bytes = self._decoder.decompress(data, SLICE)
+        self.is_full = not self._decoder.needs_input
+        if self._decoder.eof:  # another frame may follow
+            self._rest, self._decoder = self._decoder.unused_data, None
+            self.is_full = bool(self._rest)
+        return decoded
+
+
+class _BrotliDecoder:
+    def __init__(self, brotli: Any) -> None:
+        self._decoder = brotli.Decompressor()
+        self._rest = b""
+        self.is_full = False
+
+    def decode(self, data: bytes) -> bytes:
+        self._rest += data
+        given = b""
+        if self._decoder.can_accept_more_data():
+            given, self._rest = self._rest, b""
+        decoded: bytes = self._decoder.process(given, output_buffer_limit=SLICE)
+        takes_more = self._decoder.can_accept_more_data() and not self._rest
+        self.is_full = not self._decoder.is_finished() and (len(decoded) >= SLICE or not takes_more)
+        return decoded
+
+
+@cache
+def _decoder(encoding: str) -> Callable[[], Decoder] | None:
+    """What undoes an encoding; None, and once a warning, where nothing here does."""
+    if encoding in ("gzip", "x-gzip", "deflate"):
+        return _ZlibDecoder
+    for name, module, decoder in (
+        ("zstd", "compression.zstd", _ZstdDecoder),  # Python's own, from 3.14 on
+        ("zstd", "backports.zstd", _ZstdDecoder),
+        ("br", "brotli", _BrotliDecoder),
+    ):
+        if encoding == name:
+            try:
+                library = import_module(module)
+            except ImportError:
+                continue
+            return lambda decoder=decoder, library=library: decoder(library)  # type: ignore[misc]
+    known = encoding in ("zstd", "br")
+    logger.warning(
+        "a provider sends %s although identity was asked for; such replies pass, but have no usage%s",
+        f"content-encoding {encoding}" if known else "an unknown content-encoding",
+        f". To read them: {EXTRA}" if known else "",
+    )
+    return None
+
+
+class DecodingMeter:
+    """Passes an encoded body untouched, and has it metered as it is decoded."""
+
+    edits = False
+
+    def __init__(self, inner: Meter, encoding: str) -> None:
+        self.summary = inner.summary
+        self._inner = inner
+        made = _decoder(encoding if encoding in ("gzip", "x-gzip", "deflate", "zstd", "br") else "")
+        self._decoder = None if made is None else made()
+        self._waiting = b""
+        self._room = MAX_DECODED
+        self._likely = SPARE_BYTES  # how much more what has come may decode to
+        self.pending = False
+
+    def feed(self, chunk: bytes) -> bytes:
+        """Everything passes."""
+        if self._decoder is not None and chunk:
+            self._waiting += chunk
+            self._likely += MAX_RATIO * len(chunk)
+            self.pending = True
+            self.resume()
+        return chunk
+
+    def resume(self) -> bytes:
+        """Decode and read the next part."""
+        if self._decoder is not None:
+            data = b"" if self._decoder.is_full else self._waiting[:SLICE]
+            self._waiting = self._waiting[len(data) :]
+            try:
+                decoded = self._decoder.decode(data)
+            except Exception as error:  # noqa: BLE001 - each library has its own
+                if not isinstance(error, zlib.error):
+                    report_failure(error)
+                self._give_up()
+                return b""
+            self._room -= len(decoded)
+            self._likely -= len(decoded)
+            if min(self._room, self._likely) < 0:
+                self._give_up()
+                return b""
+            for at in range(0, len(decoded), SLICE):
+                self._inner.feed(decoded[at : at + SLICE])
+            self.pending = self._decoder.is_full or bool(self._waiting)
+        return b""
+
+    def _give_up(self) -> None:
+        self._decoder, self._waiting, self.pending = None, b"", False
+
+    def finish(self) -> bytes:
+        """Read the decoded body's end."""
+        while self.pending:
+            self.resume()
+        self._inner.finish()
+        self.summary.finished = self.summary.finished or self._decoder is None  # as far as can be told
+        return b""
+
+    def abandon(self) -> bool:
+        """No event of ours could follow inside an encoded body."""
+        self.pending = False
+        self._inner.abandon()
+        return False
 
 
 def open_meter(
     *,
     content_type: str | None,
     content_encoding: str | None,
-    streaming: bool,
     strip: bool,
     before_done: BeforeDone | None = None,
 ) -> Meter:
-    """The meter for a response, by its content type.
+    """The meter for a reply, which goes by what it begins with, and else by its content type.
 
-    `streaming`: the request asked for a stream. `strip`: remove what our `include_usage` adds to the stream.
-    `before_done` returns bytes to insert before `[DONE]`. A body with a content-encoding passes unchanged.
+    `strip` says that what `include_usage` causes is ours to remove.
+    `before_done` makes bytes to be put in front of `[DONE]`. A content-encoding passes untouched.
     """
-    is_sse = (content_type or "").partition(";")[0].strip().lower() == "text/event-stream"
+    is_document = (content_type or "").partition(";")[0].strip().lower() != "text/event-stream"
     encoding = (content_encoding or "identity").strip().lower()
     if encoding != "identity":
-        inner: Meter = EventMeter(ReplySummary()) if is_sse else PlainMeter(ReplySummary())
-        return DecodingMeter(inner, supported=encoding in ("gzip", "x-gzip", "deflate"))
-    if is_sse:
-        return EventMeter(ReplySummary(), strip=strip, before_done=before_done)
-    if streaming:
-        return SniffingMeter(strip=strip, before_done=before_done)
-    return PlainMeter(ReplySummary())
-
-
-class SniffingMeter:
-    """For a response to a streaming request that is not labelled an event stream: its first bytes decide."""
-
-    def __init__(self, *, strip: bool, before_done: BeforeDone | None) -> None:
-        self.summary = ReplySummary()
-        self.edits = strip or before_done is not None
-        self._strip = strip
-        self._before_done = before_done
-        self._held = b""
-        self._inner: Meter | None = None
-
-    def feed(self, chunk: bytes) -> bytes:
-        """The bytes for the client; leading blank lines pass at once."""
-        if self._inner is None:
-            if not self._held and not chunk.strip(b"\r\n"):
-                return chunk
-            self._held += chunk
-            self._inner = self._decide(self._held)
-            if self._inner is None:
-                return b"" if self.edits else chunk
-            out = self._inner.feed(self._held)
-            self._held = b""
-            return out if self.edits else chunk
-        return self._inner.feed(chunk)
-
-    def finish(self) -> bytes:
-        """The remaining bytes."""
-        if self._inner is None:
-            self._inner = PlainMeter(self.summary)
-            held = self._inner.feed(self._held)
-            return (held if self.edits else b"") + self._inner.finish()
-        return self._inner.finish()
-
-    def abandon(self) -> bool:
-        """Drop buffered bytes."""
-        return self._inner is not None and self._inner.abandon()
-
-    def _decide(self, start: bytes) -> Meter | None:
-        if len(start) > MAX_EVENT_BYTES:
-            return PlainMeter(self.summary)
-        text = start.lstrip(b"\r\n").removeprefix(BOM).lstrip(b"\r\n")
-        fields = (b"data:", b"event:", b":")
-        if text.startswith(fields):
-            return EventMeter(self.summary, strip=self._strip, before_done=self._before_done)
-        undecided = any(field.startswith(text) for field in fields) or BOM.startswith(text)
-        return None if undecided else PlainMeter(self.summary)
-
-
-class DecodingMeter:
-    """Passes a compressed body unchanged, and feeds the decoded bytes to an inner meter."""
-
-    edits = False
-
-    def __init__(self, inner: Meter, *, supported: bool) -> None:
-        self.summary = inner.summary
-        self._inner = inner
-        self._supported = supported
-        self._decoder: Any = None
-        self._budget = MAX_DECODED
-
-    def feed(self, chunk: bytes) -> bytes:
-        """Returns the chunk unchanged."""
-        for offset in range(0, len(chunk), PIECE_BYTES):
-            if self._supported:
-                try:
-                    self._read(chunk[offset : offset + PIECE_BYTES])
-                except zlib.error:
-                    self._supported = False
-        return chunk
-
-    def _read(self, data: bytes) -> None:
-        budget = min(self._budget, MIN_BUDGET + MAX_RATIO * len(data))
-        self._budget -= budget
-        full = False
-        while data or full:
-            if self._decoder is None:
-                self._decoder = _decoder(data)
-            decoded = self._decoder.decompress(data, SLICE_BYTES)
-            budget -= len(decoded)
-            if budget < 0:
-                self._supported = False
-                return
-            self._inner.feed(decoded)
-            full = len(decoded) == SLICE_BYTES
-            data = self._decoder.unconsumed_tail
-            if self._decoder.eof:  # another gzip member may follow
-                data, full = self._decoder.unused_data, False
-                self._decoder = None
-        self._budget += budget
-
-    def finish(self) -> bytes:
-        """Finish the inner meter."""
-        self._inner.finish()
-        self.summary.finished = self.summary.finished or not self._supported  # unknown where it can't be decoded
-        return b""
-
-    def abandon(self) -> bool:
-        """False: no event can follow inside a compressed body."""
-        return False
-
-
-def _decoder(chunk: bytes) -> Any:
-    """Detect gzip, zlib, or the raw deflate that many servers send as `deflate`, by the first byte."""
-    has_header = chunk[0] == GZIP or chunk[0] & 0x0F == zlib.DEFLATED
-    return zlib.decompressobj(wbits=GZIP_OR_ZLIB if has_header else -zlib.MAX_WBITS)
+        return DecodingMeter(EventMeter(ReplySummary(), document=is_document), encoding)
+    return EventMeter(ReplySummary(), strip=strip, before_done=before_done, document=is_document)

@@ -5,11 +5,14 @@ event; a line that begins with a colon is a comment.
 """
 
 import re
+from collections.abc import Callable
 from typing import NamedTuple
 
 # Atomic, so that a CRLF is never read as two line ends. The byte in front keeps a flood of blank lines from matching.
 BLOCK_END = re.compile(rb"[^\r\n](?>\r\n|\n|\r)(?>\r\n|\n|\r)")
 LINE_END = re.compile(rb"[\r\n]")
+WHOLE_LINE_END = re.compile(rb"\r\n|\n|\r")
+DATA = b"data:"
 BLANK_LINES = re.compile(rb"[\r\n]*")
 # A comment that is complete for certain: behind a CR, the next byte must be known not to be its LF.
 COMMENTS = re.compile(rb"(?::[^\r\n]*(?:\r\n|\n|\r(?=[^\n])))+")
@@ -77,3 +80,56 @@ def _field(block: bytes, start: int, end: int) -> tuple[bytes, int]:
         return block[start:end], end
     value = colon + 2 if block.startswith(b" ", colon + 1) and colon + 1 < end else colon + 1
     return block[start:colon], value
+
+
+class DataLines:
+    """Finds the data of a block that comes in pieces, and hands it on; its lines are joined by line feeds.
+
+    `lines` counts the data lines, `start` and `end` are the range of the first one's data in the block.
+    """
+
+    def __init__(self, on_data: Callable[[bytes], None]) -> None:
+        self.lines = self.start = self.end = 0
+        self._on_data = on_data
+        self._is_data: bool | None = None  # the line at hand, once its field is known
+        self._rest = b""
+        self._at = 0  # where the rest begins in the block
+
+    def feed(self, piece: bytes, is_whole: Callable[[], bool]) -> int | None:
+        """Take in the next piece; where a further data line begins although the data `is_whole`, its place in the
+        block: nothing from there on is taken in."""
+        data, at = self._rest + piece, 0
+        while at < len(data):
+            if self._is_data is None:
+                if data[at] in b"\r\n":
+                    at += 1
+                    continue
+                if len(data) - at <= len(DATA) and LINE_END.search(data, at) is None:
+                    break
+                self._is_data = data.startswith(DATA, at)
+                if self._is_data:
+                    if self.lines and is_whole():
+                        return self._at + at
+                    at = self._begin(data, at)
+            match = LINE_END.search(data, at)
+            end = match.start() if match else len(data)
+            if self._is_data:
+                self._on_data(data[at:end])
+                if self.lines == 1:
+                    self.end = self._at + end
+            at = end
+            if match:
+                self._is_data = None
+        self._rest = data[at:]
+        self._at += at
+        return None
+
+    def _begin(self, data: bytes, at: int) -> int:
+        """A data line begins at `at`; where its data does."""
+        at += len(DATA) + data.startswith(b" ", at + len(DATA))
+        self.lines += 1
+        if self.lines == 1:
+            self.start = self.end = self._at + at
+        else:
+            self._on_data(b"\n")
+        return at

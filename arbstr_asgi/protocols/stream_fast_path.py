@@ -34,6 +34,7 @@ class _Texts(msgspec.Struct, gc=False):
 class _Choice(msgspec.Struct, gc=False):
     finish_reason: None = None
     usage: None = None
+    index: int = -1
 
 
 class _Event(msgspec.Struct, gc=False):
@@ -43,6 +44,7 @@ class _Event(msgspec.Struct, gc=False):
     usage: msgspec.UnsetType | None = msgspec.UNSET
     error: None = None
     x_groq: None = None
+    base_resp: None = None
     object: str | None = None
     service_tier: str | None = None
 
@@ -69,6 +71,9 @@ class FastPath:
             return output
         event = _read(block)
         if event is None or not event.choices or event.object == "error":
+            return None
+        open_choices = self._reading.open_choices
+        if any(choice.index not in open_choices for choice in event.choices):  # one that begins to speak, say
             return None
         if event.service_tier is not None and event.service_tier != self._reading.service_tier:
             return None

@@ -21,7 +21,7 @@ def parts(repeat: int) -> dict[str, float]:
         ("3 events in a chunk", USUAL * 3),
     ):
         for strip in (True, False):
-            meter = open_meter(content_type="text/event-stream", content_encoding=None, streaming=True, strip=strip)
+            meter = open_meter(content_type="text/event-stream", content_encoding=None, strip=strip)
             meter.feed(USUAL)
             found[f"feed, {name}, {'stripped' if strip else 'only read'}"] = lambda m=meter, c=chunk: m.feed(c)
     for name, size in (("1 KB", 1_000), ("160 KB", 160_000)):

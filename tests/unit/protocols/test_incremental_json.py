@@ -67,6 +67,10 @@ def is_strict(body: bytes) -> bool:
 def assert_same(body: bytes, pieces: list[bytes]) -> None:
     """The pieces say what the whole says."""
     got, expected = facts(by_pieces(*pieces)), facts(by_whole(body))
+    for name in ("open_choices", "_closed_choices", "_placeholder"):  # of no meaning to what is one document
+        del got[name], expected[name]
+    if expected["usage"] is not None and expected["usage"].is_zero:  # what is so large is taken to have content
+        expected["usage"] = None
     if not is_strict(body):
         for each in (got, expected):
             each["usage"] = each["usage"] and msgspec.structs.replace(each["usage"], raw_json=None)
@@ -357,7 +361,7 @@ def test_a_bug_in_the_incremental_reader(monkeypatch: pytest.MonkeyPatch) -> Non
 
 def encoded(body: bytes, size: int = 16_384) -> ReplySummary:
     """What is learned of a gzipped body."""
-    meter = open_meter(content_type="application/json", content_encoding="gzip", streaming=False, strip=False)
+    meter = open_meter(content_type="application/json", content_encoding="gzip", strip=False)
     for piece in sliced(body, size):
         assert meter.feed(piece) == piece
     meter.finish()

@@ -15,37 +15,37 @@ from arbstr_asgi.protocols.meter import Meter
 from arbstr_asgi.protocols.meters import open_meter
 from arbstr_asgi.protocols.reply import ReplySummary
 from arbstr_asgi.protocols.stream_fast_path import FastPath
-from tests.support.sample_replies import BYE, DONE, HELLO, ONLY, STREAMS, USAGE, Stream, chunk, event
+from tests.support.sample_replies import BYE, DONE, HELLO, ONLY, STREAMS, USAGE, Stream, chunk, event, read
 
 SSE = "text/event-stream; charset=utf-8"
 
 
 def meter(content_type: str = SSE, *, strip: bool = True, **more: Any) -> Meter:
     """A meter as the gateway opens it."""
-    return open_meter(
-        **{"content_type": content_type, "content_encoding": None, "streaming": True, "strip": strip, **more}
-    )
+    return open_meter(**{"content_type": content_type, "content_encoding": None, "strip": strip, **more})
 
 
 def run(body: bytes, size: int | None = None, content_type: str = SSE, **more: Any) -> tuple[bytes, ReplySummary]:
     """What the client gets of a body that comes in pieces of `size` bytes."""
     one = meter(content_type, **more)
     step = size or max(len(body), 1)
-    out = [one.feed(body[at : at + step]) for at in range(0, len(body), step)]
+    out = [read(one, body[at : at + step]) for at in range(0, len(body), step)]
     return b"".join([*out, one.finish()]), one.summary
 
 
-def said(summary: ReplySummary) -> dict[str, Any]:
+def said(reading: ReplySummary) -> dict[str, Any]:
     """A reading without what is not known."""
     facts: dict[str, Any] = {
-        "finish_reason": summary.finish_reason,
-        "error": summary.error,
-        "final": summary.usage_is_final if summary.usage else None,
-        "complete": summary.finished,
+        "finish_reason": reading.finish_reason,
+        "error": reading.error,
+        "final": reading.usage_is_final if reading.usage else None,
+        "complete": reading.finished,
     }
-    if summary.usage is not None:
-        facts |= {name: getattr(summary.usage, name) for name in summary.usage.__struct_fields__ if name != "raw_json"}
+    if reading.usage is not None:
+        facts |= {name: getattr(reading.usage, name) for name in reading.usage.__struct_fields__ if name != "raw_json"}
         facts["additive"] = facts.pop("reasoning_is_additive") or None
+        for name in ("unlisted_input_tokens", "unlisted_output_tokens", "is_contradictory"):
+            facts[name] = facts[name] or None
     return {name: value for name, value in facts.items() if value is not None}
 
 
@@ -53,13 +53,13 @@ def said(summary: ReplySummary) -> dict[str, Any]:
 @pytest.mark.parametrize("stream", STREAMS, ids=lambda stream: stream.name)
 def test_stream(stream: Stream, size: int | None) -> None:
     """Each provider's stream is read rightly, and loses exactly what we caused."""
-    out, summary = run(stream.sent, size)
+    out, reading = run(stream.sent, size)
     assert out == stream.got
     expected = {name: value for name, value in stream.said.items() if value is not None and name != "done"}
-    if summary.usage is None:
+    if reading.usage is None:
         expected.pop("final", None)
-    assert said(summary) == expected
-    assert summary.seen_done == (stream.said.get("done", b"[DONE]" in stream.sent))
+    assert said(reading) == expected
+    assert reading.seen_done == (stream.said.get("done", b"[DONE]" in stream.sent))
 
 
 @pytest.mark.parametrize("stream", STREAMS, ids=lambda stream: stream.name)
@@ -68,7 +68,7 @@ def test_untouched(stream: Stream) -> None:
     assert run(stream.sent, 5, strip=False)[0] == stream.sent
 
 
-def test_fast_and_full_path_agree(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_lean_and_full_path_agree(monkeypatch: pytest.MonkeyPatch) -> None:
     """The short way for events with nothing special in them gives what the long way gives."""
     body = (
         HELLO + event(chunk("hi", usage=None)) * 3 + event(chunk("x", usage=None, obfuscation="a")) + BYE + ONLY + DONE
@@ -83,22 +83,22 @@ def test_fast_and_full_path_agree(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_events_pass_as_they_complete() -> None:
     """A complete event is out before the next byte comes; only an incomplete one is held."""
     one = meter()
-    assert one.feed(HELLO[:-1]) == b""
-    assert one.feed(b"\n") == HELLO
-    assert one.feed(b": ping\n") == b": ping\n"
-    assert one.feed(b"\n\n") == b"\n\n"
-    assert one.feed(HELLO + BYE[:5]) == HELLO
+    assert read(one, HELLO[:-1]) == b""
+    assert read(one, b"\n") == HELLO
+    assert read(one, b": ping\n") == b": ping\n"
+    assert read(one, b"\n\n") == b"\n\n"
+    assert read(one, HELLO + BYE[:5]) == HELLO
 
 
 def test_large_event_passes() -> None:
     """An event beyond the limit flows through untouched, and the next one is metered again."""
     large = event(chunk("x" * 2 * events.MAX_EVENT_BYTES, usage=None))
     for size in (None, 65_536, 300_001):
-        out, summary = run(HELLO + large + event(chunk("y", usage=None)) + BYE + ONLY + DONE, size)
+        out, reading = run(HELLO + large + event(chunk("y", usage=None)) + BYE + ONLY + DONE, size)
         assert out == HELLO + large + event(chunk("y")) + BYE + DONE
-        assert summary.usage is not None
+        assert reading.usage is not None
     one = meter()
-    passed = sum(len(one.feed(large[at : at + 65_536])) for at in range(0, len(large) - 65_536, 65_536))
+    passed = sum(len(read(one, large[at : at + 65_536])) for at in range(0, len(large) - 65_536, 65_536))
     assert passed >= len(large) - 2 * 65_536
     assert not one.abandon()
 
@@ -107,13 +107,13 @@ def test_abandon() -> None:
     """A broken stream leaves the client between events where the broken one was held, inside it where it was not."""
     for strip, between in ((True, True), (False, False)):
         one = meter(strip=strip)
-        one.feed(HELLO + BYE[:9])
+        read(one, HELLO + BYE[:9])
         assert one.abandon() is between
     for strip in (True, False):
         one = meter(strip=strip)
-        one.feed(HELLO + b": ping\n\n")
+        read(one, HELLO + b": ping\n\n")
         assert one.abandon()
-    assert not meter("application/json", streaming=False).abandon()
+    assert not meter("application/json").abandon()
 
 
 @pytest.mark.parametrize("where", ["decode", "parse_block", "without_null_usage"])
@@ -133,8 +133,8 @@ def test_failure_passes_everything(
     assert "secret" not in caplog.text
     assert "metering failed with RuntimeError" in caplog.text
     one = meter()
-    one.feed(HELLO)
-    one.feed(event(chunk("hi", usage=None)))
+    read(one, HELLO)
+    read(one, event(chunk("hi", usage=None)))
     assert not one.abandon()
 
 
@@ -144,11 +144,11 @@ def test_failure_at_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(*args: Any) -> Any:
         raise RuntimeError
 
-    monkeypatch.setattr(events.EventMeter, "_process_event", broken)
+    monkeypatch.setattr(events.EventMeter, "_event", broken)
     assert run(b"data: [DONE]")[0] == b"data: [DONE]"
     monkeypatch.setattr(plain, "decode", broken)
-    out, summary = run(b"{}", content_type="application/json")
-    assert (out, summary.finished) == (b"{}", False)
+    out, reading = run(b"{}", content_type="application/json")
+    assert (out, reading.finished) == (b"{}", False)
 
 
 def test_plain_body() -> None:
@@ -164,32 +164,31 @@ def test_plain_body() -> None:
             }
         ).encode()
     )
-    out, summary = run(body, 3, "application/json", streaming=False)
+    out, reading = run(body, 3, "application/json")
     assert out == body
-    assert summary.usage is not None
-    assert json.loads(summary.usage.raw_json or "") == USAGE
-    assert (summary.model, summary.id, summary.service_tier, summary.finished) == ("m-1", "chatcmpl-1", "flex", True)
+    assert reading.usage is not None
+    assert json.loads(reading.usage.raw_json or "") == USAGE
+    assert (reading.model, reading.id, reading.service_tier, reading.finished) == ("m-1", "chatcmpl-1", "flex", True)
 
 
 @pytest.mark.parametrize("body", [b"", b"[]", b'{"usage":{"prompt_tokens":11', b"<html>", b'"x"'])
 def test_not_a_completion(body: bytes) -> None:
     """What isn't a JSON object says nothing, and is not complete."""
-    out, summary = run(body, 2, "application/json", streaming=False)
+    out, reading = run(body, 2, "application/json")
     assert out == body
-    assert summary.usage is None
-    assert not summary.finished
+    assert reading.usage is None
+    assert not reading.finished
 
 
 @pytest.mark.parametrize("size", [None, 1, 3])
 @pytest.mark.parametrize("start", [b"", b"\n\n", b"\xef\xbb\xbf", b": hi\n\n", b"event: x\n\n"])
 def test_stream_under_another_name(start: bytes, size: int | None) -> None:
-    """A stream that is called JSON is metered by its bytes, if a stream was asked for."""
+    """A stream that is called JSON is metered by its bytes."""
     body = start + HELLO + BYE + ONLY + DONE
-    out, summary = run(body, size, "application/json")
+    out, reading = run(body, size, "application/json")
     assert out == start + HELLO + BYE + DONE
-    assert summary.usage is not None
+    assert reading.usage is not None
     assert run(body, size, "application/json", strip=False)[0] == body
-    assert run(body, size, "application/json", streaming=False)[1].usage is None
 
 
 @pytest.mark.parametrize("body", [b"{}", b'\n{"error":"x"}', b"d", b"da", b"\xef\xbb", b"", b"\n", b"dark"])
@@ -203,9 +202,11 @@ def test_no_stream_after_all(body: bytes, strip: bool) -> None:
 def test_sniffing_abandoned() -> None:
     """Bytes that were too few to tell are dropped with the broken reply."""
     one = meter("application/json")
-    assert one.feed(b"da") == b""
+    assert read(one, b"da") == b""
     assert not one.abandon()
-    one.feed(b"ta: [DONE]\n\n")
+    one = meter("application/json")
+    assert read(one, b"da") == b""
+    assert read(one, b"ta: [DONE]\n\n") == b"data: [DONE]\n\n"
     assert one.abandon()
 
 
@@ -215,11 +216,11 @@ def test_encoded(encoding: str, content_type: str) -> None:
     """A compressed reply passes untouched and is read all the same."""
     body = HELLO + BYE + ONLY + DONE if content_type == SSE else json.dumps({"usage": USAGE}).encode()
     packed = zlib.compress(body) if encoding == "deflate" else gzip.compress(body)
-    out, summary = run(packed, 7, content_type, content_encoding=encoding)
+    out, reading = run(packed, 7, content_type, content_encoding=encoding)
     assert out == packed
-    assert summary.usage is not None
+    assert reading.usage is not None
     one = meter(content_type, content_encoding=encoding)
-    one.feed(packed)
+    read(one, packed)
     assert not one.abandon()
 
 
@@ -229,9 +230,9 @@ def test_encoded(encoding: str, content_type: str) -> None:
 def test_encoding_that_cannot_be_read(body: bytes, encoding: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """An unknown, wrong or exploding encoding passes untouched, and nothing is known."""
     monkeypatch.setattr(decoding, "MAX_DECODED", 1000)
-    out, summary = run(body, 3, content_encoding=encoding)
+    out, reading = run(body, 3, content_encoding=encoding)
     assert out == body
-    assert summary.usage is None
+    assert reading.usage is None
 
 
 @pytest.mark.parametrize("strip", [True, False])
@@ -242,7 +243,7 @@ def test_before_done(strip: bool, size: int | None) -> None:
         HELLO + BYE + ONLY + DONE + DONE,
         size,
         strip=strip,
-        before_done=lambda summary: f": {summary.usage and summary.usage.output_tokens}\n\n".encode(),
+        before_done=lambda reading: f": {reading.usage and reading.usage.output_tokens}\n\n".encode(),
     )
     assert out == HELLO + BYE + (b"" if strip else ONLY) + b": 7\n\n" + DONE + DONE
 
@@ -250,9 +251,9 @@ def test_before_done(strip: bool, size: int | None) -> None:
 def test_started() -> None:
     """The first content starts the reply; a role does not."""
     one = meter()
-    one.feed(event({"choices": [{"index": 0, "delta": {"role": "assistant", "content": ""}}]}))
+    read(one, event({"choices": [{"index": 0, "delta": {"role": "assistant", "content": ""}}]}))
     assert not one.summary.started
-    one.feed(HELLO)
+    read(one, HELLO)
     assert one.summary.started
 
 

@@ -154,7 +154,7 @@ def streams(draw: st.DrawFn) -> Piece:
 
 def run(stream: bytes, cuts: list[int], *, strip: bool) -> tuple[bytes, Meter]:
     """What the client gets of a stream that arrives in pieces."""
-    meter = open_meter(content_type="text/event-stream", content_encoding=None, streaming=True, strip=strip)
+    meter = open_meter(content_type="text/event-stream", content_encoding=None, strip=strip)
     edges = [0, *sorted(cut % (len(stream) + 1) for cut in cuts), len(stream)]
     out = [meter.feed(stream[start:end]) for start, end in pairwise(edges)]
     return b"".join([*out, meter.finish()]), meter
@@ -186,7 +186,7 @@ def test_not_stripped(stream: Piece, cuts: list[int]) -> None:
     assert out == stream.sent
     assert summary_fields(meter.summary) == summary_fields(run(stream.sent, [], strip=True)[1].summary)
     chunk = stream.sent
-    other = open_meter(content_type="text/event-stream", content_encoding=None, streaming=True, strip=False)
+    other = open_meter(content_type="text/event-stream", content_encoding=None, strip=False)
     assert other.feed(chunk) is chunk
 
 
@@ -204,7 +204,7 @@ def test_noise(noise: bytes, stream: Piece, cuts: list[int], strip: bool) -> Non
 def test_abandoned(stream: Piece, cuts: list[int], at: int, strip: bool) -> None:
     """When a stream breaks off, the client has a prefix of what it would have got, and knows whether it is whole."""
     sent = stream.sent[: at % (len(stream.sent) + 1)]
-    meter = open_meter(content_type="text/event-stream", content_encoding=None, streaming=True, strip=strip)
+    meter = open_meter(content_type="text/event-stream", content_encoding=None, strip=strip)
     edges = [0, *sorted(cut % (len(sent) + 1) for cut in cuts), len(sent)]
     out = b"".join(meter.feed(sent[start:end]) for start, end in pairwise(edges))
     assert (stream.got if strip else sent).startswith(out)

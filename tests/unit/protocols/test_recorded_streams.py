@@ -11,6 +11,7 @@ import pytest
 
 from arbstr_asgi.protocols.meters import open_meter
 from arbstr_asgi.protocols.reply import ReplySummary
+from tests.support.sample_replies import read as drained
 
 SHARED = Path(__file__).resolve().parents[4] / "shared"
 CASES = sorted(path.parent for kind in ("corpus", "adversarial") for path in (SHARED / kind).glob("*/expected.json"))
@@ -27,11 +28,10 @@ def read(body: bytes, meta: dict[str, Any], cuts: Sequence[int], *, strip: bool)
     meter = open_meter(
         content_type=meta["content_type"],
         content_encoding=headers.get("content-encoding"),
-        streaming=bool(meta["streaming"]) and well,
         strip=strip and well,
     )
     edges = [0, *cuts, len(body)]
-    pieces = [meter.feed(body[start:end]) for start, end in pairwise(edges)]
+    pieces = [drained(meter, body[start:end]) for start, end in pairwise(edges)]
     return b"".join([*pieces, meter.finish()]), meter.summary
 
 

@@ -28,7 +28,7 @@ EXAMPLES = [
 
 def dispatched(stream: bytes, cuts: list[int]) -> tuple[ReplySummary, bytes]:
     """What a meter reads of a stream that arrives in these pieces, and lets through."""
-    meter = open_meter(content_type="text/event-stream", content_encoding=None, streaming=True, strip=True)
+    meter = open_meter(content_type="text/event-stream", content_encoding=None, strip=True)
     edges = [0, *cuts, len(stream)]
     out = [meter.feed(stream[start:end]) for start, end in pairwise(edges)]
     return meter.summary, b"".join([*out, meter.finish()])

@@ -11,18 +11,18 @@ from hypothesis import strategies as st
 from arbstr_asgi import Provider, Rates
 from arbstr_asgi.protocols.chat import ChatRequest, parse
 from arbstr_asgi.protocols.prompt import MAX_OBJECTS, MAX_REPAIR_BYTES
-from arbstr_asgi.protocols.token_estimate import DEFAULT_OUTPUT_TOKENS, MAX_COUNT, Estimate, estimate_tokens
+from arbstr_asgi.protocols.token_estimate import MAX_COUNT, OUTPUT_TOKENS, Estimate, estimate_tokens, reply_texts
 from arbstr_asgi.protocols.usage import Usage
 from arbstr_asgi.providers.pricing import cost, cost_estimate
 from tests.unit.protocols.test_model_alias import bodies
 
 
-def chat_request(rest: str) -> ChatRequest:
+def asked(rest: str) -> ChatRequest:
     """A request with these members, as they are."""
     return parse(f'{{"model":"m",{rest}}}'.encode())
 
 
-def content_list(*contents: str) -> str:
+def said(*contents: str) -> str:
     """Messages with these contents."""
     return '"messages":[' + ",".join(f'{{"role":"user","content":{content}}}' for content in contents) + "]"
 
@@ -30,33 +30,33 @@ def content_list(*contents: str) -> str:
 @pytest.mark.parametrize(
     ("rest", "tokens"),
     [
-        (content_list('"12345678"'), 2),
-        (content_list('"1234567"'), 1),
-        (content_list('"123"'), 1),
-        (content_list('""'), 1),
-        (content_list('"12345678"', '"12345678"', '"1234"'), 5),
-        (content_list('"' + "é" * 8 + '"'), 4),
-        (content_list('"' + "\\u00e9" * 8 + '"'), 4),
-        (content_list('"' + "\\n" * 8 + '"'), 2),
-        (content_list('"' + "\\ud83d\\ude00" * 8 + '"'), 8),
-        (content_list('"' + "\\ud83d" * 8 + '"'), 6),
-        (content_list('"' + "\\\\ud83d" * 8 + '"', '"\\ud83d"'), 12),
-        (content_list("null"), 1),
-        (content_list('"12345678"', "null"), 2),
+        (said('"12345678"'), 2),
+        (said('"1234567"'), 1),
+        (said('"123"'), 1),
+        (said('""'), 1),
+        (said('"12345678"', '"12345678"', '"1234"'), 5),
+        (said('"' + "é" * 8 + '"'), 4),
+        (said('"' + "\\u00e9" * 8 + '"'), 4),
+        (said('"' + "\\n" * 8 + '"'), 2),
+        (said('"' + "\\ud83d\\ude00" * 8 + '"'), 8),
+        (said('"' + "\\ud83d" * 8 + '"'), 6),
+        (said('"' + "\\\\ud83d" * 8 + '"', '"\\ud83d"'), 12),
+        (said("null"), 1),
+        (said('"12345678"', "null"), 2),
         ('"messages":[{"role":"user"},{"content":"12345678"}]', 2),
-        (content_list('[{"type":"text","text":"hi"}]'), len('[{"type":"text","text":"hi"}]') // 4),
-        (content_list("12345678"), 2),
-        (content_list("true", '{"a":1}', "[]", "1"), (4 + 7 + 2 + 1) // 4),
+        (said('[{"type":"text","text":"hi"}]'), len('[{"type":"text","text":"hi"}]') // 4),
+        (said("12345678"), 2),
+        (said("true", '{"a":1}', "[]", "1"), (4 + 7 + 2 + 1) // 4),
         ('"x":1', 1),
         ('"messages":[]', 1),
-        ('"messages":7,' + content_list('"12345678"'), 2),
-        (content_list('"' + "1" * 400 + '"') + "," + content_list('"12345678"'), 2),
+        ('"messages":7,' + said('"12345678"'), 2),
+        (said('"' + "1" * 400 + '"') + "," + said('"12345678"'), 2),
         ('"m\\u0065ssages":[{"cont\\u0065nt":"12345678"}]', 2),
     ],
 )
 def test_input(rest: str, tokens: int) -> None:
     """A token for four bytes of content: text as the model reads it, everything else as its JSON; at least one."""
-    assert estimate_tokens(chat_request(rest)).input_tokens == tokens
+    assert estimate_tokens(asked(rest)).input_tokens == tokens
 
 
 @pytest.mark.parametrize(
@@ -68,7 +68,7 @@ def test_input(rest: str, tokens: int) -> None:
         '"messages":["12345678"]',
         '"messages":[[]]',
         '"messages":[{},1]',
-        content_list('"\\ud83d' + "a" * MAX_REPAIR_BYTES + '"'),
+        said('"\\ud83d' + "a" * MAX_REPAIR_BYTES + '"'),
         '"messages":[' + "{}," * MAX_OBJECTS + "{}]",
     ],
     ids=lambda rest: rest[:24],
@@ -77,10 +77,10 @@ def test_unreadable(rest: str) -> None:
     """Where messages can't be read, the whole body counts."""
     padding = ',"x":"' + "p" * 400 + '"'
     try:
-        request = chat_request(rest + padding)
+        request = asked(rest + padding)
     except Exception:  # too large for lone surrogates to pass
         request = ChatRequest(body=f'{{"model":"m",{rest}{padding}}}'.encode(), model="m", stream=False)
-    assert estimate_tokens(request) == (len(request.body) // 4, DEFAULT_OUTPUT_TOKENS)
+    assert estimate_tokens(request) == (len(request.body) // 4, OUTPUT_TOKENS)
 
 
 @pytest.mark.parametrize(
@@ -99,7 +99,7 @@ def test_unreadable(rest: str) -> None:
 )
 def test_output(rest: str, tokens: int) -> None:
     """As much as the client allows, and 256 where it does not say."""
-    assert estimate_tokens(chat_request(rest)).output_tokens == tokens
+    assert estimate_tokens(asked(rest)).output_tokens == tokens
 
 
 @pytest.mark.parametrize(
@@ -110,8 +110,8 @@ def test_output(rest: str, tokens: int) -> None:
 def test_hostile_limits(name: str, value: str) -> None:
     """What is no count of tokens limits nothing, and does not hide the other limit."""
     other = "max_tokens" if name != "max_tokens" else "max_completion_tokens"
-    assert estimate_tokens(chat_request(f'"{name}":{value}')).output_tokens == 256
-    assert estimate_tokens(chat_request(f'"{name}":{value},"{other}":7')).output_tokens == 7
+    assert estimate_tokens(asked(f'"{name}":{value}')).output_tokens == 256
+    assert estimate_tokens(asked(f'"{name}":{value},"{other}":7')).output_tokens == 7
 
 
 @given(body=bodies())
@@ -119,7 +119,7 @@ def test_never_raises(body: bytes) -> None:
     """Whatever can be parsed has an estimate of positive counts, no larger than the body."""
     estimate = estimate_tokens(parse(body))
     assert 1 <= estimate.input_tokens <= max(1, len(body) // 4)
-    assert estimate.output_tokens == DEFAULT_OUTPUT_TOKENS
+    assert estimate.output_tokens == OUTPUT_TOKENS
 
 
 @given(contents=st.lists(st.one_of(st.none(), st.text()), max_size=4), ascii_only=st.booleans())
@@ -148,3 +148,53 @@ def test_cost(facts: dict[str, Any], expected: str | None) -> None:
     wanted = None if expected is None else Decimal(expected)
     for rates in (Provider(name="a", url="http://h", **facts), Rates(**facts)):
         assert cost_estimate(estimate, rates) == wanted == cost(Usage(input_tokens=100, output_tokens=50), rates)
+
+
+PIECES = ["The quick brown", " fox jumps", " over the lazy", " dog and", " runs away"]
+
+
+def spoken(*choices: dict[str, Any], end: str = "\n\n") -> list[str]:
+    """The texts of a stream of these choices."""
+    found = reply_texts("".join(f"data: {json.dumps({'choices': [one]})}{end}" for one in choices).encode(), whole=True)
+    assert found is not None
+    return found.texts
+
+
+@pytest.mark.parametrize(
+    "choices",
+    [
+        [{"delta": {"content": piece}} for piece in PIECES],
+        [{"delta": {"reasoning_content": piece, "reasoning": piece}} for piece in PIECES],
+        [{"delta": {"content": piece, "reasoning_content": piece}} for piece in PIECES],
+        [*({"delta": {"content": piece}} for piece in PIECES), {"delta": {}, "message": {"content": "".join(PIECES)}}],
+        [*({"delta": {"content": piece}} for piece in PIECES), {"delta": {"content": "".join(PIECES)}}],
+        [{"message": {"content": "".join(PIECES[: at + 1])}} for at in range(len(PIECES))],
+        [
+            {"delta": {"content": piece}, "message": {"content": "".join(PIECES[: at + 1])}}
+            for at, piece in enumerate(PIECES)
+        ],
+        [{"text": piece} for piece in PIECES],
+        [{"delta": {"content": piece}, "text": piece} for piece in PIECES],
+    ],
+)
+@pytest.mark.parametrize("end", ["\n\n", "\n"])
+def test_a_text_counts_once(choices: list[dict[str, Any]], end: str) -> None:
+    """A text counts once, whatever the number of names and places it comes under."""
+    assert spoken(*choices, end=end) == ["".join(PIECES)]
+
+
+def test_what_is_said_twice_counts_twice() -> None:
+    """What is said again counts again, and so does the same call of two."""
+    assert spoken(*[{"delta": {"content": "ha"}}] * 8) == ["ha" * 8]
+    calls = [{"function": {"name": "f", "arguments": "{}"}}] * 2
+    assert spoken({"delta": {"tool_calls": calls}}) == ["f{}f{}"]
+    legacy = {"name": "f", "arguments": "{}"}
+    assert spoken({"delta": {"tool_calls": calls[:1], "function_call": legacy}}) == ["f{}"]
+
+
+def test_the_beginning_of_lines() -> None:
+    """Of lines as events, those count that are whole."""
+    kept = b"".join(b'data: {"choices":[{"delta":{"content":"ab"}}]}\n' for _ in range(3)) + b'data: {"choi'
+    found = reply_texts(kept, whole=False)
+    assert found is not None
+    assert (found.texts, found.events) == (["ababab"], 3)

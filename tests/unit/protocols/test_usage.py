@@ -1,0 +1,198 @@
+"""A usage object: counts by whatever name and place, and what its total tells of them."""
+
+from decimal import Decimal
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from arbstr_asgi.protocols.usage import MAX_COUNT, Usage, read_usage
+
+READ, WRITTEN = "cache_read_input_tokens", "cache_creation_input_tokens"
+
+
+def usage(given: int, answered: int, total: int | None = None, **more: Any) -> Usage:
+    """What is read of a usage object with OpenAI's names."""
+    said = {"prompt_tokens": given, "completion_tokens": answered, "total_tokens": total, **more}
+    found = read_usage(said)
+    assert found is not None
+    return found
+
+
+@pytest.mark.parametrize(
+    "where",
+    [
+        {"prompt_tokens_details": {"cached_tokens": 900}},
+        {"input_tokens_details": {"cached_tokens": 900}},
+        {"input_token_details": {"cached_tokens": 900}},
+        {"cached_tokens": 900},
+        {"prompt_cache_hit_tokens": 900, "prompt_cache_miss_tokens": 100},
+        {READ: 900},
+        {"prompt_tokens_details": {READ: 900}},
+        {"prompt_tokens_details": {"cached_tokens": 0}, READ: 900},
+        {"prompt_tokens_details": {"cached_tokens": 900}, "cached_tokens": 0},
+        {"prompt_tokens_details": None, "input_tokens_details": {"cached_tokens": 900}, "cached_tokens": "9"},
+    ],
+)
+def test_cached(where: dict[str, Any]) -> None:
+    """Cached tokens are found by all their names in all their places, and a 0 beside them is a default."""
+    assert usage(1000, 20, 1020, **where).cached_tokens == 900
+
+
+@pytest.mark.parametrize(
+    "where",
+    [
+        {WRITTEN: 800},
+        {"prompt_tokens_details": {"cache_write_tokens": 800}},
+        {"prompt_tokens_details": {"cache_creation_tokens": 800}},
+        {"prompt_tokens_details": {"cached_creation_tokens": 800}},
+        {"input_tokens_details": {WRITTEN: 800}, WRITTEN: 0},
+        {"cache_creation": {"ephemeral_5m_input_tokens": 300, "ephemeral_1h_input_tokens": 500}},
+        {"cache_creation": {"ephemeral_5m_input_tokens": 800}, WRITTEN: 800},
+    ],
+)
+def test_written(where: dict[str, Any]) -> None:
+    """Tokens written to a cache are found by all their names in all their places."""
+    assert usage(1000, 20, 1020, **where).cache_write_tokens == 800
+
+
+@pytest.mark.parametrize(
+    "where",
+    [
+        {"completion_tokens_details": {"reasoning_tokens": 7}},
+        {"output_tokens_details": {"reasoning_tokens": 7}},
+        {"output_tokens_details": {"thinking_tokens": 7}},
+        {"reasoning_tokens": 7, "completion_tokens_details": {"reasoning_tokens": 0}},
+    ],
+)
+def test_reasoning(where: dict[str, Any]) -> None:
+    """Reasoning is found by its names in its places."""
+    assert usage(1000, 20, 1020, **where).reasoning_tokens == 7
+
+
+def test_sides() -> None:
+    """The counts themselves come under either name, or under both with a default."""
+    for more in ({}, {"prompt_tokens": 0, "completion_tokens": 0}):
+        found = read_usage({"input_tokens": 19, "output_tokens": 7, **more})
+        assert found is not None
+        assert (found.input_tokens, found.output_tokens) == (19, 7)
+
+
+@pytest.mark.parametrize(
+    ("found", "input_tokens", "unlisted_input", "output", "additive"),
+    [
+        (usage(20, 198, 623), 20, 0, 603, False),
+        (usage(20, 198, 218), 20, 0, 198, False),
+        (usage(20, 198, 0), 20, 0, 198, False),
+        (usage(468, 82, 870, reasoning_tokens=320), 468, 0, 82, True),
+        (usage(4, 20, 2028, **{READ: 1000, WRITTEN: 1004}), 2008, 0, 20, False),
+        (usage(4, 20, 1024, **{READ: 1000}), 1004, 0, 20, False),
+        (usage(1004, 20, 2028, **{READ: 1000, WRITTEN: 1004}), 2008, 0, 20, False),
+        (usage(1008, 20, 2028, **{READ: 1000, WRITTEN: 1004}), 2008, 0, 20, False),
+        (usage(4, 20, 2035, reasoning_tokens=7, **{READ: 1000, WRITTEN: 1004}), 2008, 0, 20, True),
+        (usage(4, 20, 2228, **{READ: 1000, WRITTEN: 1004}), 2008, 0, 220, False),
+        (usage(9, 248, 632, prompt_tokens_details={"audio_tokens": 375}), 9, 375, 248, False),
+    ],
+)
+def test_the_total_is_a_witness(
+    found: Usage, input_tokens: int, unlisted_input: int, output: int, additive: bool
+) -> None:
+    """What the total has beyond input and output is reasoning, caches, media, or else output."""
+    assert not found.is_contradictory
+    assert (found.input_tokens, found.unlisted_input_tokens) == (input_tokens, unlisted_input)
+    assert (found.output_tokens or 0) + found.unlisted_output_tokens == output
+    assert found.reasoning_is_additive is additive
+
+
+def test_anthropics_own_shape() -> None:
+    """Anthropic's names without a total leave the caches out of the input."""
+    found = read_usage({"input_tokens": 4, "output_tokens": 20, READ: 1000, WRITTEN: 1004})
+    assert found is not None
+    assert found.input_tokens == 2008
+
+
+def test_sums_beyond_int64() -> None:
+    """A sum that no database can take is no count."""
+    found = read_usage({"input_tokens": MAX_COUNT, "output_tokens": 1, READ: 1})
+    assert found is not None
+    assert found.input_tokens is None
+    parts = {"ephemeral_5m_input_tokens": MAX_COUNT, "ephemeral_1h_input_tokens": 1}
+    assert usage(1, 1, 2, cache_creation=parts).cache_write_tokens == 0
+
+
+@pytest.mark.parametrize(
+    "found",
+    [
+        usage(4, 20, 24, **{READ: 1000}),
+        usage(4, 20, **{READ: 1000}),
+        usage(4, 20, 23),
+        usage(0, 0, 26),
+        usage(0, 7, 26),
+        usage(10, 7, 17, reasoning_tokens=8),
+    ],
+)
+def test_contradictory(found: Usage) -> None:
+    """Counts that can't all be true are known as that."""
+    assert found.is_contradictory
+
+
+counts = st.none() | st.integers(0, 50) | st.sampled_from([-1, 2**63, True, "7", Decimal("1.5")])
+places = st.dictionaries(st.sampled_from(["cached_tokens", READ, WRITTEN, "reasoning_tokens", "audio_tokens"]), counts)
+
+
+@given(
+    st.dictionaries(
+        st.sampled_from(["prompt_tokens", "input_tokens", "completion_tokens", "total_tokens", READ, WRITTEN, "x"]),
+        counts,
+    ),
+    st.dictionaries(st.sampled_from(["prompt_tokens_details", "output_tokens_details", "cache_creation"]), places),
+)
+def test_counts_add_up(said: dict[str, Any], details: dict[str, Any]) -> None:
+    """What is not contradictory adds up to its total, and no share is larger than its whole."""
+    found = read_usage({**said, **details})
+    if found is None or found.input_tokens is None or found.output_tokens is None or found.is_contradictory:
+        return
+    reasoning = found.reasoning_tokens or 0
+    whole = found.input_tokens + found.unlisted_input_tokens
+    answered = found.output_tokens + found.unlisted_output_tokens + (reasoning if found.reasoning_is_additive else 0)
+    assert not found.total_tokens or whole + answered == found.total_tokens
+    assert (found.cached_tokens or 0) + (found.cache_write_tokens or 0) <= whole
+    assert reasoning <= answered
+    assert 0 <= found.output_tokens <= MAX_COUNT
+
+
+@pytest.mark.parametrize(
+    ("said", "usd"),
+    [
+        ({"cost": 0, "is_byok": True, "cost_details": {"upstream_inference_cost": "0.0360795"}}, "0.0360795"),
+        ({"cost": "0.001", "is_byok": True, "cost_details": {"upstream_inference_cost": "0.02"}}, "0.021"),
+        ({"cost": "0.005", "is_byok": False, "cost_details": {"upstream_inference_cost": "0.005"}}, "0.005"),
+        ({"cost": 0, "is_byok": False, "cost_details": {"upstream_inference_cost": "0.005"}}, "0"),
+        ({"cost": 0, "cost_details": {"upstream_inference_cost": "0.005"}}, "0.005"),
+        ({"cost": 0, "cost_details": {"upstream_inference_cost": None}}, "0"),
+        (
+            {
+                "cost": 0,
+                "is_byok": True,
+                "cost_details": {
+                    "upstream_inference_cost": None,
+                    "upstream_inference_prompt_cost": "0.5",
+                    "upstream_inference_completions_cost": "0.25",
+                },
+            },
+            "0.75",
+        ),
+        ({"cost": "0.001", "is_byok": True}, None),
+        ({"cost": "0.001", "is_byok": True, "cost_details": []}, None),
+    ],
+)
+def test_own_key_at_openrouter(said: dict[str, Any], usd: str | None) -> None:
+    """With the account's own key, the spend is the fee and what the other provider charges."""
+
+    def decoded(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {name: decoded(inner) for name, inner in value.items()}
+        return Decimal(value) if isinstance(value, str) else value
+
+    assert usage(1, 1, 2, **decoded(said)).cost_usd == usd
