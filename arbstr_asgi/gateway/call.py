@@ -165,26 +165,21 @@ class Call:
         deadline.start(idle_timeout)
         await writer.start()
         while chunk := await read():
+            deadline.limit = inf  # what a slow client takes is not the provider's idleness
             out = feed(chunk)
+            while meter.pending:  # a large chunk, for which others need not wait
+                if out and not outcome.client_gone:
+                    await write(out)
+                await asyncio.sleep(0)
+                out = meter.resume()
             if is_to_start and summary.started:
                 record.ttft_ms, is_to_start = record.clock.ms(), False
             if reply.ended:  # nothing can follow: it goes with the end
                 last = out
                 break
             if out and not outcome.client_gone:
-                deadline.limit = inf  # what a slow client takes is not the provider's idleness
                 await write(out)
-            while meter.pending:  # a large chunk, of which others need not wait
-                await asyncio.sleep(0)
-                out = meter.resume()
-                if out and not outcome.client_gone:
-                    await write(out)
             deadline.limit = now() + idle_timeout
-        while meter.pending:
-            await asyncio.sleep(0)
-            last += meter.resume()
-        if is_to_start and summary.started:
-            record.ttft_ms = record.clock.ms()
         last += meter.finish()
         outcome.complete = True
         deadline.limit = inf
