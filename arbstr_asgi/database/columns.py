@@ -67,8 +67,10 @@ COLUMNS: Columns = (
     Column("worker_id", Kind.TEXT, 64),
     Column("revision", Kind.INTEGER, required=True),
     Column("dearest_cost_sats", Kind.MONEY),
+    Column("provider_model", Kind.TEXT, 255),
+    Column("sent_ms", Kind.INTEGER),
 )
-FIRST_COLUMNS = COLUMNS[:-1]  # as revision 0001 made them
+FIRST_COLUMNS = COLUMNS[:-3]  # as revision 0001 made them
 
 
 ATTEMPT_COLUMNS: Columns = (

@@ -22,7 +22,7 @@ class LedgerDatabase:
     def __init__(self, source: DatabaseUrl | Database, dialect: str, prefix: str, *, durable: bool) -> None:
         self.dialect = dialect
         self.prefix = prefix
-        self.schema = ""  # what `open` found or did: `0003 (up to date)`, `nothing -> 0003`
+        self.schema = ""  # what `open` found or did: `0004 (up to date)`, `nothing -> 0004`
         self._source = source
         self._durable = durable
         self.driver: Driver = load(dialect)
@@ -126,7 +126,7 @@ def _check_host_database(database: Database, dialect: str) -> None:
 
 
 async def migrate(url_or_database: str | Database, *, table_prefix: str | None = None) -> str:
-    """Upgrade the tables and return what was done: `0003 (up to date)` or `nothing -> 0003`.
+    """Upgrade the tables and return what was done: `0004 (up to date)` or `nothing -> 0004`.
 
     The prefix is "" for a URL and "arbstr_" for a connected database, unless given. Raises ConfigError, LedgerError.
     """

@@ -80,6 +80,7 @@ def _config(dialect: str, prefix: str) -> Config:
         version_table=names.version,
         rollups_table=names.rollups,
         dirty_hours_table=names.dirty_hours,
+        all_attempts_view=names.all_attempts,
     )
     return config
 

@@ -1,6 +1,6 @@
 """The rows of the ledger as Python values: one LedgerEntry per call, one AttemptEntry per request to a provider."""
 
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from typing import Literal, Protocol
 
@@ -19,10 +19,13 @@ EndReason = Literal[
 IN_FLIGHT = ("in_flight", "abandoned")  # a finished state replaces any of these, whatever its revision
 Disconnect = Literal["drained", "drain_cut", "cancelled"]
 UsageSource = Literal["provider", "provider_partial", "estimated", "none"]
+_LONGEST_MS = 2**31  # beyond it no arithmetic is tried
 
 
 class AttemptEntry(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """One request to a provider; a call has several after a failover. The field names are the columns of `attempts`.
+
+    The only attempt of a call has a row there only if it says more than the call's own row (see `derived_attempt`).
 
     `timestamp` is when the request was sent, `model` the model name sent, `status` the HTTP status of the response,
     `latency_ms` the time from sending to the response or the failure. `maybe_billed`: the request was sent, and the
@@ -48,7 +51,8 @@ class LedgerEntry(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """The state of one call. The field names are the columns of `requests`; the README documents each.
 
     `revision` orders the states of a call: 0 in flight, 1 finished, 2 corrected. Durations are integer milliseconds on
-    the monotonic clock, money is Decimal, None is unknown. `tries` are the attempts so far, each a row of `attempts`.
+    the monotonic clock, money is Decimal, None is unknown. `tries` are the attempts so far. `provider_model` is the
+    model name sent, where that is not `model`; `sent_ms` when a call's only attempt was sent, from arrival.
     """
 
     correlation_id: str
@@ -89,8 +93,48 @@ class LedgerEntry(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     attempts: int = 0
     worker_id: str | None = None
     dearest_cost_sats: Decimal | None = None
+    provider_model: str | None = None
+    sent_ms: int | None = None
     tries: tuple[AttemptEntry, ...] = ()
-    """The attempts so far, of which each is a row of its own."""
+    """The attempts so far."""
+
+
+def derived_attempt(entry: LedgerEntry) -> AttemptEntry | None:
+    """The only attempt of a call with `sent_ms`, as its row tells it; None where the row can not tell it.
+
+    The view `all_attempts` says the same in SQL. It is that of a call whose provider has answered, with 200 unless the
+    client got its error status. Attempts have no estimates.
+    """
+    sent_ms, latency_ms, status = entry.sent_ms, entry.latency_ms, entry.error_status
+    if entry.provider is None or type(sent_ms) is not int or type(latency_ms) is not int:
+        return None
+    if not 0 <= sent_ms <= latency_ms <= _LONGEST_MS or entry.timestamp.tzinfo is not UTC:
+        return None
+    if status is None:
+        status = 200
+    elif type(status) is not int or not 100 <= status <= 999:
+        return None
+    try:
+        timestamp = entry.timestamp + timedelta(milliseconds=sent_ms)
+    except OverflowError:
+        return None
+    reason = entry.end_reason
+    estimated = entry.usage_source == "estimated"
+    uncounted = (estimated or entry.usage_source == "none") and entry.error_status is None
+    return AttemptEntry(
+        number=1,
+        provider=entry.provider,
+        timestamp=timestamp,
+        model=entry.model if entry.provider_model is None else entry.provider_model,
+        status=status,
+        latency_ms=latency_ms - sent_ms,
+        input_tokens=None if estimated else entry.input_tokens,
+        output_tokens=None if estimated else entry.output_tokens,
+        cost_sats=None if estimated else entry.cost_sats,
+        maybe_billed=reason == "abandoned" or (reason != "in_flight" and uncounted),
+        error_message=entry.error_message,
+        revision=entry.revision - estimated,
+    )
 
 
 class PendingEntry(Protocol):

@@ -8,7 +8,7 @@ from arbstr_asgi.database.drivers.base import Driver
 from arbstr_asgi.database.statements import Statements, statements
 from arbstr_asgi.errors import LedgerError
 
-HEAD = "0003"  # the newest revision in migrations/versions, known without importing Alembic
+HEAD = "0004"  # the newest revision in migrations/versions, known without importing Alembic
 
 _MIGRATION_TIMEOUT = 120.0  # seconds
 
@@ -16,7 +16,7 @@ _MIGRATION_TIMEOUT = 120.0  # seconds
 async def ensure(connections: ConnectionTasks, prefix: str, *, migrate: bool) -> str:
     """Bring the tables up to date. Raises LedgerError where they are not and `migrate` is off.
 
-    Returns what was done: `0003 (up to date)` or `nothing -> 0003`. A newer schema is accepted: within a major version
+    Returns what was done: `0004 (up to date)` or `nothing -> 0004`. A newer schema is accepted: within a major version
     it only has more columns.
     """
     sql = statements(connections.driver.dialect, prefix)
@@ -60,12 +60,13 @@ async def current_revision(driver: Driver, raw: Any, sql: Statements) -> str | N
 
 
 def _tables(sql: Statements) -> list[tuple[str, str, set[str]]]:
-    """Our tables: name, the revision that created it, and its columns in that revision."""
+    """Our tables and the view: name, the revision that created it, and its columns in that revision."""
     return [
         (sql.names.requests, "0001", {"id", *(column.name for column in FIRST_COLUMNS)}),
         (sql.names.attempts, "0002", {"id", *(column.name for column in ATTEMPT_COLUMNS)}),
         (sql.names.rollups, "0003", {*ROLLUP_COLUMNS}),
         (sql.names.dirty_hours, "0003", {"hour", "writer", "mark"}),
+        (sql.names.all_attempts, "0004", {column.name for column in ATTEMPT_COLUMNS}),
     ]
 
 

@@ -15,13 +15,14 @@ Placeholders = Callable[[int], str]
 
 
 class TableNames(NamedTuple):
-    """Names of the tables with their prefix; `version` is the table of the schema revision."""
+    """Names of the tables and the view with their prefix; `version` is the table of the schema revision."""
 
     requests: str
     attempts: str
     version: str
     rollups: str
     dirty_hours: str
+    all_attempts: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,20 +42,24 @@ class Statements:
     abandon: str  # error_message, correlation_id
     abandon_attempt: str  # error_message, correlation_id
     mark_hour: str  # hour, writer, mark
-    select_timestamp: str  # correlation_id
+    select: str  # correlation_id; locks the row
+    select_all_attempts: str  # correlation_id; with those that the row of a call tells
     version: str
     _select_attempts: str = field(repr=False)
     _param: Placeholders = field(repr=False)
 
     def select_attempts(self, count: int) -> str:
-        """SELECT the attempts of `count` calls; the parameters are their correlation ids."""
+        """SELECT the rows of attempts of `count` calls; the parameters are their correlation ids."""
         return self._select_attempts.format(", ".join(map(self._param, range(count))))
 
 
 def table_names(prefix: str) -> TableNames:
     """The tables with this prefix."""
     return TableNames(
-        *(f"{prefix}{name}" for name in ("requests", "attempts", "arbstr_version", "rollups", "dirty_hours"))
+        *(
+            f"{prefix}{name}"
+            for name in ("requests", "attempts", "arbstr_version", "rollups", "dirty_hours", "all_attempts")
+        )
     )
 
 
@@ -69,7 +74,7 @@ def statements(dialect: str, prefix: str) -> Statements:
     name, attempts = quoted(dialect, names.requests), quoted(dialect, names.attempts)
     q = {column.name: quoted(dialect, column.name) for column in (*COLUMNS, *ATTEMPT_COLUMNS)}
     param = placeholders(dialect)
-    columns = ", ".join(q[column.name] for column in COLUMNS)
+    columns, attempt_columns = (", ".join(q[column.name] for column in each) for each in (COLUMNS, ATTEMPT_COLUMNS))
     # Each by itself is a look into an index, both at once would be a walk through the table.
     bounds = f"(SELECT max(id) FROM {name}), (SELECT min({q['timestamp']}) FROM {name})"  # noqa: S608
     return Statements(
@@ -78,7 +83,7 @@ def statements(dialect: str, prefix: str) -> Statements:
         upsert_attempt=_upsert(dialect, names.attempts, ATTEMPT_COLUMNS, ["correlation_id", "number"]),
         # MySQL counts only rows that change; raising the revision makes each matched row change.
         update_usage=f"UPDATE {name} SET {q['input_tokens']} = {param(0)}, {q['output_tokens']} = {param(1)}, "  # noqa: S608
-        f"{q['cost_sats']} = {param(2)}, {q['revision']} = {q['revision']} + 1 "
+        f"{q['cost_sats']} = {param(2)}, {q['revision']} = {q['revision']} + 1, {q['sent_ms']} = NULL "
         f"WHERE {q['correlation_id']} = {param(3)}",
         oldest=f"SELECT id, {columns} FROM {name} ORDER BY id LIMIT {param(0)}",  # noqa: S608
         count_after=f"SELECT (SELECT count(*) FROM {name} WHERE id > {param(0)}), {bounds}",  # noqa: S608
@@ -97,9 +102,12 @@ def statements(dialect: str, prefix: str) -> Statements:
         abandon_attempt=f"UPDATE {attempts} SET {q['maybe_billed']} = TRUE, {q['error_message']} = {param(0)} "  # noqa: S608
         f"WHERE {q['correlation_id']} = {param(1)} AND {q['revision']} = 0",
         mark_hour=mark_hour(dialect, names.dirty_hours),
-        select_timestamp=f"SELECT {q['timestamp']} FROM {name} WHERE {q['correlation_id']} = {param(0)}",  # noqa: S608
+        select=f"SELECT {columns} FROM {name} WHERE {q['correlation_id']} = {param(0)}"  # noqa: S608
+        + ("" if dialect == "sqlite" else " FOR UPDATE"),
+        select_all_attempts=f"SELECT {attempt_columns} FROM {quoted(dialect, names.all_attempts)} "  # noqa: S608
+        f"WHERE {q['correlation_id']} = {param(0)} ORDER BY {q['number']}",
         version=f"SELECT version_num FROM {quoted(dialect, names.version)}",  # noqa: S608
-        _select_attempts=f"SELECT {', '.join(q[column.name] for column in ATTEMPT_COLUMNS)} FROM {attempts} "  # noqa: S608
+        _select_attempts=f"SELECT {attempt_columns} FROM {attempts} "  # noqa: S608
         f"WHERE {q['correlation_id']} IN ({{}}) ORDER BY {q['correlation_id']}, {q['number']}",
         _param=param,
     )

@@ -12,7 +12,7 @@ from operator import attrgetter
 from typing import Any, NamedTuple
 
 from arbstr_asgi.database.columns import ATTEMPT_COLUMNS, COLUMNS, Column, Columns, Kind
-from arbstr_asgi.database.records import AttemptEntry, LedgerEntry
+from arbstr_asgi.database.records import AttemptEntry, LedgerEntry, derived_attempt
 
 Row = tuple[Any, ...]
 _MIN_INTEGER, _MAX_INTEGER = -(2**63), 2**63 - 1
@@ -24,7 +24,10 @@ _MONEY = Context(prec=24, rounding=ROUND_HALF_EVEN, traps=[InvalidOperation])
 
 
 class Record(NamedTuple):
-    """One normalised state of a call: its row in `requests`, and one row for each of its attempts."""
+    """One normalised state of a call: its row in `requests`, and the rows of its attempts that this one doesn't tell.
+
+    Where the row has `sent_ms`, it tells the call's only attempt.
+    """
 
     row: Row
     attempts: tuple[Row, ...] = ()
@@ -139,14 +142,33 @@ def _converter(column: Column) -> Callable[[Any], Any]:
 
 _CONVERTERS = tuple(_converter(column) for column in COLUMNS)
 _OF_ATTEMPTS = tuple(_converter(column) for column in ATTEMPT_COLUMNS[1:])
-_facts = attrgetter(*(column.name for column in COLUMNS))
+_NAMES = tuple(column.name for column in COLUMNS)
+_SENT_MS = _NAMES.index("sent_ms")
+_facts = attrgetter(*_NAMES)
 _facts_of_attempt = attrgetter(*(column.name for column in ATTEMPT_COLUMNS[1:]))
 
 
 def record(entry: LedgerEntry) -> Record:
-    """The row of an entry and those of its attempts."""
+    """The row of an entry and those of its attempts, but for an only one that can be derived from the entry's."""
     row = normalise(entry)
+    if entry.sent_ms is not None:
+        if entry.tries == (derived_attempt(entry),):
+            return Record(row)
+        row = without_derived(row)
     return Record(row, tuple([normalise_attempt(row[0], attempt) for attempt in entry.tries]))
+
+
+def without_derived(row: Row) -> Row:
+    """The same row, which does not stand for an attempt any more."""
+    return (*row[:_SENT_MS], None, *row[_SENT_MS + 1 :])
+
+
+def derived(row: Row) -> tuple[Row, ...]:
+    """The attempt that a normalised row stands for, or nothing."""
+    if row[_SENT_MS] is None:
+        return ()
+    attempt = derived_attempt(LedgerEntry(**dict(zip(_NAMES, row, strict=True))))
+    return () if attempt is None else (normalise_attempt(row[0], attempt),)
 
 
 def normalise(entry: LedgerEntry) -> Row:

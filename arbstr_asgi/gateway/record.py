@@ -182,6 +182,11 @@ class AttemptLog:
         known = [attempt.cost_sats for attempt in self._finished if attempt.cost_sats is not None]
         return sum(known, Decimal(0)) if known else None
 
+    @property
+    def sent_ms(self) -> int | None:
+        """When the only attempt was sent, in milliseconds since the call came; None: there is not exactly one."""
+        return self._began_ms if len(self) == 1 else None
+
     def begin(self, provider: str, model: str) -> None:
         """A request is about to be sent."""
         self.sent = False
@@ -433,6 +438,8 @@ class CallRecord:
             policy=self.policy,
             latency_ms=self.latency_ms,
             attempts=len(attempts),
+            provider_model=None if self._requested_model == self.model else self._requested_model,
+            sent_ms=self.attempts.sent_ms,
             tries=attempts,
             **facts,
         )

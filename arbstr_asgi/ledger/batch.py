@@ -195,10 +195,14 @@ class PendingBatches:
             return []
         async with driver.begin(raw):
             await driver.write(raw, rows)
+            found = [await driver.fetch(raw, sql.select, (call,)) for call in {update[-1]: None for update in updates}]
+            updated = [values.read_row(row) for rows in found for row in rows]
+            # The usage of an attempt stays what the provider said.
+            attempts = [driver.encode(row, IN_ATTEMPTS) for each in updated for row in values.derived(each)]
+            await driver.write(raw, [BulkStatement(sql.upsert_attempt, attempts)] if attempts else [])
             counts = [await driver.execute(raw, sql.update_usage, update) for update in updates]
-            entries_now = [await driver.fetch(raw, sql.select_timestamp, update[-1:]) for update in updates]
-            moments = [values.read_timestamp(row[0]) for rows in entries_now for row in rows]
-            await driver.write(raw, self._mark_hours(self._dirty_hours.marks(moments)))
+            moments = self._dirty_hours.record_marks([Record(row) for row in updated])
+            await driver.write(raw, self._mark_hours(moments))
             return counts
 
     def _mark_hours(self, markers: list[HourMark]) -> list[BulkStatement]:
@@ -239,7 +243,7 @@ def _resolve(operations: list[Operation], counts: list[int]) -> None:
 
 
 def upsert_operations(driver: Driver, sql: Statements, records: Sequence[Record]) -> list[BulkStatement]:
-    """The statements that upsert these records and their attempts, for one transaction."""
+    """The statements that upsert these records and the rows of their attempts, for one transaction."""
     rows = [driver.encode(record.row) for record in records]
     attempts = [driver.encode(row, IN_ATTEMPTS) for record in records for row in record.attempts]
     return [
@@ -283,4 +287,5 @@ def degraded_record(record: Record, level: int, reason: str) -> Record:
     values_by_column["usage_source"] = "none"
     values_by_column["model"] = _REFUSED if values_by_column["model"] is None else values_by_column["model"]
     values_by_column["error_message"] = values.text(f"degraded: {reason}", 500)
-    return Record(tuple(values_by_column.values()), record.attempts if level == 1 else ())
+    attempts = record.attempts or values.derived(record.row)
+    return Record(tuple(values_by_column.values()), attempts if level == 1 else ())

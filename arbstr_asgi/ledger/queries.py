@@ -74,7 +74,7 @@ class QueryRunner:
     async def attempts(self, correlation_id: str) -> list[dict[str, Any]]:
         """The attempts of one call, in order."""
         parameters = (values.identifier(correlation_id),)
-        result = await self._fetch(self._statements.select_attempts(1), parameters, READ_TIMEOUT)
+        result = await self._fetch(self._statements.select_all_attempts, parameters, READ_TIMEOUT)
         return [values.read(row, ATTEMPT_COLUMNS) for row in result]
 
     async def check(self) -> None:

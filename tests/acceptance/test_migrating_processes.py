@@ -40,7 +40,7 @@ async def _open_and_record(url: str, correlation_id: str) -> bool:
     ledger.record(an_entry(correlation_id))
     await ledger.close()
     assert ledger.lost == 0
-    return ledger._target.schema == "nothing -> 0003"
+    return ledger._target.schema == "nothing -> 0004"
 
 
 @pytest.mark.parametrize("dialect", DIALECTS)
@@ -67,7 +67,7 @@ def test_eight_processes_migrate_an_empty_database_once(dialect: str, tmp_path: 
         assert migrated == [1] * ROUNDS
         for url in urls:
             assert run_sql(url, "SELECT count(*) FROM requests") == [(PROCESSES,)]
-            assert run_sql(url, "SELECT version_num FROM arbstr_version") == [("0003",)]
+            assert run_sql(url, "SELECT version_num FROM arbstr_version") == [("0004",)]
 
 
 def test_the_wheel_carries_the_migrations(tmp_path: Path) -> None:

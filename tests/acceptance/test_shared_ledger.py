@@ -70,5 +70,5 @@ def test_two_servers_of_two_workers_share_a_ledger(kind: str, tmp_path: Path) ->
             assert said[call]["x-arbstr-provider"] == who
             assert ("x-arbstr-retries" in said[call]) == (attempts == 2)
         assert {row[3] for row in rows} == {"p", "q"}
-        assert run_sql(database, "SELECT count(*) FROM attempts") == [(sum(row[4] for row in rows),)]
+        assert run_sql(database, "SELECT count(*) FROM all_attempts") == [(sum(row[4] for row in rows),)]
         assert run_sql(database, "SELECT count(DISTINCT worker_id) FROM requests")[0][0] >= 3

@@ -72,8 +72,8 @@ def test_head_is_the_newest_script() -> None:
 
 def test_the_table_has_the_columns_of_the_code(database_url: str) -> None:
     """In their order, with the types that keep money exact, time in milliseconds and case apart."""
-    assert asyncio.run(migrate(database_url)) == "nothing -> 0003"
-    assert asyncio.run(migrate(database_url)) == "0003 (up to date)"
+    assert asyncio.run(migrate(database_url)) == "nothing -> 0004"
+    assert asyncio.run(migrate(database_url)) == "0004 (up to date)"
     columns = columns_of(database_url)
     assert list(columns) == ["id", *(column.name for column in COLUMNS)]
     assert list(columns_of(database_url, "attempts")) == ["id", *(column.name for column in ATTEMPT_COLUMNS)]
@@ -106,7 +106,7 @@ def test_the_sql_script_makes_the_same_tables(database_url: str) -> None:
         lines = "\n".join(line for line in script.splitlines() if not line.startswith("--"))
         with warnings.catch_warnings(action="ignore"):  # MariaDB: "Name … ignored for PRIMARY key"
             run_sql(database_url, *(part for part in lines.split(";") if part.strip()))
-    assert asyncio.run(migrate(database_url, table_prefix="by_hand_")) == "0003 (up to date)"
+    assert asyncio.run(migrate(database_url, table_prefix="by_hand_")) == "0004 (up to date)"
     assert len(opened(database_url, table_prefix="by_hand_", migrate=False)) == 1
     asyncio.run(migrate(database_url))
     assert columns_of(database_url) == columns_of(database_url, "by_hand_requests")
@@ -124,8 +124,9 @@ def set_back(url: str) -> None:
     on = " ON requests" if dialect_of(url) == "mysql" else ""
     run_sql(
         url,
+        "DROP VIEW all_attempts",
         *(f"DROP INDEX ix_requests_{name}{on}" for name in ("end_user", "latency_ms", "cost_sats")),
-        "ALTER TABLE requests DROP COLUMN dearest_cost_sats",
+        *(f"ALTER TABLE requests DROP COLUMN {name}" for name in ("dearest_cost_sats", "provider_model", "sent_ms")),
         *(f"DROP TABLE {name}" for name in ("rollups", "dirty_hours", "attempts")),
         "UPDATE arbstr_version SET version_num = '0001'",
     )
@@ -135,19 +136,19 @@ def test_a_schema_that_is_behind_or_ahead(database_url: str) -> None:
     """An older revision needs migrating; a newer one of the same major version is used as it is."""
     asyncio.run(migrate(database_url))
     set_back(database_url)
-    with pytest.raises(LedgerError, match="revision 0001, 0003 is needed"):
+    with pytest.raises(LedgerError, match="revision 0001, 0004 is needed"):
         opened(database_url, migrate=False)
-    assert asyncio.run(migrate(database_url)) == "0001 -> 0003"
+    assert asyncio.run(migrate(database_url)) == "0001 -> 0004"
     run_sql(database_url, "UPDATE arbstr_version SET version_num = '0007'")
     run_sql(database_url, "ALTER TABLE requests ADD COLUMN colour VARCHAR(10)")
     assert len(opened(database_url)) == 1
-    for table in ("dirty_hours", "rollups", "attempts", "requests"):
-        run_sql(database_url, f"DROP TABLE {table}")
+    for table in ("all_attempts", "dirty_hours", "rollups", "attempts", "requests"):
+        run_sql(database_url, f"DROP {'VIEW' if table == 'all_attempts' else 'TABLE'} {table}")
         with pytest.raises(LedgerError, match=f"table {table} is missing"):
             opened(database_url)
 
 
-@pytest.mark.parametrize("table", ["requests", "attempts", "rollups", "dirty_hours"])
+@pytest.mark.parametrize("table", ["requests", "attempts", "rollups", "dirty_hours", "all_attempts"])
 @pytest.mark.parametrize("versioned", [False, True])
 def test_a_foreign_table_is_never_touched(database_url: str, versioned: bool, table: str) -> None:
     """A table of our name without our version, also beside an empty version table, is an error and stays as it is."""
@@ -177,6 +178,8 @@ def test_a_foreign_table_is_never_touched(database_url: str, versioned: bool, ta
         "CREATE TABLE.*dirty_hours",
         "CREATE INDEX.*ix_requests_latency_ms",
         "INSERT INTO.*sealed",
+        "ADD COLUMN.*provider_model",
+        "CREATE.*VIEW",
     ],
 )
 def test_a_crash_half_way_is_repaired(database_url: str, statement: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -200,7 +203,7 @@ def test_a_crash_half_way_is_repaired(database_url: str, statement: str, monkeyp
     with pytest.raises(LedgerError, match="arbstr migrate"):
         opened(database_url, migrate=False)
     assert len(opened(database_url)) == 1
-    assert run_sql(database_url, "SELECT version_num FROM arbstr_version") == [("0003",)]
+    assert run_sql(database_url, "SELECT version_num FROM arbstr_version") == [("0004",)]
 
 
 @contextmanager
@@ -246,7 +249,7 @@ def test_a_busy_hosts_database_is_shared(database_url: str, tmp_path: Path) -> N
         ledger = Ledger(database=database)
         with pytest.raises(LedgerError, match="arbstr_requests is missing: run `arbstr migrate`"):
             await ledger.open()
-        assert await migrate(database) == "nothing -> 0003"
+        assert await migrate(database) == "nothing -> 0004"
         await ledger.open()
         for number in range(300):
             ledger.record(an_entry(f"call-{number}"))
@@ -366,7 +369,7 @@ def test_two_ledgers_migrate_in_one_loop(tmp_path: Path) -> None:
 
     asyncio.run(main())
     for name in "abc":
-        assert run_sql(f"sqlite:///{tmp_path}/{name}.db", "SELECT version_num FROM arbstr_version") == [("0003",)]
+        assert run_sql(f"sqlite:///{tmp_path}/{name}.db", "SELECT version_num FROM arbstr_version") == [("0004",)]
 
 
 def test_urls_under_test_are_ours() -> None:
