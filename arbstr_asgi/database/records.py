@@ -103,10 +103,17 @@ def derived_attempt(entry: LedgerEntry) -> AttemptEntry | None:
     """The only attempt of a call with `sent_ms`, as its row tells it; None where the row can not tell it.
 
     The view `all_attempts` says the same in SQL. It is that of a call whose provider has answered, with 200 unless the
-    client got its error status. Attempts have no estimates.
+    client got its error status. Attempts have no estimates. That of a corrected call is always a row, since an earlier
+    state may have written one.
     """
     sent_ms, latency_ms, status = entry.sent_ms, entry.latency_ms, entry.error_status
-    if entry.provider is None or type(sent_ms) is not int or type(latency_ms) is not int:
+    reason, estimated = entry.end_reason, entry.usage_source == "estimated"
+    if (
+        entry.revision - estimated > 1
+        or entry.provider is None
+        or type(sent_ms) is not int
+        or type(latency_ms) is not int
+    ):
         return None
     if not 0 <= sent_ms <= latency_ms <= _LONGEST_MS or entry.timestamp.tzinfo is not UTC:
         return None
@@ -118,8 +125,6 @@ def derived_attempt(entry: LedgerEntry) -> AttemptEntry | None:
         timestamp = entry.timestamp + timedelta(milliseconds=sent_ms)
     except OverflowError:
         return None
-    reason = entry.end_reason
-    estimated = entry.usage_source == "estimated"
     uncounted = (estimated or entry.usage_source == "none") and entry.error_status is None
     return AttemptEntry(
         number=1,

@@ -42,7 +42,7 @@ class Statements:
     abandon: str  # error_message, correlation_id
     abandon_attempt: str  # error_message, correlation_id
     mark_hour: str  # hour, writer, mark
-    select: str  # correlation_id; locks the row
+    select_timestamp: str  # correlation_id
     select_all_attempts: str  # correlation_id; with those that the row of a call tells
     version: str
     _select_attempts: str = field(repr=False)
@@ -83,7 +83,7 @@ def statements(dialect: str, prefix: str) -> Statements:
         upsert_attempt=_upsert(dialect, names.attempts, ATTEMPT_COLUMNS, ["correlation_id", "number"]),
         # MySQL counts only rows that change; raising the revision makes each matched row change.
         update_usage=f"UPDATE {name} SET {q['input_tokens']} = {param(0)}, {q['output_tokens']} = {param(1)}, "  # noqa: S608
-        f"{q['cost_sats']} = {param(2)}, {q['revision']} = {q['revision']} + 1, {q['sent_ms']} = NULL "
+        f"{q['cost_sats']} = {param(2)}, {q['revision']} = {q['revision']} + 1 "
         f"WHERE {q['correlation_id']} = {param(3)}",
         oldest=f"SELECT id, {columns} FROM {name} ORDER BY id LIMIT {param(0)}",  # noqa: S608
         count_after=f"SELECT (SELECT count(*) FROM {name} WHERE id > {param(0)}), {bounds}",  # noqa: S608
@@ -102,8 +102,7 @@ def statements(dialect: str, prefix: str) -> Statements:
         abandon_attempt=f"UPDATE {attempts} SET {q['maybe_billed']} = TRUE, {q['error_message']} = {param(0)} "  # noqa: S608
         f"WHERE {q['correlation_id']} = {param(1)} AND {q['revision']} = 0",
         mark_hour=mark_hour(dialect, names.dirty_hours),
-        select=f"SELECT {columns} FROM {name} WHERE {q['correlation_id']} = {param(0)}"  # noqa: S608
-        + ("" if dialect == "sqlite" else " FOR UPDATE"),
+        select_timestamp=f"SELECT {q['timestamp']} FROM {name} WHERE {q['correlation_id']} = {param(0)}",  # noqa: S608
         select_all_attempts=f"SELECT {attempt_columns} FROM {quoted(dialect, names.all_attempts)} "  # noqa: S608
         f"WHERE {q['correlation_id']} = {param(0)} ORDER BY {q['number']}",
         version=f"SELECT version_num FROM {quoted(dialect, names.version)}",  # noqa: S608

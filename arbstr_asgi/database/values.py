@@ -26,7 +26,7 @@ _MONEY = Context(prec=24, rounding=ROUND_HALF_EVEN, traps=[InvalidOperation])
 class Record(NamedTuple):
     """One normalised state of a call: its row in `requests`, and the rows of its attempts that this one doesn't tell.
 
-    Where the row has `sent_ms`, it tells the call's only attempt.
+    Where the row has `sent_ms`, it tells the call's only attempt, unless there is a row of a finished state of it.
     """
 
     row: Row

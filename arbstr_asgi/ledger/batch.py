@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from arbstr_asgi.database import values
-from arbstr_asgi.database.columns import COLUMNS
+from arbstr_asgi.database.columns import ATTEMPT_COLUMNS, COLUMNS
 from arbstr_asgi.database.drivers.base import IN_ATTEMPTS, BulkStatement, Driver
 from arbstr_asgi.database.records import LedgerEntry, PendingEntry
 from arbstr_asgi.database.statements import Statements
@@ -195,15 +195,19 @@ class PendingBatches:
             return []
         async with driver.begin(raw):
             await driver.write(raw, rows)
-            found = [await driver.fetch(raw, sql.select, (call,)) for call in {update[-1]: None for update in updates}]
-            updated = [values.read_row(row) for rows in found for row in rows]
-            # The usage of an attempt stays what the provider said.
-            attempts = [driver.encode(row, IN_ATTEMPTS) for each in updated for row in values.derived(each)]
-            await driver.write(raw, [BulkStatement(sql.upsert_attempt, attempts)] if attempts else [])
+            await self._keep_attempts(raw, [update[-1] for update in updates])
             counts = [await driver.execute(raw, sql.update_usage, update) for update in updates]
-            moments = self._dirty_hours.record_marks([Record(row) for row in updated])
-            await driver.write(raw, self._mark_hours(moments))
+            entries_now = [await driver.fetch(raw, sql.select_timestamp, update[-1:]) for update in updates]
+            moments = [values.read_timestamp(row[0]) for rows in entries_now for row in rows]
+            await driver.write(raw, self._mark_hours(self._dirty_hours.marks(moments)))
             return counts
+
+    async def _keep_attempts(self, raw: Any, calls: list[str]) -> None:
+        """Write the attempts of these calls as rows, so that they stay as they are whatever becomes of the calls'."""
+        found = [await self._driver.fetch(raw, self._statements.select_all_attempts, (call,)) for call in calls]
+        attempts = [values.read_row(row, ATTEMPT_COLUMNS) for rows in found for row in rows]
+        encoded = [self._driver.encode(row, IN_ATTEMPTS) for row in attempts]
+        await self._driver.write(raw, [BulkStatement(self._statements.upsert_attempt, encoded)] if encoded else [])
 
     def _mark_hours(self, markers: list[HourMark]) -> list[BulkStatement]:
         return [BulkStatement(self._statements.mark_hour, markers)] if markers else []

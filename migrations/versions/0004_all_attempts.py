@@ -1,7 +1,7 @@
 """The view `all_attempts`: the rows of `attempts`, and the only attempt of a call, which the row of the call tells.
 
-A row with `sent_ms` stands for its only attempt too; what `attempts` may have of that call is older. As in 0001, what
-MariaDB and MySQL may have left half done can be done again.
+A row with `sent_ms` stands for its only attempt too, unless that has a row. Of a finished call an attempt in flight is an
+older state. As in 0001, what MariaDB and MySQL may have left half done can be done again.
 """
 
 import sqlalchemy as sa
@@ -20,6 +20,8 @@ _SENT = {  # by hand in SQLite, whose older versions cut what is not whole in bi
     "postgresql": "CAST(timestamp + sent_ms * INTERVAL '1 millisecond' AS TIMESTAMP(3) WITH TIME ZONE)",
     "mysql": "CAST(timestamp + INTERVAL (sent_ms * 1000) MICROSECOND AS DATETIME(3))",
 }
+# The row `a` of an attempt is older than that of its call.
+_OLDER = "(a.revision = 0 AND r.sent_ms IS NOT NULL AND r.end_reason NOT IN ('in_flight', 'abandoned'))"
 _ABANDONED = "end_reason = 'abandoned'"
 _UNCOUNTED = "end_reason <> 'in_flight' AND usage_source IN ('none', 'estimated') AND error_status IS NULL"
 
@@ -42,9 +44,9 @@ def downgrade() -> None:
     names = context.config.attributes
     table, attempts, view = (_quote(names[name]) for name in ("table", "attempts_table", "all_attempts_view"))
     columns = ", ".join(map(_quote, _facts()))
-    older = f"SELECT correlation_id FROM {table} WHERE sent_ms IS NOT NULL"  # noqa: S608 - validated identifiers
-    op.execute(f"DELETE FROM {attempts} WHERE correlation_id IN ({older})")  # noqa: S608
-    op.execute(f"INSERT INTO {attempts} ({columns}) {_told(names['table'])}")
+    of_call = f"SELECT 1 FROM {table} r WHERE r.correlation_id = {attempts}.correlation_id"  # noqa: S608
+    op.execute(f"DELETE FROM {attempts} WHERE EXISTS ({of_call} AND {_OLDER.replace('a.', f'{attempts}.')})")  # noqa: S608
+    op.execute(f"INSERT INTO {attempts} ({columns}) {_told(names['table'], names['attempts_table'])}")
     op.execute(f"DROP VIEW {view}")
     for name in _ADDED:
         op.drop_column(names["table"], name)
@@ -52,13 +54,15 @@ def downgrade() -> None:
 
 def _query(table: str, attempts: str) -> str:
     kept = ", ".join(f"a.{_quote(name)}" for name in _facts())
-    newer = f"SELECT 1 FROM {_quote(table)} r WHERE r.correlation_id = a.correlation_id AND r.sent_ms IS NOT NULL"  # noqa: S608
-    return f"SELECT {kept} FROM {_quote(attempts)} a WHERE NOT EXISTS ({newer}) UNION ALL {_told(table)}"  # noqa: S608
+    of_call = f"SELECT 1 FROM {_quote(table)} r WHERE r.correlation_id = a.correlation_id"  # noqa: S608
+    rows = f"SELECT {kept} FROM {_quote(attempts)} a WHERE NOT EXISTS ({of_call} AND {_OLDER})"  # noqa: S608
+    return f"{rows} UNION ALL {_told(table, attempts)}"
 
 
-def _told(table: str) -> str:
+def _told(table: str, attempts: str) -> str:
     facts = ", ".join(f"{fact} AS {_quote(name)}" for name, fact in _facts().items())
-    return f"SELECT {facts} FROM {_quote(table)} WHERE sent_ms IS NOT NULL"  # noqa: S608
+    row = f"SELECT 1 FROM {_quote(attempts)} a WHERE a.correlation_id = r.correlation_id AND NOT {_OLDER}"  # noqa: S608
+    return f"SELECT {facts} FROM {_quote(table)} r WHERE sent_ms IS NOT NULL AND NOT EXISTS ({row})"  # noqa: S608
 
 
 def _facts() -> dict[str, str]:

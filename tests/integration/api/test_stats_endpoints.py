@@ -363,7 +363,7 @@ def test_a_broken_table(database_url: str, tmp_path: Path) -> None:
 
     async def main(app: Any) -> None:
         await fill(app)
-        await asyncio.to_thread(run_sql, database_url, "DROP TABLE requests")
+        await asyncio.to_thread(run_sql, database_url, "DROP VIEW all_attempts", "DROP TABLE requests")
         for path, pairs in ((STATS, []), (REQUESTS, []), (REQUESTS, [("format", "csv")]), (f"{REQUESTS}/c-1", [])):
             unavailable(await ask(app, path, *pairs))
 

@@ -9,18 +9,25 @@ import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+import msgspec
 import pytest
+from alembic import command
 from alembic.config import Config
 from alembic.script import ScriptDirectory
 from databases import Database
+from sqlalchemy import Connection
+from sqlalchemy.ext.asyncio import create_async_engine
 
 from arbstr_asgi.database import migrations, schema
 from arbstr_asgi.database.columns import ATTEMPT_COLUMNS, COLUMNS
 from arbstr_asgi.database.database import migrate, migration_sql
+from arbstr_asgi.database.records import LedgerEntry, derived_attempt
 from arbstr_asgi.errors import ConfigError, LedgerError
 from arbstr_asgi.ledger.ledger import Ledger
 from tests.support.databases import DIALECTS, an_entry, dialect_of, fresh_database, run_sql, sqlite_file
@@ -146,6 +153,60 @@ def test_a_schema_that_is_behind_or_ahead(database_url: str) -> None:
         run_sql(database_url, f"DROP {'VIEW' if table == 'all_attempts' else 'TABLE'} {table}")
         with pytest.raises(LedgerError, match=f"table {table} is missing"):
             opened(database_url)
+
+
+def downgrade(url: str, revision: str, prefix: str) -> None:
+    """As a host would that uses Alembic on our scripts."""
+
+    def run(connection: Connection) -> None:
+        config = migrations._config(dialect_of(url), prefix)
+        config.attributes["connection"] = connection
+        command.downgrade(config, revision)
+
+    async def main() -> None:
+        driver = {"sqlite": "sqlite+aiosqlite", "postgresql": "postgresql+asyncpg", "mysql": "mysql+aiomysql"}
+        engine = create_async_engine(url.replace(urlsplit(url).scheme, driver[dialect_of(url)], 1))
+        async with engine.begin() as connection:
+            await connection.run_sync(run)
+        await engine.dispose()
+
+    asyncio.run(main())
+
+
+def test_attempts_survive_up_and_down(database_url: str) -> None:
+    """Rows of before keep theirs; one step down, each only attempt that a call's row told is a row, the view gone."""
+    prefix = "my_"
+    at = datetime(2026, 1, 2, 3, 4, 5, 999_000, tzinfo=UTC)
+    facts: dict[str, Any] = {"timestamp": at, "end_reason": "completed", "usage_source": "provider", "provider": "p"}
+    told = an_entry("told", **facts, latency_ms=1002, sent_ms=2, provider_model="big", cost_sats=Decimal("0.1"))
+    attempt = derived_attempt(told)
+    assert attempt is not None
+    states = [
+        msgspec.structs.replace(told, tries=(attempt,)),
+        an_entry("kept", **facts, tries=(attempt, msgspec.structs.replace(attempt, number=2))),
+    ]
+
+    async def attempts(*entries: LedgerEntry) -> list[dict[str, Any]]:
+        ledger = Ledger(database_url, table_prefix=prefix)
+        await ledger.open()
+        for entry in entries:
+            ledger.record(entry)
+        await ledger.flush()
+        found = [row for entry in states for row in await ledger.attempts(entry.correlation_id)]
+        await ledger.close()
+        return found
+
+    before = asyncio.run(attempts(*states))
+    assert [row["number"] for row in before] == [1, 1, 2]
+    assert run_sql(database_url, "SELECT count(*) FROM my_attempts") == [(2,)]
+    downgrade(database_url, "0003", prefix)
+    assert run_sql(database_url, "SELECT count(*) FROM my_attempts") == [(3,)]
+    assert columns_of(database_url, "my_all_attempts") == {}
+    assert list(columns_of(database_url, "my_requests"))[-1] == "dearest_cost_sats"
+    assert asyncio.run(migrate(database_url, table_prefix=prefix)) == "0003 -> 0004"
+    assert asyncio.run(attempts()) == before
+    downgrade(database_url, "base", prefix)
+    assert columns_of(database_url, "my_requests") == {}
 
 
 @pytest.mark.parametrize("table", ["requests", "attempts", "rollups", "dirty_hours", "all_attempts"])

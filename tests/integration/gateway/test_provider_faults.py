@@ -65,7 +65,7 @@ ALWAYS: Row = {
     "disconnect": None,
 }
 BEGUN: Row = {"response_model": RESPONSE_MODEL, "response_id": RESPONSE_ID}
-UNKNOWN: Row = {"response_model": None, "response_id": None, "finish_reason": None}
+UNKNOWN: Row = {"response_model": None, "response_id": None, "finish_reason": None, "provider_model": None}
 BROKEN: Row = {"success": False, "error_status": None, "end_reason": "upstream_error", **NO_USAGE}
 BROKEN_OFF = {**BROKEN, "error_message": "upstream_error: upstream_disconnected"}
 COMPLETED: Row = {"success": True, "error_status": None, "error_message": None, "end_reason": "completed"}
@@ -218,12 +218,13 @@ def check_row(case: Case, row: Row) -> None:
     assert {name: row[name] for name in expected} == expected
     assert set(row) - set(expected) == {
         *("correlation_id", "timestamp", "worker_id"),
-        *("latency_ms", "ttft_ms", "stream_duration_ms"),
+        *("latency_ms", "ttft_ms", "stream_duration_ms", "sent_ms"),
     }
     answered = case.model not in {
         *("closes_before_headers", "resets_before_headers", "closes_within_headers", "garbage", "silent")
     }
     assert (row["latency_ms"] is not None) == answered
+    assert row["sent_ms"] is None or answered
     assert (row["stream_duration_ms"] is not None) == (case.stream and answered)
     assert (row["ttft_ms"] is not None) == (bool(case.stream and case.row.get("response_id")))
     times = [row[name] for name in ("latency_ms", "ttft_ms", "stream_duration_ms") if row[name] is not None]

@@ -55,6 +55,7 @@ ALL: dict[str, Any] = {
     "disconnect": "drained",
     "worker_id": "host-1",
     "revision": 1,
+    "provider_model": "big/m",
 }
 
 
@@ -93,6 +94,7 @@ def test_every_column_comes_back_as_it_went_in(database_url: str) -> None:
             "timestamp": datetime(2026, 11, 22, 8, 0, 0, 123_000, tzinfo=UTC),
             "model": "GPT-4o",
             "streaming": False,
+            "sent_ms": None,  # there is no attempt to be told
         }
         assert [type(read[name]) for name in ("success", "cost_sats", "attempts", "complexity_score")] == [
             bool,

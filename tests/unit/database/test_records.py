@@ -86,6 +86,12 @@ def test_an_attempt_that_says_more_is_a_row(name: str) -> None:
     assert values.derived(made.row) == ()
 
 
+def test_a_corrected_attempt_is_a_row() -> None:
+    """So it replaces the row that an earlier state may have written, and none of it is hidden by that."""
+    corrected = replace(ENTRY, revision=2, tries=(replace(ATTEMPT, revision=2),))
+    assert len(values.record(corrected).attempts) == 1
+
+
 def test_every_attempt_of_several_is_a_row() -> None:
     """One row can't tell two, nor none."""
     second = replace(ATTEMPT, number=2)
@@ -103,11 +109,10 @@ def test_every_attempt_of_several_is_a_row() -> None:
         ({"usage_source": "estimated", "revision": 2}, {"maybe_billed": True, **UNCOUNTED}),
         ({"error_status": 404, "usage_source": "none", **UNCOUNTED}, {"status": 404, **UNCOUNTED}),
         ({"end_reason": "timeout", "error_message": "late"}, {"error_message": "late"}),
-        ({"revision": 2}, {"revision": 2}),
     ],
 )
 def test_what_usual_calls_tell(call: dict[str, Any], attempt: dict[str, Any]) -> None:
-    """In flight, without usage, with an estimate, refused by the provider, broken off, corrected: all is in the row."""
+    """In flight, without usage, with an estimate, refused by the provider, broken off: all is in the row."""
     tries = (replace(ATTEMPT, **attempt),)
     made = values.record(replace(ENTRY, **call, tries=tries))
     assert made.attempts == ()
