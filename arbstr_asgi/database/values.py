@@ -99,53 +99,60 @@ def timestamp(value: datetime) -> datetime:
     return utc - _WITHIN_A_MILLISECOND[utc.microsecond % 1000]  # ten times as fast as `replace`; nor is it folded
 
 
-# Fast paths: nearly all values are valid as they are.
-
-
-def _text_converter(column: Column, convert: Callable[[Any, int], str]) -> Callable[[Any], str | None]:
-    length, default = column.length, "" if column.required else None
-
-    def convert_value(value: Any) -> str | None:
-        if value is None:
-            return default
-        if type(value) is str and len(value) <= length and value.isascii() and "\0" not in value:
-            return value
-        return convert(value, length)
-
-    return convert_value
-
-
-def _integer_converter(column: Column) -> Callable[[Any], int | None]:
-    default = 0 if column.required else None
-
-    def convert_value(value: Any) -> int | None:
-        if type(value) is int and _MIN_INTEGER <= value <= _MAX_INTEGER:
-            return value
-        return default if (number := integer(value)) is None else number
-
-    return convert_value
-
-
 def _converter(column: Column) -> Callable[[Any], Any]:
     match column.kind:
         case Kind.IDENTIFIER:
             return lambda value: identifier(value, column.length)
-        case Kind.TEXT:
-            return _text_converter(column, text)
-        case Kind.DOCUMENT:
-            return _text_converter(column, document)
+        case Kind.TEXT | Kind.DOCUMENT:
+            convert = text if column.kind is Kind.TEXT else document
+            return lambda value: _default(column) if value is None else convert(value, column.length)
         case Kind.INTEGER:
-            return _integer_converter(column)
+            return lambda value: _default(column) if (number := integer(value)) is None else number
     others: dict[Kind, Callable[[Any], Any]] = {Kind.REAL: real, Kind.MONEY: money, Kind.BOOLEAN: bool}
     return others.get(column.kind, timestamp)
 
 
-_CONVERTERS = tuple(_converter(column) for column in COLUMNS)
-_OF_ATTEMPTS = tuple(_converter(column) for column in ATTEMPT_COLUMNS[1:])
+def _default(column: Column) -> Any:
+    """What a text or an integer that is unknown is stored as."""
+    return None if not column.required else 0 if column.kind is Kind.INTEGER else ""
+
+
+def _row_converter(columns: Columns) -> Callable[[Any], list[Any]]:
+    """A function that takes an entry with these columns as attributes, and returns them normalised.
+
+    Nearly all texts and integers are valid as they are, and no function is called for those.
+    """
+    facts = attrgetter(*(column.name for column in columns))
+    plan = [(place, column, _default(column), _converter(column)) for place, column in enumerate(columns)]
+    texts = [(n, c.length, default, f) for n, c, default, f in plan if c.kind in (Kind.TEXT, Kind.DOCUMENT)]
+    integers = [(n, default, f) for n, c, default, f in plan if c.kind is Kind.INTEGER]
+    others = [(n, f) for n, c, _, f in plan if c.kind not in (Kind.TEXT, Kind.DOCUMENT, Kind.INTEGER)]
+
+    def convert(entry: Any) -> list[Any]:
+        row = list(facts(entry))
+        for place, length, default, convert_value in texts:
+            value = row[place]
+            if value is None:
+                row[place] = default
+            elif type(value) is not str or len(value) > length or not value.isascii() or "\0" in value:
+                row[place] = convert_value(value)
+        for place, default, convert_value in integers:
+            value = row[place]
+            if value is None:
+                row[place] = default
+            elif type(value) is not int or not _MIN_INTEGER <= value <= _MAX_INTEGER:
+                row[place] = convert_value(value)
+        for place, convert_value in others:
+            row[place] = convert_value(row[place])
+        return row
+
+    return convert
+
+
 _NAMES = tuple(column.name for column in COLUMNS)
 _SENT_MS = _NAMES.index("sent_ms")
-_facts = attrgetter(*_NAMES)
-_facts_of_attempt = attrgetter(*(column.name for column in ATTEMPT_COLUMNS[1:]))
+_convert = _row_converter(COLUMNS)
+_convert_attempt = _row_converter(ATTEMPT_COLUMNS[1:])
 
 
 def record(entry: LedgerEntry) -> Record:
@@ -173,22 +180,21 @@ def derived(row: Row) -> tuple[Row, ...]:
 
 def normalise(entry: LedgerEntry) -> Row:
     """The normalised row of an entry, in the order of `COLUMNS`."""
-    return tuple([convert(value) for convert, value in zip(_CONVERTERS, _facts(entry), strict=True)])
+    return tuple(_convert(entry))
 
 
 def normalise_attempt(correlation_id: str, attempt: AttemptEntry) -> Row:
     """The row of an attempt, in the order of `ATTEMPT_COLUMNS`."""
-    converted = [convert(value) for convert, value in zip(_OF_ATTEMPTS, _facts_of_attempt(attempt), strict=True)]
-    return (correlation_id, *converted)
+    return (correlation_id, *_convert_attempt(attempt))
 
 
 def salvage(entry: LedgerEntry, now: datetime) -> Row:
     """The row of an entry that `record` fails on: a column that fails becomes NULL, a required one gets a default."""
     substitutes: dict[Kind, Any] = {Kind.TIMESTAMP: timestamp(now), Kind.BOOLEAN: False, Kind.INTEGER: 0}
     row: list[Any] = []
-    for column, convert in zip(COLUMNS, _CONVERTERS, strict=True):
+    for column in COLUMNS:
         try:
-            row.append(convert(getattr(entry, column.name)))
+            row.append(_converter(column)(getattr(entry, column.name)))
         except Exception:  # noqa: BLE001 - whatever it is, the other columns are fine
             row.append(substitutes.get(column.kind, "?") if column.required else None)
     return tuple(row)

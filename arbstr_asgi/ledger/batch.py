@@ -86,12 +86,12 @@ class PendingBatches:
     @property
     def waiting(self) -> int:
         """The number of operations that are not on disk."""
-        return sum([batch.waiting for batch in self.batches])
+        return sum([batch.waiting for batch in self.batches]) if self.batches else 0
 
     @property
     def size(self) -> int:
         """About how many bytes the operations that are not on disk take."""
-        return sum([batch.size for batch in self.batches])
+        return sum([batch.size for batch in self.batches]) if self.batches else 0
 
     @property
     def since(self) -> float | None:

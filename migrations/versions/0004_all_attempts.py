@@ -1,7 +1,7 @@
 """The view `all_attempts`: the rows of `attempts`, and the only attempt of a call, which the row of the call tells.
 
-A row with `sent_ms` stands for its only attempt too, unless that has a row. Of a finished call an attempt in flight is an
-older state. As in 0001, what MariaDB and MySQL may have left half done can be done again.
+A row with `sent_ms` stands for its only attempt too, unless that has a row. Of a finished call, an attempt in flight is
+older than the call. As in 0001, what MariaDB and MySQL may have left half done can be done again.
 """
 
 import sqlalchemy as sa

@@ -32,8 +32,10 @@ T = TypeVar("T")
 
 _LOCK_TIMEOUT = 5.0  # seconds
 _BUSY_TIMEOUT_MS = 250  # ms per call; a waiting call can be neither cancelled nor interrupted
-_MAX_ROWS = 256  # rows in a statement
-_CHECKPOINT_PAGES = 100  # pages of 4 KB in the WAL at a checkpoint
+_MAX_ROWS = 64  # rows in a statement
+_CACHE_KB = 8000  # of the writer; the pages of the indexes that a batch changes are all over them
+_CHECKPOINT_PAGES = 2000  # pages of 4 KB in the WAL at a checkpoint; a page that changes often is copied once then
+_FEW_CHECKPOINT_PAGES = 100
 _VALUES = re.compile(r"(?<=VALUES )\([?, ]+\)")
 _BEGIN = "BEGIN IMMEDIATE"  # a deferred transaction fails at once if another commits in between
 _own_connections: weakref.WeakSet[Any] = weakref.WeakSet()  # connections to databases of our own
@@ -53,6 +55,7 @@ class Sqlite:
         if own:
             # A lasting property of the file, so not for a host's; changing it ignores busy_timeout.
             await _retry_while_locked(lambda: raw.execute_fetchall("PRAGMA journal_mode = WAL"))
+            await raw.execute_fetchall(f"PRAGMA wal_autocheckpoint = {_CHECKPOINT_PAGES}")
             if not durable:
                 await raw.execute_fetchall("PRAGMA synchronous = NORMAL")
             _stop_at_exit(raw)
@@ -95,6 +98,7 @@ class Sqlite:
         if raw not in _prepared_connections and not raw.in_transaction:
             # Keep statement journals in memory; not for readers, whose sorts may not fit.
             await raw.execute_fetchall("PRAGMA temp_store = MEMORY")
+            await raw.execute_fetchall(f"PRAGMA cache_size = -{_CACHE_KB}")
             _prepared_connections.add(raw)
         await _retry_while_locked(lambda: _run_in_thread(raw, _write, steps))
 
@@ -145,8 +149,8 @@ class Sqlite:
         return format_timestamp(value)
 
     async def limit_disk_use(self, raw: Any) -> None:
-        # A checkpoint needs space in the database file, so a WAL that fills the disk can't shrink. The default is 4 MB.
-        await raw.execute_fetchall(f"PRAGMA wal_autocheckpoint = {_CHECKPOINT_PAGES}")
+        # A checkpoint needs space in the database file, so a WAL that fills the disk can't shrink.
+        await raw.execute_fetchall(f"PRAGMA wal_autocheckpoint = {_FEW_CHECKPOINT_PAGES}")
         if not self.in_transaction(raw):
             await _retry_while_locked(lambda: raw.execute_fetchall("PRAGMA wal_checkpoint(PASSIVE)"))
 

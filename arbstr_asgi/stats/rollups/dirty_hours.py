@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from datetime import datetime
 
 from arbstr_asgi.database.columns import COLUMNS
-from arbstr_asgi.database.values import Record, read_timestamp
+from arbstr_asgi.database.values import Record
 from arbstr_asgi.stats.planner import HOUR
 from arbstr_asgi.stats.timezones import period_number
 
@@ -25,11 +25,12 @@ class DirtyHours:
     def marks(self, timestamps: Iterable[datetime]) -> list[HourMark]:
         """New marks for the hours of these normalised timestamps."""
         self._last_mark += 1
-        return [
-            (hour, self._writer, self._last_mark)
-            for hour in sorted({period_number(timestamp, HOUR) for timestamp in timestamps})
-        ]
+        known = list(timestamps)
+        hours = {period_number(timestamp, HOUR) for timestamp in ((min(known), max(known)) if known else ())}
+        if len(hours) > 1:
+            hours = {period_number(timestamp, HOUR) for timestamp in known}
+        return [(hour, self._writer, self._last_mark) for hour in sorted(hours)]
 
     def record_marks(self, records: Iterable[Record]) -> list[HourMark]:
         """New marks for the hours of these records."""
-        return self.marks(read_timestamp(record.row[_TIMESTAMP]) for record in records)
+        return self.marks([record.row[_TIMESTAMP] for record in records])
