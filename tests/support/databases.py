@@ -101,16 +101,26 @@ def fresh_database(dialect: str, folder: Path, template: str | None = None) -> I
         # No test cuts the server's power: none needs to wait for its disk.
         statements = [f"CREATE DATABASE {name}{copy}", f"ALTER DATABASE {name} SET synchronous_commit = off"]
     else:
-        tables = [table for (table,) in administer(dialect, "SHOW TABLES", database=template)] if template else []
-        statements = [f"CREATE DATABASE {name}"]
-        for table in tables:
-            statements.append(f"CREATE TABLE {name}.{table} LIKE {template}.{table}")
-            statements.append(f"INSERT INTO {name}.{table} SELECT * FROM {template}.{table}")
+        statements = [f"CREATE DATABASE {name}", *(_mysql_copies(template, name) if template else [])]
     administer(dialect, *statements)
     try:
         yield server(dialect)._replace(path=f"/{name}").geturl()
     finally:
         administer(dialect, f"DROP DATABASE {name}" + (" WITH (FORCE)" if dialect == "postgresql" else ""))
+
+
+def _mysql_copies(template: str, name: str) -> list[str]:
+    """The statements that copy all tables with their rows, then the views."""
+    kinds = administer("mysql", "SHOW FULL TABLES", database=template)
+    statements: list[str] = []
+    for table, kind in sorted(kinds, key=lambda found: found[1] == "VIEW"):
+        if kind == "VIEW":
+            ((_, create, *_),) = administer("mysql", f"SHOW CREATE VIEW {template}.{table}")
+            statements.append(create.replace(template, name))
+        else:
+            statements.append(f"CREATE TABLE {name}.{table} LIKE {template}.{table}")
+            statements.append(f"INSERT INTO {name}.{table} SELECT * FROM {template}.{table}")
+    return statements
 
 
 @pytest.fixture(scope="session")
