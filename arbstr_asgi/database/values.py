@@ -197,7 +197,7 @@ def salvage(entry: LedgerEntry, now: datetime) -> Row:
             row.append(_converter(column)(getattr(entry, column.name)))
         except Exception:  # noqa: BLE001 - whatever it is, the other columns are fine
             row.append(substitutes.get(column.kind, "?") if column.required else None)
-    return tuple(row)
+    return without_derived(tuple(row))
 
 
 def read_timestamp(value: Any) -> datetime:

@@ -60,7 +60,7 @@ def test_a_batch_is_few_statements(number: int, limit: int) -> None:
         )
         connection.set_trace_callback(None)
         assert connection.execute("SELECT * FROM t ORDER BY rowid").fetchall() == rows
-    most = 16 if limit == 999 else 256
+    most = 16 if limit == 999 else 64
     assert len(run) - 2 <= number // most + most.bit_length() - 1
     assert (run[0], run[-1]) == ("BEGIN IMMEDIATE", "COMMIT")
 

@@ -101,6 +101,11 @@ def test_every_attempt_of_several_is_a_row() -> None:
         assert values.derived(made.row) == ()
 
 
+def test_a_salvaged_row_tells_no_attempt() -> None:
+    """Of an entry that could not be normalised, nobody knows whether its attempt said more."""
+    assert values.derived(values.salvage(ENTRY, SENT)) == ()
+
+
 @pytest.mark.parametrize(
     ("call", "attempt"),
     [
