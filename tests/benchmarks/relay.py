@@ -5,7 +5,8 @@
 
 A provider, a server and a client are processes on loopback, connected before a measurement begins. The servers are the
 bare relay (the same server, httpx over httpx-aiohttp, no metering, no rows) and ours, on each ASGI server and each
-database that is there, nginx as a plain proxy where it is installed, and LiteLLM where a virtual environment has it.
+database that is there; beside them a relay on httpx's own client, as most people write it, and one over our own
+connections, the floor; nginx as a plain proxy where it is installed, and LiteLLM where a virtual environment has it.
 They take turns; the CPU is their processes' own, all threads, after the rows are written; medians of the rounds, and of
 their ratios. The absolute numbers are this machine's: compare them. It insists on one thing, that each call has its
 row; with `--guard` also on bounds.json. Otherwise the status is 1.
@@ -50,9 +51,12 @@ class Host(NamedTuple):
 def hosts(given: argparse.Namespace, stack: ExitStack, folder: Path) -> dict[str, Host]:
     """The bare relays and ours, with ledgers that are gone when `stack` is closed."""
     found: dict[str, Host] = {}
-    for server in given.server or (SERVERS[:2] if given.quick else SERVERS):
+    for server in given.server or (("uvicorn", "hypercorn") if given.quick else SERVERS):
         found[f"{server}, {BARE}"] = Host(server, "bare", None)
         everything = server == SERVERS[0] and not given.quick
+        if everything:
+            found[f"{server}, relay on httpx's client"] = Host(server, "httpx", None)
+            found[f"{server}, relay on our connections"] = Host(server, "direct", None)
         for name, (kind, url) in stack.enter_context(ledgers(folder, everything=everything)).items():
             found[f"{server}, {name}"] = Host(server, kind, url)
     return found
@@ -70,7 +74,7 @@ async def targets(
             arguments = ("server", host.kind, host.server, upstream, host.url or "")
             port = await stack.enter_async_context(process(*arguments))
             await ready(port)
-            base = None if host.kind == "bare" else f"{host.server}, {BARE}"
+            base = None if name.endswith(BARE) else f"{host.server}, {BARE}"
             found[name] = Target(port, functools.partial(cpu, port), base=base)
         base = f"{SERVERS[0]}, {BARE}"
         if has_nginx() and not given.quick:

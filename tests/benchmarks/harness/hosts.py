@@ -1,4 +1,4 @@
-"""The servers under test: the bare relay, which does nothing else, and ours with a ledger."""
+"""The servers under test: relays that do nothing else, and ours with a ledger."""
 
 import asyncio
 import socket
@@ -15,11 +15,13 @@ from granian.server.embed import Server as Granian
 from arbstr_asgi import ArbstrMiddleware, Config, DatabaseConfig, Provider, Server
 from arbstr_asgi.cli.server import serving
 from arbstr_asgi.gateway.request_body import BodyChunks
+from arbstr_asgi.providers.direct_client import DirectClient
+from arbstr_asgi.providers.tls import TlsContexts
 from harness.bare_transport import bare_transport
 
 CHAT = "/v1/chat/completions"
 CPU = "/cpu"
-SERVERS = ("uvicorn", "hypercorn", "granian")
+SERVERS = ("uvicorn", "uvicorn with httptools", "hypercorn", "granian")
 PASSING = frozenset({b"content-type", b"content-length"})
 
 Scope = dict[str, Any]
@@ -56,10 +58,62 @@ class BareRelay:
         await self._transport.aclose()
 
 
-class Host:
-    """Tells the CPU that its process has used, and passes chat completions to the bare relay where there is one."""
+class HttpxRelay:
+    """The relay as most people write it, on httpx's own client."""
 
-    def __init__(self, relay: BareRelay | None) -> None:
+    def __init__(self, upstream: str) -> None:
+        self._url = f"{upstream}/chat/completions"
+        self._client = httpx.AsyncClient(timeout=None, limits=httpx.Limits(max_connections=None))
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass one call on and its answer back."""
+        body = b"".join([chunk async for chunk in BodyChunks(receive)])  # type: ignore[arg-type]
+        headers = {"content-type": "application/json", "accept-encoding": "identity"}
+        async with self._client.stream("POST", self._url, content=body, headers=headers) as response:
+            passing = [(k.lower(), v) for k, v in response.headers.raw if k.lower() in PASSING]
+            await send({"type": "http.response.start", "status": response.status_code, "headers": passing})
+            async for chunk in response.aiter_raw():
+                await send({"type": "http.response.body", "body": chunk, "more_body": True})
+            await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+    async def close(self) -> None:
+        """Close its connections."""
+        await self._client.aclose()
+
+
+class DirectRelay:
+    """The relay over our own connections: what is left when metering costs nothing."""
+
+    def __init__(self, upstream: str) -> None:
+        self._provider = Provider(name="p", url=upstream)
+        self._client = DirectClient(TlsContexts())
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass one call on and its answer back."""
+        body = b"".join([chunk async for chunk in BodyChunks(receive)])  # type: ignore[arg-type]
+        headers = [(b"content-type", b"application/json"), (b"accept-encoding", b"identity")]
+        reply = await self._client.send(self._provider, body, headers)
+        try:
+            passing = [(k, v) for k, v in reply.headers.raw if k in PASSING]
+            await send({"type": "http.response.start", "status": reply.status, "headers": passing})
+            while chunk := await reply.read():
+                await send({"type": "http.response.body", "body": chunk, "more_body": True})
+            await send({"type": "http.response.body", "body": b"", "more_body": False})
+        finally:
+            await reply.aclose()
+
+    async def close(self) -> None:
+        """Close its connections."""
+        await self._client.close()
+
+
+RELAYS = {"bare": BareRelay, "httpx": HttpxRelay, "direct": DirectRelay}
+
+
+class Host:
+    """Tells the CPU that its process has used, and passes chat completions to a relay where there is one."""
+
+    def __init__(self, relay: BareRelay | HttpxRelay | DirectRelay | None) -> None:
         self._relay = relay
         self.written: Callable[[], Awaitable[None]] | None = None
 
@@ -84,9 +138,9 @@ class Host:
 
 
 def application(kind: str, upstream: str, database: str) -> Any:
-    """The bare relay or ours; `strict` is ours with answers that wait for their rows. `database` is a URL."""
-    if kind == "bare":
-        return Host(BareRelay(upstream))
+    """A relay or ours; `strict` is ours with answers that wait for their rows. `database` is a URL."""
+    if kind in RELAYS:
+        return Host(RELAYS[kind](upstream))
     rates = {"input_rate": Decimal(10_000), "output_rate": Decimal(30_000)}
     config = Config(
         providers=(Provider(name="p", url=upstream, **rates),),
@@ -109,10 +163,11 @@ async def be_server(kind: str, server: str, upstream: str, database: str, stop: 
         return
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
-        if server == "uvicorn":
+        if server.startswith("uvicorn"):
             print(port, flush=True)
+            parser = "httptools" if server.endswith("httptools") else "h11"
             settings = uvicorn.Config(
-                app, http="h11", log_level="warning", access_log=False, timeout_graceful_shutdown=1
+                app, http=parser, log_level="warning", access_log=False, timeout_graceful_shutdown=1
             )
             await uvicorn.Server(settings).serve(sockets=[listener])
             return
