@@ -45,7 +45,7 @@ _INSIDE = re.compile(rb"%b*+" % _balanced(rb'[^"\[\]{}]++'), re.DOTALL)
 def _members_but(key: bytes) -> re.Pattern[bytes]:
     """A run of members with commas behind them, up to one of this name, or whose name has an escape in it."""
     value = rb"%b++" % _balanced(rb'[^"\[\]{},]++')
-    name = rb'"(?!%b")[^"\\]*+"' % key
+    name = rb'"(?!%b")[^"\\]*+"' % re.escape(key)
     return re.compile(rb"(?:%b[ \t\r\n]*+:%b,[ \t\r\n]*+)++" % (name, value), re.DOTALL)
 
 
