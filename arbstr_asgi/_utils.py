@@ -9,6 +9,7 @@ from typing import TypeVar
 
 T = TypeVar("T")
 ROWS_PER_BATCH = 200  # rows
+MAX_NAME_CHARACTERS = 255
 
 
 def new_request_id() -> str:
@@ -22,6 +23,13 @@ def new_request_id() -> str:
 def is_installed(package: str) -> bool:
     """Whether the package can be imported; it is not imported."""
     return importlib.util.find_spec(package) is not None
+
+
+def is_name(value: object) -> bool:
+    """Whether this name of an end user or a tenant is stored unchanged by every database: such a name is never cut."""
+    if not isinstance(value, str) or len(value) > MAX_NAME_CHARACTERS or "\0" in value:
+        return False
+    return value.isascii() or not any("\ud800" <= character <= "\udfff" for character in value)
 
 
 class Throttle:

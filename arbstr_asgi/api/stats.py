@@ -6,13 +6,14 @@ from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping
 from contextlib import aclosing, contextmanager
 from datetime import UTC, datetime
 from typing import Any
+from urllib.parse import parse_qsl
 
 import msgspec
 from starlette.requests import Request
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from arbstr_asgi.database.columns import COLUMNS
-from arbstr_asgi.errors import LedgerError, ServerError
+from arbstr_asgi.errors import LedgerError, RequestError, ServerError
 from arbstr_asgi.gateway.auth import Caller
 from arbstr_asgi.gateway.disconnects import DisconnectListener
 from arbstr_asgi.gateway.gateway import Gateway
@@ -29,13 +30,13 @@ async def stats(gateway: Gateway, request: Request, caller: Caller) -> bytes:
     """GET /v1/stats."""
     with _ledger_errors():
         service = await _service(gateway, caller)
-        result = await service.stats(request.query_params.multi_items(), datetime.now(UTC))
+        result = await service.stats(_pairs(request), datetime.now(UTC))
         return await asyncio.to_thread(to_json, result)
 
 
 async def requests(gateway: Gateway, request: Request, caller: Caller) -> bytes | ASGIApp:
     """GET /v1/requests; with `format`, a file."""
-    listing = list_query(request.query_params.multi_items(), datetime.now(UTC))
+    listing = list_query(_pairs(request), datetime.now(UTC))
     with _ledger_errors():
         service = await _service(gateway, caller)
         if listing.format == "json":
@@ -46,10 +47,19 @@ async def requests(gateway: Gateway, request: Request, caller: Caller) -> bytes 
 
 async def detail(gateway: Gateway, request: Request, caller: Caller) -> bytes:
     """GET /v1/requests/{correlation_id}."""
-    QueryParams(request.query_params.multi_items(), ())
+    QueryParams(_pairs(request), ())
     with _ledger_errors():
         service = await _service(gateway, caller)
         return to_json(await service.detail(request.path_params["correlation_id"]))
+
+
+def _pairs(request: Request) -> list[tuple[str, str]]:
+    """The query's parameters, none of them altered. Raises RequestError (400) for what is not UTF-8."""
+    try:
+        query = request.scope["query_string"].decode()
+        return parse_qsl(query, keep_blank_values=True, errors="strict")
+    except UnicodeDecodeError:
+        raise RequestError(400, "The query is not valid UTF-8.", code="invalid_parameter") from None
 
 
 async def _service(gateway: Gateway, caller: Caller) -> StatsService:

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from typing import Literal
 from urllib.parse import quote
 
+from arbstr_asgi._utils import MAX_NAME_CHARACTERS, is_name
 from arbstr_asgi.config.section import ConfigSection
 from arbstr_asgi.errors import ConfigError
 
@@ -32,6 +33,9 @@ class Token(ConfigSection, frozen=True, kw_only=True, forbid_unknown_fields=True
         super().__post_init__()
         if not self.name or not self.token:
             raise ConfigError("token: name and token must not be empty")
+        if not is_name(self.name):
+            message = f"name: at most {MAX_NAME_CHARACTERS} characters, no NUL and no lone surrogate"
+            raise ConfigError(f"{message}; names are never cut, since they are who may read what")
 
 
 class Server(ConfigSection, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -3,12 +3,15 @@
 from enum import Enum
 from typing import NamedTuple
 
+from arbstr_asgi._utils import MAX_NAME_CHARACTERS
+
 
 class Kind(Enum):
     """The data type of a column, independent of the database."""
 
     IDENTIFIER = "printable ASCII, cut to a number of characters"
     TEXT = "text, cut to a number of characters"
+    NAME = "text, stored as it is or not at all"
     DOCUMENT = "text, cut to a number of bytes"
     INTEGER = "64 bits, signed"
     REAL = "a finite double"
@@ -46,8 +49,8 @@ COLUMNS: Columns = (
     Column("error_message", Kind.TEXT, 500),
     Column("complexity_score", Kind.REAL),
     Column("tier", Kind.TEXT, 255),
-    Column("end_user", Kind.TEXT, 255),
-    Column("tenant", Kind.TEXT, 255),
+    Column("end_user", Kind.NAME, MAX_NAME_CHARACTERS),
+    Column("tenant", Kind.NAME, MAX_NAME_CHARACTERS),
     Column("tags", Kind.DOCUMENT, 4096),
     Column("response_model", Kind.TEXT, 255),
     Column("response_id", Kind.TEXT, 255),

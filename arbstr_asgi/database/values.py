@@ -11,6 +11,7 @@ from decimal import ROUND_HALF_EVEN, Context, Decimal, InvalidOperation
 from operator import attrgetter
 from typing import Any, NamedTuple
 
+from arbstr_asgi._utils import is_name
 from arbstr_asgi.database.columns import ATTEMPT_COLUMNS, COLUMNS, Column, Columns, Kind
 from arbstr_asgi.database.records import AttemptEntry, LedgerEntry, derived_attempt
 
@@ -52,6 +53,11 @@ def text(value: Any, length: int) -> str:
     if not clean.isascii():
         clean = clean[: 2 * length].encode("utf-16", "surrogatepass").decode("utf-16", "replace")
     return clean[:length].replace("\0", "\ufffd")
+
+
+def name(value: Any) -> str | None:
+    """The name of an end user or a tenant as it is; None for one that would have to be altered."""
+    return str.__str__(value) if is_name(value) else None
 
 
 def document(value: Any, length: int) -> str:
@@ -106,6 +112,8 @@ def _converter(column: Column) -> Callable[[Any], Any]:
         case Kind.TEXT | Kind.DOCUMENT:
             convert = text if column.kind is Kind.TEXT else document
             return lambda value: _default(column) if value is None else convert(value, column.length)
+        case Kind.NAME:
+            return name
         case Kind.INTEGER:
             return lambda value: _default(column) if (number := integer(value)) is None else number
     others: dict[Kind, Callable[[Any], Any]] = {Kind.REAL: real, Kind.MONEY: money, Kind.BOOLEAN: bool}
@@ -117,6 +125,9 @@ def _default(column: Column) -> Any:
     return None if not column.required else 0 if column.kind is Kind.INTEGER else ""
 
 
+_TEXTS = (Kind.TEXT, Kind.NAME, Kind.DOCUMENT)
+
+
 def _row_converter(columns: Columns) -> Callable[[Any], list[Any]]:
     """A function that takes an entry with these columns as attributes, and returns them normalised.
 
@@ -124,9 +135,9 @@ def _row_converter(columns: Columns) -> Callable[[Any], list[Any]]:
     """
     facts = attrgetter(*(column.name for column in columns))
     plan = [(place, column, _default(column), _converter(column)) for place, column in enumerate(columns)]
-    texts = [(n, c.length, default, f) for n, c, default, f in plan if c.kind in (Kind.TEXT, Kind.DOCUMENT)]
+    texts = [(n, c.length, default, f) for n, c, default, f in plan if c.kind in _TEXTS]
     integers = [(n, default, f) for n, c, default, f in plan if c.kind is Kind.INTEGER]
-    others = [(n, f) for n, c, _, f in plan if c.kind not in (Kind.TEXT, Kind.DOCUMENT, Kind.INTEGER)]
+    others = [(n, f) for n, c, _, f in plan if c.kind not in (*_TEXTS, Kind.INTEGER)]
 
     def convert(entry: Any) -> list[Any]:
         row = list(facts(entry))

@@ -10,6 +10,7 @@ from typing import Any
 
 import msgspec
 
+from arbstr_asgi._utils import MAX_NAME_CHARACTERS, is_name
 from arbstr_asgi.config.settings import Server
 from arbstr_asgi.errors import ArbstrError, ServerError
 from arbstr_asgi.providers.headers import Headers
@@ -59,6 +60,25 @@ def as_caller(identity: Identity) -> Caller:
     raise TypeError(f"expected a name, a Caller or None, not {type(identity).__name__}")
 
 
+def check_names(caller: Caller) -> Caller:
+    """The caller itself. Raises ServerError (500), and logs why, where a name would have to be altered to be stored.
+
+    Two names that are stored alike would read each other's rows.
+    """
+    for field in ("end_user", "tenant"):
+        name = getattr(caller, field)
+        if name is not None and not is_name(name):
+            logger.error(
+                "a caller's %s is refused, since names are never cut: a str of at most %d characters, without NUL and "
+                "lone surrogates, is needed",
+                field,
+                MAX_NAME_CHARACTERS,
+            )
+            message = f"The caller's {field} is not a name that can be recorded."
+            raise ServerError(message, status_code=500, code="invalid_caller_name")
+    return caller
+
+
 class Authenticator:
     """Tells who sent a request, or refuses it."""
 
@@ -78,7 +98,7 @@ class Authenticator:
             identity = self._identify(scope)
             if inspect.isawaitable(identity):
                 identity = await identity
-            return holder if identity is None else as_caller(identity)
+            caller = as_caller(identity)
         except ArbstrError:
             raise
         except Exception as error:  # noqa: BLE001 - the host's code may raise anything
@@ -86,6 +106,7 @@ class Authenticator:
             at = traceback.extract_tb(error.__traceback__)[-1]
             logger.error("identify failed: %s in %s, line %s", type(error).__name__, at.name, at.lineno)  # noqa: TRY400
             raise ServerError("The caller could not be identified.", status_code=500, code="identify_failed") from None
+        return holder if identity is None else check_names(caller)
 
     def _token_owner(self, scope: Mapping[str, Any]) -> Caller:
         if not self._tokens:

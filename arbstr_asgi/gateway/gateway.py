@@ -18,7 +18,7 @@ from arbstr_asgi.config.config import Config
 from arbstr_asgi.database.records import LedgerEntry
 from arbstr_asgi.errors import ArbstrError, ConfigError, LedgerError, ServerError
 from arbstr_asgi.gateway.attempt import ProviderAttempt
-from arbstr_asgi.gateway.auth import Authenticator, Caller, Identify
+from arbstr_asgi.gateway.auth import Authenticator, Caller, Identify, check_names
 from arbstr_asgi.gateway.call import Call, CallDependencies
 from arbstr_asgi.gateway.deadline import DeadlineTimer
 from arbstr_asgi.gateway.disconnects import DrainLimiter
@@ -275,8 +275,7 @@ class Gateway:
                 raise ServerError(
                     "Usage can't be recorded at this moment. Please retry.", code="ledger_full", retry_after=5
                 )
-            if caller is None:
-                caller = await self.identify(scope)
+            caller = await self.identify(scope) if caller is None else check_names(caller)
             client_headers = h.Headers(scope["headers"])
             check_headers(client_headers)
             body = await self._bodies.read(chunks, client_headers.get(b"content-length"), deps.timer)

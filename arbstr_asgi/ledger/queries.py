@@ -14,13 +14,14 @@ from urllib.parse import quote
 
 import msgspec
 
+from arbstr_asgi._utils import MAX_NAME_CHARACTERS, is_name
 from arbstr_asgi.database import values
 from arbstr_asgi.database.columns import ATTEMPT_COLUMNS
 from arbstr_asgi.database.connections import ConnectionTasks, Work
 from arbstr_asgi.database.database import LedgerDatabase
 from arbstr_asgi.database.drivers.base import READ_TIMEOUT, Driver, describe_error
 from arbstr_asgi.database.statements import Statements, statements
-from arbstr_asgi.errors import LedgerError, LedgerUnavailable
+from arbstr_asgi.errors import LedgerError, LedgerUnavailable, RequestError
 from arbstr_asgi.stats.pagination import Pagination
 from arbstr_asgi.stats.query import ALL_TIME, Filters, Group, Page, Rebuilt, RequestsQuery, StatsQuery, Summary
 from arbstr_asgi.stats.reader import StatsReader
@@ -195,8 +196,14 @@ class LedgerQueries(ABC):
     async def forget(self, end_user: str) -> dict[str, int]:
         """Delete everything about an end user: `requests`, `attempts`, `rollups`, and `spilled` rows on this machine.
 
-        Returns the number of rows of each. Calls recorded later are kept. Raises LedgerError.
+        Returns the number of rows of each. Calls recorded later are kept. Raises LedgerError, and RequestError for
+        a name that no row can have.
         """
+        if not is_name(end_user):
+            message = (
+                f"The name of an end user has at most {MAX_NAME_CHARACTERS} characters, no NUL and no lone surrogate."
+            )
+            raise RequestError(400, message, param="end_user", code="invalid_name")
         maintenance = self._maintenance()
         try:
             await self._flush_with_timeout()
@@ -283,7 +290,7 @@ async def erase_from_spill(folder: Path, end_user: str) -> int:
     """
     erased = 0
     for file in _files(folder):
-        erased += await _erase(file, values.text(end_user, 255))
+        erased += await _erase(file, end_user)
     return erased
 
 

@@ -8,10 +8,12 @@ from typing import Any, NamedTuple
 
 import msgspec
 
+from arbstr_asgi._utils import MAX_NAME_CHARACTERS, is_name
 from arbstr_asgi.stats.timezones import zone_of
 
 GROUPS = ("model", "provider", "end_user", "tenant", "policy", "hour", "day")
 SORTS = ("timestamp", "cost_sats", "latency_ms")
+NAMES = ("end_user", "tenant")
 TIMES = ("hour", "day")
 SOURCES = ("provider", "provider_partial", "estimated")
 ALL_TIME = (datetime.min.replace(tzinfo=UTC), datetime.max.replace(tzinfo=UTC))
@@ -25,7 +27,8 @@ _INTEGER_LIMIT = 2**63
 class Filters(msgspec.Struct, frozen=True, kw_only=True):
     """Which rows are counted; None: any. Values are compared exactly, case-sensitive.
 
-    `status` is compared with `error_status`; 200 also matches a success without one.
+    `status` is compared with `error_status`; 200 also matches a success without one. Raises ValueError for the name of
+    an end user or a tenant that no row can have.
     """
 
     correlation_id: str | None = None
@@ -38,6 +41,11 @@ class Filters(msgspec.Struct, frozen=True, kw_only=True):
     status: int | None = None
     success: bool | None = None
     streaming: bool | None = None
+
+    def __post_init__(self) -> None:
+        for column in NAMES:
+            if getattr(self, column) is not None and not is_name(getattr(self, column)):
+                raise ValueError(f"{column}: at most {MAX_NAME_CHARACTERS} characters, no NUL and no lone surrogate")
 
     @property
     def given(self) -> dict[str, Any]:

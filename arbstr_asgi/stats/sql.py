@@ -139,7 +139,7 @@ class SqlDialect:
             return f"{name} = {params.add(bool(value))}"
         if kind.kind is Kind.IDENTIFIER:
             return f"{name} = {params.add(values.identifier(value, kind.length))}"
-        value = values.text(value, kind.length)
+        value = values.name(value) if kind.kind is Kind.NAME else values.text(value, kind.length)
         result = f"{name} = {params.add(value)}"
         if self.dialect == "mysql":  # 'a' = 'a ' there
             result += f" AND CAST({name} AS BINARY) = CAST({params.add(value)} AS BINARY)"

@@ -50,7 +50,7 @@ def fact(column: Column, number: int) -> Any:
             return Decimal(number % 1000) + Decimal("0.123456789")
         case Kind.DOCUMENT:
             return '{"feature":"search","team":"catalogue","prompt_tokens":1200}'
-        case Kind.TEXT:
+        case Kind.TEXT | Kind.NAME:
             return f"{column.name}-{number % 997}"
         case Kind.REAL:
             return 0.25

@@ -325,6 +325,42 @@ def test_hostile_input(database_url: str, tmp_path: Path) -> None:
     served(tmp_path, main, database=DatabaseConfig(url=database_url))
 
 
+@pytest.mark.parametrize(
+    ("query", "found"),
+    [
+        (b"end_user=zo%C3%AB", ["c-2"]),
+        ("end_user=zoë".encode(), ["c-2"]),
+        (b"end_user=al%EF%BF%BDice", ["c-1"]),
+        (b"end_user=al%FFice", None),
+        (b"end_user=al\xffice", None),
+        (b"tenant=%ED%A0%80", None),
+        (b"end_user=al%00ice", None),
+        (b"end_user=" + b"u" * 256, None),
+        (b"tenant=" + b"%C3%AB" * 256, None),
+    ],
+)
+@pytest.mark.parametrize("path", [STATS, REQUESTS])
+def test_names_in_filters(path: str, query: bytes, found: list[str] | None, tmp_path: Path) -> None:
+    """A name is compared in all its characters; one that no row can have, or that is not UTF-8, is a 400."""
+
+    async def main(app: Any) -> None:
+        for number, end_user in enumerate(("al\ufffdice", "zoë", "zoÃ«")):
+            app.ledger.record(an_entry(f"c-{number + 1}", end_user=end_user, end_reason="completed", revision=1))
+        await app.ledger.flush()
+        reply = await ask(app, path, scope={"query_string": query})
+        if found is None:
+            assert (reply.status, reply.error["code"]) == (400, "invalid_parameter")
+            return
+        answer = json.loads(reply.body)
+        assert reply.status == 200
+        if path == STATS:
+            assert answer["counts"]["total"] == len(found)
+        else:
+            assert [row["correlation_id"] for row in answer["data"]] == found
+
+    served(tmp_path, main)
+
+
 def test_guard(tmp_path: Path) -> None:
     """Who has no token is told nothing, not even whether a parameter is right."""
     server = Server(auth_token="secret-1", tokens=(Token(name="alice", token="secret-2"),))

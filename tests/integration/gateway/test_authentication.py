@@ -1,6 +1,7 @@
 """Who may call and in whose name: `identify`, bearer tokens, and what a row says of them."""
 
 import asyncio
+import enum
 import hmac
 import json
 import logging
@@ -17,6 +18,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from arbstr_asgi import Arbstr, ArbstrError, Caller, Server, Token
+from arbstr_asgi.errors import ConfigError
 from arbstr_asgi.gateway.auth import MAX_TAGS_BYTES
 from tests.support.asgi_client import (
     JSON_TYPE,
@@ -278,22 +280,66 @@ def test_warning(
 
 
 @pytest.mark.parametrize(
-    ("name", "stored"),
-    [
-        ("a\0b", "a\ufffdb"),
-        ("a\ud83db", "a\ufffdb"),
-        ("x" * 10_000, "x" * 255),
-        ("👩‍🚀" * 4000, ("👩‍🚀" * 4000)[:255]),
-        ("'; DROP TABLE requests; --", "'; DROP TABLE requests; --"),
-        ("line\r\nbreak", "line\r\nbreak"),
-    ],
-    ids=["NUL", "surrogate", "long", "long emoji", "SQL", "line break"],
+    "name",
+    ["'; DROP TABLE requests; --", "line\r\nbreak", "x" * 255, "👩" * 255, "al\ufffdice", "alice ", "I'm", "\u0130"],
+    ids=["SQL", "line break", "255", "255 emoji", "U+FFFD", "space", "quote", "dotted I"],
 )
-def test_hostile_names(name: str, stored: str, tmp_path: Path) -> None:
-    """A name that no database would take as it is costs the call nothing, and its row keeps what fits."""
+def test_hostile_names(name: str, tmp_path: Path) -> None:
+    """A name that every database can keep is kept in all its characters."""
     reply, [row], _ = tried("middleware", tmp_path, lambda scope: Caller(name, name))
     assert (reply.status, reply.body) == (200, PLAIN)
-    assert (row["end_user"], row["tenant"]) == (stored, stored)
+    assert (row["end_user"], row["tenant"]) == (name, name)
+
+
+UNFIT = ["a\0b", "\0", "a\ud83db", "x" * 256, "👩" * 256, 42]
+
+
+@pytest.mark.parametrize("way", [*WAYS, "respond"])
+@pytest.mark.parametrize("field", ["end_user", "tenant"])
+@pytest.mark.parametrize("name", UNFIT, ids=["NUL", "only NUL", "surrogate", "256", "256 emoji", "no string"])
+def test_unfit_names(way: Any, field: str, name: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """A name that would have to be altered is a 500 in OpenAI's shape and a line in the log; nothing is sent."""
+    caller = Caller(**{field: name})
+
+    async def main() -> None:
+        provided = Provided()
+        if way == "respond":
+            app: Any = Arbstr(configured(tmp_path, KEYED), transport=httpx.MockTransport(provided))
+
+            async def chat(request: Request) -> Response:
+                return await app.respond(request, caller=caller)
+
+            reply = await call(Starlette(routes=[Route("/v1/chat/completions", chat, methods=["POST"])]), PLAIN_REQUEST)
+        else:
+            async with running(way, configured(tmp_path, KEYED), provided, identify=lambda scope: caller) as app:
+                reply = await call(app, PLAIN_REQUEST)
+                assert await rows(app) == []
+        assert (reply.status, reply.error["code"]) == (500, "invalid_caller_name")
+        assert not provided.requests
+
+    asyncio.run(main())
+    [line] = [record.getMessage() for record in caplog.records if record.levelno == logging.ERROR]
+    assert field in line
+    assert "255" in line
+
+
+class Plan(str, enum.Enum):  # noqa: UP042 - unlike a StrEnum its str() is not its value
+    """A host's own strings."""
+
+    ALICE = "alice"
+
+
+def test_names_of_a_kind_of_str(tmp_path: Path) -> None:
+    """A subclass of str is its characters, whatever its own `__str__` says."""
+    _, [row], _ = tried("middleware", tmp_path, lambda scope: Caller(Plan.ALICE, Plan.ALICE))
+    assert (row["end_user"], row["tenant"]) == ("alice", "alice")
+
+
+@pytest.mark.parametrize("name", UNFIT[:-1])
+def test_unfit_names_of_tokens(name: str) -> None:
+    """The name of a token is an end user too, and one that does not fit is refused at start."""
+    with pytest.raises(ConfigError, match="name: at most 255 characters"):
+        Token(name=name, token="t")
 
 
 class Exploding(Mapping[str, Any]):

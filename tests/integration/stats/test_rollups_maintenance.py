@@ -11,18 +11,19 @@ from typing import Any
 import msgspec
 import pytest
 
+from arbstr_asgi._utils import is_name
 from arbstr_asgi.database.columns import COLUMNS
 from arbstr_asgi.database.drivers.sqlite import Sqlite
 from arbstr_asgi.database.records import AttemptEntry, LedgerEntry
 from arbstr_asgi.database.values import record
-from arbstr_asgi.errors import LedgerError
+from arbstr_asgi.errors import LedgerError, RequestError
 from arbstr_asgi.ledger.ledger import Ledger
 from arbstr_asgi.ledger.queries import open_reader
 from arbstr_asgi.ledger.spill.locks import SpillLocks
 from arbstr_asgi.ledger.spill.store import SpillStore
 from arbstr_asgi.stats import live, pagination
 from arbstr_asgi.stats.planner import PERIODS
-from arbstr_asgi.stats.query import GROUPS, Filters, Rebuilt, RequestsQuery, StatsQuery
+from arbstr_asgi.stats.query import GROUPS, NAMES, Filters, Rebuilt, RequestsQuery, StatsQuery
 from arbstr_asgi.stats.rollups import builder, scheduler
 from tests.support import reference_stats as naive
 from tests.support.databases import an_entry, run_sql
@@ -332,13 +333,39 @@ def test_values_are_never_sql(bench: Bench, name: str) -> None:
             "x" * 5000,
             "?$1%s",
         ):
+            if not is_name(value):
+                with pytest.raises(RequestError, match="255"):
+                    await bench.ledger.forget(value)
+                if name in NAMES:
+                    with pytest.raises(ValueError, match=name):
+                        Filters(**{name: value})
+                    continue
             filters = Filters(**{name: value})
             (group,) = await bench.ledger.stats(StatsQuery(since=ALL.since, until=ALL.until, filters=filters))
             assert group.figures.total == 0
             page = await bench.ledger.requests(RequestsQuery(since=ALL.since, until=ALL.until, filters=filters))
             assert (page.rows, page.total) == ([], 0)
-            await bench.ledger.forget(value)
+            if is_name(value):
+                await bench.ledger.forget(value)
         assert await bench.rows() == rows
+
+    bench.run(scenario())
+
+
+def test_names_that_begin_alike_are_forgotten_apart(bench: Bench) -> None:
+    """Whose name agrees in 255 characters, or in all but what can't be stored, is not forgotten for somebody else."""
+
+    async def scenario() -> None:
+        await bench.clear()
+        long, marked = "u" * 255, "al\ufffdice"
+        await bench.record(*[an_entry(f"c-{n}", timestamp=DAY, end_user=who) for n, who in enumerate((long, marked))])
+        for unfit in (f"{long}B", "al\0ice", "al\ud800ice"):
+            with pytest.raises(RequestError):
+                await bench.ledger.forget(unfit)
+        assert await bench.ledger.forget(f"{long[:-1]} ") == dict.fromkeys(
+            ("requests", "attempts", "rollups", "spilled"), 0
+        )
+        assert {row["end_user"] for row in await bench.rows()} == {long, marked}
 
     bench.run(scenario())
 

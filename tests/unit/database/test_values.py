@@ -50,6 +50,15 @@ def test_text_is_short_and_clean(raw: str, length: int) -> None:
         assert clean == raw
 
 
+@given(st.one_of(st.text(alphabet=st.characters(exclude_categories=()), max_size=300), ANYTHING))
+def test_a_name_is_stored_as_it_is_or_not_at_all(raw: Any) -> None:
+    """No two names become one: what is stored equals what was given, and what no column can hold is not stored."""
+    stored = values.name(raw)
+    fits = isinstance(raw, str) and len(raw) <= 255 and "\0" not in raw
+    assert stored == (raw if fits and not any(0xD800 <= ord(c) <= 0xDFFF for c in raw) else None)
+    assert stored is None or type(stored) is str
+
+
 @given(st.text(alphabet=st.characters(exclude_categories=())), st.integers(1, 20))
 def test_documents_are_cut_in_bytes(raw: str, length: int) -> None:
     """At most so many bytes of UTF-8, and never half a character."""
@@ -128,6 +137,7 @@ def test_any_entry_becomes_a_row_that_drivers_take(fields: dict[str, Any]) -> No
     allowed = {
         Kind.IDENTIFIER: str,
         Kind.TEXT: str,
+        Kind.NAME: str,
         Kind.DOCUMENT: str,
         Kind.INTEGER: int,
         Kind.REAL: float,
