@@ -9,11 +9,9 @@ from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
-from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from arbstr_asgi.config.config import Config
-from arbstr_asgi.errors import ArbstrError
 from arbstr_asgi.gateway.auth import Caller, Identify, Identity, as_caller
 from arbstr_asgi.gateway.lifespan import Lifespan
 from arbstr_asgi.gateway.request_body import ClientDisconnected
@@ -110,6 +108,7 @@ class Arbstr:
         client: "httpx.AsyncClient | None" = None,
     ) -> None:
         from arbstr_asgi.api.health import HealthEndpoints
+        from arbstr_asgi.api.paths import ExactRoute, http_error
         from arbstr_asgi.api.routes import routes
         from arbstr_asgi.gateway.gateway import START_TIMEOUT, Gateway
 
@@ -125,11 +124,11 @@ class Arbstr:
         )
         self._app = Starlette(
             routes=[
-                Route(CHAT_PATH, _Chat(self._gateway), methods=["POST"]),
+                ExactRoute(CHAT_PATH, _Chat(self._gateway), methods=["POST"]),
                 *routes(self._gateway),
                 *HealthEndpoints(self._gateway, self.snapshot).routes(),
             ],
-            exception_handlers={HTTPException: _http_error},
+            exception_handlers={HTTPException: http_error},
             lifespan=self.lifespan,
         )
         self.patience = START_TIMEOUT
@@ -220,9 +219,3 @@ async def _chunks(request: Request) -> AsyncIterator[bytes]:
             yield chunk
     except ClientDisconnect:
         raise ClientDisconnected from None
-
-
-def _http_error(request: Request, error: Exception) -> Response:
-    assert isinstance(error, HTTPException)
-    kind = ArbstrError(error.status_code, f"{error.detail}.", type="invalid_request_error", headers=error.headers)
-    return Response(kind.to_json(), error.status_code, headers=kind.headers, media_type="application/json")

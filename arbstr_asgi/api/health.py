@@ -6,8 +6,8 @@ from typing import Any
 
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
-from starlette.routing import Route
 
+from arbstr_asgi.api.paths import ExactRoute
 from arbstr_asgi.config.provider import Provider
 from arbstr_asgi.errors import LedgerError
 from arbstr_asgi.gateway.gateway import Gateway
@@ -35,12 +35,12 @@ class HealthEndpoints:
         self._gateway = gateway
         self._snapshot = snapshot
 
-    def routes(self) -> list[Route]:
+    def routes(self) -> list[ExactRoute]:
         """The routes."""
         return [
-            Route("/livez", self._livez),
-            Route("/readyz", self._readyz),
-            Route("/health", self._health),
+            ExactRoute("/livez", self._livez),
+            ExactRoute("/readyz", self._readyz),
+            ExactRoute("/health", self._health),
         ]
 
     async def _livez(self, request: Request) -> Response:

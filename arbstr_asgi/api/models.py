@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from arbstr_asgi.config.provider import Provider
-from arbstr_asgi.errors import RequestError
 from arbstr_asgi.protocols.chat import MAX_MODEL_CHARACTERS
+from arbstr_asgi.providers.routing import model_not_found
 
 OWNER = "arbstr"
 CREATED = 0  # seconds since 1970; required by the schema, unknown here
@@ -23,7 +23,7 @@ def model_list(providers: Sequence[Provider]) -> dict[str, Any]:
 def model(providers: Sequence[Provider], name: str) -> dict[str, Any]:
     """One model; any name where a provider lists none. Raises RequestError (404) where no provider serves it."""
     if not 0 < len(name) <= MAX_MODEL_CHARACTERS or not any(provider.serves(name) for provider in providers):
-        raise RequestError(404, "No provider is configured for this model.", param="model", code="model_not_found")
+        raise model_not_found(name)
     return _model(name)
 
 

@@ -6,12 +6,12 @@ from collections.abc import Awaitable, Callable
 
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from arbstr_asgi.api import stats as stats_api
 from arbstr_asgi.api.cost import estimate_cost
 from arbstr_asgi.api.models import model, model_list
+from arbstr_asgi.api.paths import ExactRoute
 from arbstr_asgi.api.providers import provider_listing
 from arbstr_asgi.errors import ArbstrError, ServerError
 from arbstr_asgi.gateway.auth import Caller
@@ -47,17 +47,17 @@ class AuthenticatedEndpoint:
             await answer(scope, receive, send)
 
 
-def routes(gateway: Gateway) -> list[Route]:
+def routes(gateway: Gateway) -> list[ExactRoute]:
     """The routes, each with authentication."""
     return [
-        Route("/v1/models", AuthenticatedEndpoint(gateway, _models), methods=["GET"]),
-        Route("/v1/models/{model:path}", AuthenticatedEndpoint(gateway, _model), methods=["GET"]),
-        Route("/v1/cost", AuthenticatedEndpoint(gateway, _cost), methods=["POST"]),
-        Route("/providers", AuthenticatedEndpoint(gateway, _providers), methods=["GET"]),
-        Route("/metrics", AuthenticatedEndpoint(gateway, _metrics), methods=["GET"]),
-        Route("/v1/stats", AuthenticatedEndpoint(gateway, stats_api.stats), methods=["GET"]),
-        Route("/v1/requests", AuthenticatedEndpoint(gateway, stats_api.requests), methods=["GET"]),
-        Route("/v1/requests/{correlation_id:path}", AuthenticatedEndpoint(gateway, stats_api.detail), methods=["GET"]),
+        ExactRoute("/v1/models", AuthenticatedEndpoint(gateway, _models)),
+        ExactRoute("/v1/models/{model:path}", AuthenticatedEndpoint(gateway, _model)),
+        ExactRoute("/v1/cost", AuthenticatedEndpoint(gateway, _cost), methods=["POST"]),
+        ExactRoute("/providers", AuthenticatedEndpoint(gateway, _providers)),
+        ExactRoute("/metrics", AuthenticatedEndpoint(gateway, _metrics)),
+        ExactRoute("/v1/stats", AuthenticatedEndpoint(gateway, stats_api.stats)),
+        ExactRoute("/v1/requests", AuthenticatedEndpoint(gateway, stats_api.requests)),
+        ExactRoute("/v1/requests/{correlation_id:path}", AuthenticatedEndpoint(gateway, stats_api.detail)),
     ]
 
 

@@ -9,6 +9,7 @@ import httpx
 import msgspec
 
 from arbstr_asgi.cli.output import escape_terminal
+from arbstr_asgi.config.settings import token_bytes
 from arbstr_asgi.errors import ConfigError, LedgerError
 
 _MAX_ANSWER_BYTES = 64 * 1024 * 1024
@@ -27,10 +28,8 @@ class RemoteSource:
             raise ConfigError("--url: not a URL") from None
         if at.scheme not in ("http", "https") or not at.hostname or at.query or at.fragment or at.username is not None:
             raise ConfigError("--url: must look like http://127.0.0.1:8080, without a user, ? or #")
-        if token is not None and not (token.isascii() and token.isprintable()):
-            raise ConfigError("the token must be one line of printable ASCII")
+        headers = {} if token is None else {b"authorization": b"Bearer " + token_bytes(token)}
         self._base = url.rstrip("/")
-        headers = {} if token is None else {"authorization": f"Bearer {token}"}
         self._client = httpx.AsyncClient(headers=headers, timeout=_TIMEOUT, transport=transport, trust_env=False)
 
     async def __aenter__(self) -> "RemoteSource":

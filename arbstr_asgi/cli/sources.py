@@ -69,7 +69,7 @@ def _token(file: Path | None) -> str | None:
     if file is None:
         return os.environ.get("ARBSTR_TOKEN") or None
     try:
-        return file.read_text("utf-8").strip()
+        return file.read_text("utf-8").strip(" \t\r\n")
     except (OSError, UnicodeError) as error:
         text = error.strerror if isinstance(error, OSError) else "not text"
         raise ConfigError(f"--token-file: {file}: {text}") from None

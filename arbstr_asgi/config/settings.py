@@ -1,6 +1,7 @@
 """Configuration of the server, tokens, database, limits, failover and logging."""
 
 import logging
+import re
 from collections.abc import Sequence
 from typing import Literal
 from urllib.parse import quote
@@ -19,7 +20,26 @@ _LEVELS = {
 }
 
 
+_AROUND_HEADERS = b" \t"  # what does not belong to a header's value
+_HEADER_VALUE = re.compile(rb"[\t\x20-\x7e\x80-\xff]+")
 LONGEST_RETENTION = 36_500  # days
+
+
+def token_bytes(token: str) -> bytes:
+    """A bearer token as it comes in a header: UTF-8, or the bytes of an environment variable that are none.
+
+    Raises ConfigError for one that no request can bring.
+    """
+    try:
+        sent = token.encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError:
+        raise ConfigError("token: must not have a lone surrogate") from None
+    if sent != sent.strip(_AROUND_HEADERS) or not _HEADER_VALUE.fullmatch(sent):
+        raise ConfigError(
+            "token: no request can bring one that is empty, begins or ends with a space, a tab or a line end, or has a "
+            "control character"
+        )
+    return sent
 
 
 class Token(ConfigSection, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -33,6 +53,7 @@ class Token(ConfigSection, frozen=True, kw_only=True, forbid_unknown_fields=True
         super().__post_init__()
         if not self.name or not self.token:
             raise ConfigError("token: name and token must not be empty")
+        token_bytes(self.token)
         if not is_name(self.name):
             message = f"name: at most {MAX_NAME_CHARACTERS} characters, no NUL and no lone surrogate"
             raise ConfigError(f"{message}; names are never cut, since they are who may read what")
@@ -53,10 +74,16 @@ class Server(ConfigSection, frozen=True, kw_only=True, forbid_unknown_fields=Tru
         self._set("tokens", tuple(self.tokens))
         if self.auth_token is not None and not self.auth_token:
             raise ConfigError("auth_token: must not be empty; leave it out for none")
+        if self.auth_token is not None:
+            try:
+                token_bytes(self.auth_token)
+            except ConfigError as error:
+                raise ConfigError(f"auth_{error.message}") from None
         names = [token.name for token in self.tokens]
         if len(set(names)) < len(names):
             raise ConfigError("tokens: two have the same name")
-        secrets = [self.auth_token, *(token.token for token in self.tokens)]
+        given = [self.auth_token, *(token.token for token in self.tokens)]
+        secrets = [token_bytes(token) for token in given if token is not None]
         if len(set(secrets)) < len(secrets):
             raise ConfigError("tokens: two have the same token, so that it would not say who calls")
         if self.workers < 1:

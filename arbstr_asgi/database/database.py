@@ -105,6 +105,7 @@ class LedgerDatabase:
         if isinstance(self._source, Database):
             self._database = self._source
         else:
+            self._source.create_file()
             self._database = self._source.connectable(self.driver.options)
             await self._database.connect()
         return self._database

@@ -2,8 +2,10 @@
 
 import hashlib
 import importlib
+import os
 import re
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -67,6 +69,12 @@ class DatabaseUrl:
     def connectable(self, options: Mapping[str, Any]) -> Database:
         """A new `Database` with these options, not connected."""
         return Database(self.url, **options)
+
+    def create_file(self) -> None:
+        """Create the SQLite file with mode 0600, unless it is there; SQLite gives the files beside it the same mode."""
+        if self.dialect == "sqlite":
+            with suppress(OSError):  # SQLite says what is wrong
+                os.close(os.open(DatabaseURL(self.url).database, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
 
     def check_folder(self) -> str | None:
         """What is wrong with the folder of an SQLite file, or None; reads the file system."""

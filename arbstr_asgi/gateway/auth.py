@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 
 from arbstr_asgi._utils import MAX_NAME_CHARACTERS, is_name
-from arbstr_asgi.config.settings import Server
+from arbstr_asgi.config.settings import Server, token_bytes
 from arbstr_asgi.errors import ArbstrError, ServerError
 from arbstr_asgi.providers.headers import Headers
 
@@ -84,9 +84,11 @@ class Authenticator:
 
     def __init__(self, server: Server, identify: Identify | None) -> None:
         self._identify = identify
-        self._tokens = [(token.token.encode(), Caller(token.name, operator=token.operator)) for token in server.tokens]
+        self._tokens = [
+            (token_bytes(token.token), Caller(token.name, operator=token.operator)) for token in server.tokens
+        ]
         if server.auth_token is not None:
-            self._tokens.append((server.auth_token.encode(), Caller()))
+            self._tokens.append((token_bytes(server.auth_token), Caller()))
         self.guarded = bool(self._tokens) or identify is not None or server.public
 
     async def identify(self, scope: MutableMapping[str, Any]) -> Caller:
@@ -112,9 +114,9 @@ class Authenticator:
         if not self._tokens:
             return Caller()
         scheme, _, given = (Headers(scope["headers"]).get(b"authorization") or "").partition(" ")
-        holder = None
+        token_sent, holder = given.strip(" \t").encode("latin-1"), None  # only these surround a header's value
         for token, caller in self._tokens:  # all of them, so that the time says nothing of which one is close
-            if hmac.compare_digest(token, given.strip().encode("latin-1")) and scheme.lower() == "bearer":
+            if hmac.compare_digest(token, token_sent) and scheme.lower() == "bearer":
                 holder = caller
         if holder is None:
             raise ArbstrError(

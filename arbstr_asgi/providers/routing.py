@@ -1,5 +1,6 @@
 """Routing: which providers can serve a request, cheapest first, and which policy applies."""
 
+import json
 import re
 from collections.abc import Sequence
 from decimal import Decimal
@@ -9,7 +10,7 @@ from arbstr_asgi.config.policies import Policies, Rule
 from arbstr_asgi.config.provider import Provider
 from arbstr_asgi.errors import RequestError, quotable
 from arbstr_asgi.protocols import prompt
-from arbstr_asgi.protocols.chat import ChatRequest
+from arbstr_asgi.protocols.chat import MAX_MODEL_CHARACTERS, ChatRequest
 from arbstr_asgi.protocols.token_estimate import Estimate, estimate_tokens
 from arbstr_asgi.providers.pricing import cost_estimate
 
@@ -101,7 +102,7 @@ def rank_providers(
     model = request.model
     candidates = [provider for provider in providers if provider.serves(model)]
     if not candidates:
-        raise RequestError(404, "No provider is configured for this model.", param="model", code="model_not_found")
+        raise model_not_found(model)
     if rule is not None:
         candidates = _apply_rule(candidates, model, rule)
     if estimate is None:
@@ -114,6 +115,12 @@ def rank_providers(
         target = provider.aliases.get(model, model)
         priced.append(Candidate(provider, target, cost_estimate(estimate, provider.rates(model, target))))
     return sorted(priced, key=_rank)
+
+
+def model_not_found(model: str) -> RequestError:
+    """The error (404) for a model that no provider serves; it names the model as JSON, cut to 255 characters."""
+    message = f"No provider is configured for the model {json.dumps(model[:MAX_MODEL_CHARACTERS])}."
+    return RequestError(404, message, param="model", code="model_not_found")
 
 
 def _rank(candidate: Candidate) -> tuple[bool, Decimal, str]:

@@ -106,6 +106,41 @@ def test_model(name: str, tmp_path: Path) -> None:
     assert said(call_endpoint(configured(tmp_path), f"/v1/models/{name}")) == listed(name)
 
 
+@pytest.mark.parametrize("end", ["\n", "\r", "\r\n", "\0", "/", " "])
+@pytest.mark.parametrize(("method", "path"), [*GUARDED, *OPEN])
+def test_paths_are_exact(method: str, path: str, end: str, tmp_path: Path) -> None:
+    """What ends in something else, a line end too, is another path: a 404 that says what is served."""
+    reply = call_endpoint(configured(tmp_path), path + end, ASKED if method == "POST" else b"", method=method)
+    assert reply.status == 404
+    if "/models" not in path or end == "\n":
+        assert "POST /v1/chat/completions, GET /v1/models" in reply.error["message"]
+
+
+@pytest.mark.parametrize("root", ["", "/llm"])
+@pytest.mark.parametrize(("method", "path"), [("POST", "/chat/completions"), ("GET", "/"), ("PUT", "/v1/models")])
+def test_what_is_served(root: str, method: str, path: str, tmp_path: Path) -> None:
+    """An error about a path names what is served, below the app's mount, and repeats nothing of the client's."""
+    reply = call_endpoint(
+        configured(tmp_path),
+        root.rstrip("/") + path,
+        method=method,
+        scope={"root_path": root, "path": root.rstrip("/") + path},
+    )
+    assert reply.status == (405 if method == "PUT" else 404)
+    at = root.rstrip("/")
+    for served in (f"POST {at}/v1/chat/completions", f"GET {at}/v1/models/{{model}}", f"GET {at}/livez"):
+        assert served in reply.error["message"]
+
+
+@pytest.mark.parametrize("name", ['quo"ted', "new\nline", "é" * 255, "\ud83d", "x" * 255])
+def test_an_unknown_model_is_named(name: str, tmp_path: Path) -> None:
+    """The error for a model that nobody serves has its name as JSON."""
+    body = json.dumps({"model": name, "messages": []}).encode()
+    reply = call_endpoint(configured(tmp_path), "/v1/chat/completions", body, headers=JSON_TYPE)
+    assert (reply.status, reply.error["code"], reply.error["param"]) == (404, "model_not_found", "model")
+    assert f"the model {json.dumps(name)}." in reply.error["message"]
+
+
 @pytest.mark.parametrize("name", ["", "gpt/", "GPT", "a", "nul\0", "x" * 256, "é", "../gpt", "\ud83d", "%67pt"])
 def test_no_such_model(name: str, tmp_path: Path) -> None:
     """An id that nobody serves is a 404 in OpenAI's shape, whatever it is made of."""

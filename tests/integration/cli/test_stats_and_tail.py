@@ -356,12 +356,12 @@ def test_tokens(tmp_path: Path) -> None:
     file = tmp_path / "token"
     file.write_text("two\nlines\n")
     bad = arbstr("stats", "--url", "http://127.0.0.1:1", "--token-file", str(file))
-    assert (bad.exit_code, "one line of printable ASCII" in bad.stderr, "two" in bad.stderr) == (1, True, False)
+    assert (bad.exit_code, "a line end" in bad.stderr, "two" in bad.stderr) == (1, True, False)
     missing = arbstr("stats", "--url", "http://127.0.0.1:1", "--token-file", str(tmp_path / "none"))
     assert (missing.exit_code, "No such file" in missing.stderr) == (1, True)
     file.write_bytes(b"\xff\xfe")
     assert "not text" in arbstr("stats", "--url", "http://127.0.0.1:1", "--token-file", str(file)).stderr
-    odd = arbstr("stats", "--url", "http://127.0.0.1:1", ARBSTR_TOKEN="sécret")
+    odd = arbstr("stats", "--url", "http://127.0.0.1:1", ARBSTR_TOKEN="sécret\x07")
     assert (odd.exit_code, "sécret" in odd.stderr) == (1, False)
 
 

@@ -177,6 +177,46 @@ def test_token(way: Way, authorization: bytes, end_user: str | None, tmp_path: P
     assert authorization.split()[1] not in sent
 
 
+@pytest.mark.parametrize(
+    ("token", "sent"),
+    [
+        ("end\u00a0", "end\u00a0".encode()),
+        ("\u3000start", "\u3000start".encode()),
+        ("end\u0085", "end\u0085".encode()),
+        ("end\u2028", "end\u2028".encode()),
+        ("in side\tof", b"in side\tof"),
+        ("raw\udcff", b"raw\xff"),
+        ("raw\udca0", b"raw\xa0"),
+    ],
+)
+def test_tokens_are_bytes(token: str, sent: bytes, tmp_path: Path) -> None:
+    """Of what comes behind `Bearer` only spaces and tabs are taken off, and the rest is compared byte for byte."""
+    server = Server(tokens=(Token(name="odd", token=token),))
+    for padded in (sent, b" " + sent + b"\t "):
+        reply, [row], _ = tried("middleware", tmp_path, server=server, headers=bearing(b"Bearer " + padded))
+        assert (reply.status, row["end_user"]) == (200, "odd")
+        (tmp_path / "ledger.db").unlink()
+    for other in (sent.replace(b"\xc2", b""), sent + b"\xa0", sent + b"\xc2\xa0", sent.strip(b"\xa0\x85")):
+        if other != sent:
+            reply, _, requests = tried("middleware", tmp_path, server=server, headers=bearing(b"Bearer " + other))
+            assert (reply.status, requests) == (401, [])
+
+
+@pytest.mark.parametrize("token", [" t", "t ", "t\t", "t\n", "t\r\n", "\t", "a\nb", "a\0b", "a\x7f", "t\x0b", "\ud800"])
+def test_tokens_that_never_match(token: str) -> None:
+    """A token that no header can bring is refused when the configuration is made, and not shown."""
+    for make in (lambda: Token(name="a", token=token), lambda: Server(auth_token=token)):
+        with pytest.raises(ConfigError, match="token: ") as caught:
+            make()
+        assert repr(token) not in caught.value.message
+
+
+def test_tokens_that_are_the_same_bytes() -> None:
+    """Two spellings of one token would not say who calls."""
+    with pytest.raises(ConfigError, match="same token"):
+        Server(auth_token="\udcc3\udca9", tokens=(Token(name="a", token="é"),))
+
+
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize(
     "authorization",

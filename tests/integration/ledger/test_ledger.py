@@ -11,6 +11,7 @@ import textwrap
 import time
 from datetime import UTC, datetime, timedelta, timezone
 from decimal import Decimal
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -597,6 +598,35 @@ def test_a_missing_folder_is_reported(tmp_path: Any) -> None:
     with pytest.raises(LedgerError, match="can't open"):
         asyncio.run(Ledger(f"sqlite:///{tmp_path}").open())
     assert list(tmp_path.iterdir()) == []
+
+
+def test_sqlite_files_are_their_owner_s(tmp_path: Path) -> None:
+    """The database, what SQLite has beside it and the spill have mode 0600; a file that is there keeps its own."""
+
+    def modes() -> dict[str, str]:
+        return {file.name: f"{file.stat().st_mode & 0o777:o}" for file in tmp_path.rglob("*.db*") if file.is_file()}
+
+    before = os.umask(0o022)
+    try:
+
+        async def main(name: str) -> dict[str, str]:
+            ledger = Ledger(f"sqlite:///{tmp_path / name}")
+            await ledger.open()
+            ledger.record(an_entry())
+            await ledger.flush()
+            found = modes()
+            await ledger.close()
+            return found
+
+        found = asyncio.run(main("new.db"))
+        assert {"new.db", "new.db-wal", "new.db-shm"} <= set(found)
+        assert set(found.values()) == {"600"}
+        shared = tmp_path / "shared.db"
+        shared.touch(mode=0o660)
+        shared.chmod(0o660)
+        assert asyncio.run(main("shared.db"))["shared.db"] == "660"
+    finally:
+        os.umask(before)
 
 
 def test_a_ledger_needs_exactly_one_database() -> None:

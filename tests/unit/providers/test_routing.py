@@ -120,7 +120,7 @@ def test_rule_and_model_rates() -> None:
 @pytest.mark.parametrize(
     ("rule", "model", "status", "code", "param", "message"),
     [
-        (None, "x", 404, "model_not_found", "model", "No provider is configured for this model."),
+        (None, "x", 404, "model_not_found", "model", 'No provider is configured for the model "x".'),
         (Rule(name="p", allowed_models=["m"]), "x", 404, "model_not_found", "model", "No provider is configured"),
         (Rule(name="p", allowed_models=["n"]), "m", 400, "model_not_allowed", "model",
          "Model 'm' is not allowed by policy 'p'."),
