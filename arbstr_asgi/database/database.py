@@ -43,7 +43,8 @@ class LedgerDatabase:
     def spill_folder(self, base: str | None) -> Path:
         """The folder for rows that this database did not accept; `base` is `database.spill` of the config."""
         url = DatabaseURL(self._source.url) if isinstance(self._source, DatabaseUrl) else self._source.url
-        return spill_folder(url, self.dialect, self.prefix, base)
+        hosts = self._source.hosts if isinstance(self._source, DatabaseUrl) else None
+        return spill_folder(url, self.dialect, self.prefix, base, hosts)
 
     @property
     def database(self) -> Database | None:
@@ -63,7 +64,11 @@ class LedgerDatabase:
         if isinstance(self._source, Database):
             _check_host_database(self._source, self.dialect)
             return
-        problem = self._source.check_folder() or (self._source.check_file() if must_exist else None)
+        problem = (
+            self._source.check_options()
+            or self._source.check_folder()
+            or (self._source.check_file() if must_exist else None)
+        )
         if problem is not None:
             raise LedgerError(f"can't open the ledger at {self}: {problem}")
 
@@ -113,8 +118,8 @@ class LedgerDatabase:
 
 def _cause(error: Exception) -> BaseException:
     """The exception of the driver, below the one that SQLAlchemy wraps it in during a migration."""
-    original = getattr(error, "orig", None) or error
-    return original.__cause__ or original
+    original: BaseException | None = getattr(error, "orig", None)
+    return error if original is None else original.__cause__ or original
 
 
 def _check_host_database(database: Database, dialect: str) -> None:

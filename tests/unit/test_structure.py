@@ -47,7 +47,7 @@ FOREIGN = {
     "asyncpg": "database.drivers.postgresql",
     "pymysql": "database.drivers.mysql",
     "aiomysql": "database.drivers.mysql",
-    "starlette": "app asgi api.health api.routes api.stats gateway.* cli.mock.provider",
+    "starlette": "app asgi api.health api.paths api.routes api.stats gateway.* cli.mock.provider",
     "hypercorn": "cli.server",
     "uvloop": "cli.server",
     "click": "cli.*",

@@ -1,5 +1,7 @@
 """MariaDB and MySQL, through aiomysql."""
 
+import asyncio
+import getpass
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from datetime import datetime
@@ -7,7 +9,9 @@ from decimal import Decimal
 from typing import Any
 
 import aiomysql
+from databases.backends.mysql import MySQLBackend
 from pymysql import err
+from pymysql.constants import CLIENT
 
 from arbstr_asgi.database.drivers.base import (
     CONVERSION_ERRORS,
@@ -26,6 +30,7 @@ from arbstr_asgi.database.values import Row
 # NULL, no default, out of range, cut, not a date, not this charset, too long, a trigger's SIGNAL, CHECK, CHECK
 _ROW_CODES = {1048, 1364, 1264, 1265, 1292, 1366, 1406, 1644, 3819, 4025}
 _NO_SUCH_DATABASE = 1049
+_TLS_FAILED = 2026
 _LOST_CODES = {(1053,), (1927,), (2003,), (2006,), (2013,), (2055,)}  # shutting down, killed, unreachable, gone
 # Lock names are server-wide, so this one includes the database and the prefix.
 _LOCK_NAME = "CONCAT('arbstr.', MD5(CONCAT(DATABASE(), '/', %s)))"
@@ -45,6 +50,48 @@ class _Cursor(aiomysql.Cursor):  # type: ignore[misc]
             return super()._escape_args(args, conn)
         literal, escape, string = _LITERALS.get, conn.escape, conn.escape_string
         return tuple([f"'{string(v)}'" if type(v) is str else literal(type(v), escape)(v) for v in args])
+
+
+class _TlsConnection(aiomysql.Connection):  # type: ignore[misc]
+    """A connection with TLS; the driver's own goes on in clear text, password and all, where a server offers none."""
+
+    async def _request_authentication(self) -> None:
+        if not self.server_capabilities & CLIENT.SSL:
+            raise err.OperationalError(_TLS_FAILED, "database.url asks for TLS, and the server offers none")
+        await super()._request_authentication()
+
+
+class _TlsPool(aiomysql.Pool):  # type: ignore[misc]
+    """A pool of such connections."""
+
+    def __init__(self, minsize: int, **options: Any) -> None:
+        super().__init__(minsize=0, **options)
+        self._least = minsize
+
+    async def _fill_free_pool(self, override_min: bool) -> None:
+        await super()._fill_free_pool(False)  # closes those that have been idle for too long
+        while self.size < self._least or (override_min and not self._free and self.size < self.maxsize):
+            self._acquiring += 1
+            try:
+                connection = _TlsConnection(echo=self._echo, loop=self._loop, **self._conn_kwargs)
+                await connection._connect()
+                self._free.append(connection)
+                self._cond.notify()
+            finally:
+                self._acquiring -= 1
+
+
+class TlsBackend(MySQLBackend):
+    """The backend of `databases` for a URL that asks for TLS."""
+
+    async def connect(self) -> None:
+        url, options = self._database_url, self._get_connection_kwargs()
+        names = {"host": url.hostname, "port": url.port or 3306, "user": url.username or getpass.getuser()}
+        pool = {"echo": False, "pool_recycle": -1, "loop": asyncio.get_running_loop(), "autocommit": True}
+        tls_pool: Any = _TlsPool(**{**names, "password": url.password, "db": url.database, **pool, **options})
+        async with tls_pool._cond:
+            await tls_pool._fill_free_pool(False)
+        self._pool = tls_pool
 
 
 class Mysql:

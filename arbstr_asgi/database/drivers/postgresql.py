@@ -26,6 +26,14 @@ from arbstr_asgi.database.values import Row
 _LOCK = 0x6172627374720001  # an arbitrary number: "arbstr", 1
 
 _ROW_STATES = {"22", "23", "P0"}  # data, constraints, a trigger's RAISE
+# No such database, an option that makes no sense, and settings that the server does not know or take.
+_WRONG_URL = (
+    asyncpg.InvalidCatalogNameError,
+    asyncpg.ClientConfigurationError,
+    asyncpg.UndefinedObjectError,
+    asyncpg.InvalidParameterValueError,
+    asyncpg.CantChangeRuntimeParamError,
+)
 _LOST_STATES = {"08", "57"}  # connections, an operator's intervention
 
 
@@ -120,9 +128,10 @@ class Postgresql:
         return type(error).__name__ if isinstance(error, CONVERSION_ERRORS) else None
 
     def is_transient(self, error: BaseException) -> bool:
-        if isinstance(error, asyncpg.InvalidCatalogNameError):
+        if isinstance(error, _WRONG_URL):
             return False
-        return isinstance(error, (asyncpg.PostgresError, asyncpg.InterfaceError, *OUTAGE_ERRORS))
+        kinds = (asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.TargetServerAttributeNotMatched)
+        return isinstance(error, (*kinds, *OUTAGE_ERRORS))
 
     def is_connection_lost(self, error: BaseException) -> bool:
         if isinstance(error, asyncpg.PostgresError):
