@@ -10,7 +10,7 @@ ArbstrError                      what a client may be told; raise it in `identif
     ├── UpstreamUnreachable      no connection was made: the provider never saw the request
     ├── UpstreamTimeout          too late (504)
     ├── ProviderKeyError         the key to send could not be had
-    └── ProviderAuthenticationError  it refused a key of ours
+    └── ProviderAuthenticationError  it refused a key of ours, or its account
 """
 
 import json
@@ -134,12 +134,12 @@ class ProviderKeyError(UpstreamError):
 
 
 class ProviderAuthenticationError(UpstreamError):
-    """The provider answered 401 or 403 to our key; its own message is not passed on, since it may quote the key."""
+    """The provider answered 401, 402 or 403 to our key; its own message may quote the key, and is not passed on."""
 
     default_type = "provider_authentication_error"
 
     def __init__(self, status: int) -> None:
-        super().__init__("The provider refused the server's credentials.", code=f"provider_{status}")
+        super().__init__("The provider refused the server's account or credentials.", code=f"provider_{status}")
         self.headers["x-should-retry"] = "false"
 
 

@@ -2,8 +2,11 @@
 
 import asyncio
 import logging
+import re
+import zlib
 from collections import deque
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from time import monotonic
 from typing import NamedTuple
 
@@ -14,19 +17,31 @@ from arbstr_asgi.errors import UpstreamError
 from arbstr_asgi.gateway.record import CallRecord
 from arbstr_asgi.protocols.chat import ChatRequest, ensure_stream_options, with_model
 from arbstr_asgi.protocols.json_edit import BOM
-from arbstr_asgi.protocols.meters import open_meter
+from arbstr_asgi.protocols.meters import GZIP_OR_ZLIB, open_meter
 from arbstr_asgi.providers import headers as h
 from arbstr_asgi.providers.api_keys import ApiKeys
 from arbstr_asgi.providers.client import ProviderClient, ProviderReply
+from arbstr_asgi.providers.retry_policy import ACCOUNT, BUSY
 from arbstr_asgi.providers.routing import Candidate
 from arbstr_asgi.providers.stream_options import StreamOptionsSupport
 
 logger = logging.getLogger("arbstr_asgi")
 MAX_FIRST_EVENT_BYTES = 16 * 1024
-MAX_REFUSAL_BYTES = 64 * 1024
+MAX_ERROR_BYTES = 64 * 1024
+MAX_STEPS = 4
 MAX_MODEL_SHOWN = 100
-REFUSES = (400, 422)
-STREAM_OPTIONS = b"stream_options"
+SECONDS_FOR_REFUSAL = 2.0  # for the body of an error to come
+SECONDS_FOR_FIRST_EVENT = 0.5
+# How a refusal of what we add is worded: by its name, or as a field, a parameter or the like that nobody knows.
+_NAMED = re.compile(rb"stream_?options|include_?usage", re.IGNORECASE)
+_UNKNOWN_FIELD = re.compile(
+    rb"extra_forbidden|additional_?properties|"
+    rb"(?:unknown|unrecogni[sz]ed|unexpected|unsupported|undefined|extra|extraneous|additional|disallowed|no such)"
+    rb"[\s_'\"-]{1,3}(?:[a-z]{1,20}[\s_-])?(?:field|param|arg|key|propert|input|option|attribute|member)|"
+    rb"(?:field|param|argument|propert|attribute)[^{}]{0,60}"
+    rb"(?:not|n't) (?:be )?(?:permitted|allowed|supported|recogni[sz]ed|known|defined|expected)",
+    re.IGNORECASE,
+)
 
 
 class PeekedReply:
@@ -44,12 +59,22 @@ class PeekedReply:
         """How the body broke off, if it has."""
 
     @property
+    def beginning(self) -> bytes:
+        """What has been read ahead."""
+        return b"".join(self._buffered)
+
+    @property
     def body(self) -> bytes | None:
         """All of the body, where it has ended well and none of it has been read; None where it has not, or not yet."""
-        return b"".join(self._buffered) if self._complete and self.error is None else None
+        return self.beginning if self._complete and self.error is None else None
 
     async def peek(self, enough: Callable[[bytes], bool], seconds: float | None = None) -> None:
-        """Read until a chunk is `enough`, to the end, or for so many seconds. A failure is kept for `read`."""
+        """Read until a chunk is `enough`, to the end, or for so many seconds. A failure is kept for `read`.
+
+        Chunks that have been read ahead already are looked at first.
+        """
+        if any(enough(chunk) for chunk in self._buffered):
+            return
         loop = asyncio.get_running_loop()
         deadline = None if seconds is None else loop.time() + seconds
         while not self._complete:
@@ -121,26 +146,41 @@ class BufferedReply:
 
 
 class FirstEventWatcher:
-    """Watches the beginning of a stream with a meter of its own, whose summary says what it was."""
+    """Watches the beginning of a reply with a meter of its own, whose summary says what it was."""
 
-    def __init__(self, headers: h.Headers) -> None:
-        self._meter = open_meter(content_type=headers.get(b"content-type"), content_encoding=None, strip=False)
+    def __init__(self, headers: h.Headers, *, streaming: bool = True) -> None:
+        """`streaming`: a stream was asked for."""
+        self._meter = open_meter(
+            content_type=headers.get(b"content-type"),
+            content_encoding=headers.get(b"content-encoding"),
+            strip=False,
+        )
+        self._limit = MAX_FIRST_EVENT_BYTES if streaming else MAX_ERROR_BYTES
         self.summary = self._meter.summary
         self._size = 0
         self._begins = b""
 
     def complete(self, chunk: bytes) -> bool:
-        """Whether enough has come with `chunk`: a whole event, a comment, or 16 KiB of anything."""
-        self._meter.feed(chunk)
+        """Whether enough has come with `chunk`: a whole event, a comment, or more than an error takes."""
+        self._meter.feed(chunk[: self._limit])
+        for _ in range(MAX_STEPS):  # of bounded work each; nobody is asked whether others may run between
+            if self._meter.pending:
+                self._meter.resume()
         self._size += len(chunk)
         if not self._begins:
             self._begins = chunk.removeprefix(BOM).lstrip()[:1]
         seen = self.summary.events > 0 or self.summary.error is not None or self.summary.seen_done
-        return seen or self._begins == b":" or self._size >= MAX_FIRST_EVENT_BYTES
+        return seen or self._begins == b":" or self._size >= self._limit or self._meter.pending
 
     def end(self) -> None:
-        """The stream has ended, perhaps without the blank line behind its only event."""
+        """The reply has ended, perhaps without the blank line behind its only event."""
         self._meter.finish()
+
+    async def watch(self, reply: PeekedReply, seconds: float) -> None:
+        """Read ahead until enough has come, to the end, or for so many seconds."""
+        await reply.peek(self.complete, seconds)
+        if reply.body is not None:
+            self.end()
 
 
 class ProviderResponse(NamedTuple):
@@ -183,24 +223,20 @@ class ProviderAttempt:
             request = msgspec.structs.replace(request, body=body, model=candidate.model)
         body = self._body(request, provider, record.end_user)
         injected = body is not request.body
+        ours = injected and not self._require and request.stream_options in (None, b"null")
         outgoing = await self._begin(record, candidate, client_headers, record.correlation_id)
         reply = await self._client.send(provider, body, outgoing)
         del body
         latency_ms = record.attempts.mark_answered(reply.status)
-        if injected and 200 <= reply.status < 300:
-            self._stream_options.mark_supported(provider.name, request.model, monotonic())
-        chose_itself = request.stream_options not in (None, b"null")
-        may_be_ours = reply.status in REFUSES and reply.headers.is_plain
-        if injected and may_be_ours and not self._require and not chose_itself:
+        error = None
+        if ours:
             reply = PeekedReply(reply)
-            try:
-                refused = await _mentions_stream_options(reply)
-            except BaseException:
-                await reply.aclose()
-                raise
-            if refused:
+            error = await _error_of(reply)
+            if error is not None and _refuses_field(reply.status, error):
                 await reply.aclose()
                 return await self._send_again(record, request, candidate, client_headers)
+        if injected and error is None and 200 <= reply.status < 300:
+            self._stream_options.mark_supported(provider.name, request.model, monotonic())
         return ProviderResponse(provider, reply, injected, latency_ms)
 
     async def _send_again(
@@ -211,9 +247,9 @@ class ProviderAttempt:
         record.attempts.mark_failed("stream_options refused", maybe_billed=False)
         # A provider that keeps to idempotency keys would repeat its refusal, or refuse the key.
         outgoing = await self._begin(record, candidate, client_headers, f"{record.correlation_id}-2")
-        reply = await self._client.send(provider, request.body, outgoing)
+        reply = PeekedReply(await self._client.send(provider, request.body, outgoing))
         latency_ms = record.attempts.mark_answered(reply.status)
-        if 200 <= reply.status < 300:
+        if 200 <= reply.status < 300 and await _error_of(reply) is None:
             self._learn(provider, request.model, record.end_user)
         return ProviderResponse(provider, reply, False, latency_ms)
 
@@ -248,13 +284,43 @@ class ProviderAttempt:
             )
 
 
-async def _mentions_stream_options(refusal: PeekedReply) -> bool:
-    """Read on until `stream_options` is named, to the end, or for at most 64 KiB."""
-    seen = bytearray()
+async def _error_of(reply: PeekedReply) -> bytes | None:
+    """The beginning of an error, by its status or in a reply with a good one; None for what is no error, or not yet.
 
-    def enough(chunk: bytes) -> bool:
-        seen.extend(chunk[: MAX_REFUSAL_BYTES - len(seen)])
-        return STREAM_OPTIONS in seen or len(seen) == MAX_REFUSAL_BYTES
+    Lets go of the reply where it is cancelled.
+    """
+    try:
+        if 200 <= reply.status < 300:
+            first = FirstEventWatcher(reply.headers)
+            await first.watch(reply, SECONDS_FOR_FIRST_EVENT)
+            return None if first.summary.error is None else _decoded(reply)
+        if reply.status < 400:
+            return None
+        size = 0
 
-    await refusal.peek(enough)
-    return STREAM_OPTIONS in seen
+        def enough(chunk: bytes) -> bool:
+            nonlocal size
+            size += len(chunk)
+            return size >= MAX_ERROR_BYTES
+
+        await reply.peek(enough, SECONDS_FOR_REFUSAL)
+        return _decoded(reply)
+    except BaseException:
+        await reply.aclose()
+        raise
+
+
+def _refuses_field(status: int, error: bytes) -> bool:
+    """Whether an error says that what we added is why; one about the account or of a busy provider must name it."""
+    if _NAMED.search(error):
+        return True
+    return status not in (*ACCOUNT, *BUSY) and _UNKNOWN_FIELD.search(error) is not None
+
+
+def _decoded(reply: PeekedReply) -> bytes:
+    """What has been read of the body, without gzip or deflate, at most 64 KiB."""
+    beginning = reply.beginning[:MAX_ERROR_BYTES]
+    if not reply.headers.is_plain:
+        with suppress(zlib.error):
+            return zlib.decompressobj(GZIP_OR_ZLIB).decompress(beginning, MAX_ERROR_BYTES)
+    return beginning

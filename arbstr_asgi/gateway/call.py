@@ -38,6 +38,7 @@ from arbstr_asgi.protocols.reply import ReplySummary
 from arbstr_asgi.providers import headers as h
 from arbstr_asgi.providers.circuit_breaker import CircuitBreakers
 from arbstr_asgi.providers.headers import HeaderPolicy
+from arbstr_asgi.providers.retry_policy import ACCOUNT
 from arbstr_asgi.providers.routing import PolicyMatcher, rank_providers
 from arbstr_asgi.telemetry.observer import CallObserver
 
@@ -196,7 +197,7 @@ class Call:
             raise UpstreamError(
                 "The provider answered with a redirect, which is not followed.", code="upstream_redirect"
             )
-        if status in (401, 403) and response.provider.sends_own_credentials(client_authorizes=client_authorizes):
+        if status in ACCOUNT and response.provider.sends_own_credentials(client_authorizes=client_authorizes):
             raise ProviderAuthenticationError(status)
 
     def _open(self, response: ProviderResponse, send: Send) -> tuple[Meter, Writer]:

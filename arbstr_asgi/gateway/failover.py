@@ -9,7 +9,14 @@ from typing import NamedTuple
 
 from arbstr_asgi.config.settings import Failover as Settings
 from arbstr_asgi.errors import UpstreamError, UpstreamTimeout
-from arbstr_asgi.gateway.attempt import BufferedReply, FirstEventWatcher, PeekedReply, ProviderAttempt, ProviderResponse
+from arbstr_asgi.gateway.attempt import (
+    SECONDS_FOR_FIRST_EVENT,
+    BufferedReply,
+    FirstEventWatcher,
+    PeekedReply,
+    ProviderAttempt,
+    ProviderResponse,
+)
 from arbstr_asgi.gateway.deadline import Deadline
 from arbstr_asgi.gateway.record import CallRecord
 from arbstr_asgi.protocols.chat import ChatRequest
@@ -20,9 +27,10 @@ from arbstr_asgi.providers.circuit_breaker import BreakerTicket, CircuitBreaker,
 from arbstr_asgi.providers.client import ProviderReply
 from arbstr_asgi.providers.routing import Candidate
 
-SECONDS_FOR_FIRST_EVENT = 0.5
+SECONDS_FOR_BODY = 2.0  # of a plain reply that may be an error under a good status
 MAX_KEPT_BYTES = 64 * 1024  # of a reply that passes where no later one comes
 SECONDS_TO_KEEP = 0.2
+EVENT_STREAM = "text/event-stream"
 _NOTHING = ReplySummary()
 
 
@@ -163,15 +171,15 @@ class Failover:
             return response, AttemptFailure(
                 f"provider answered {status}", provider_fault=sick, retryable=may_pass, retry_after=wait
             )
-        if not (watch and self._record.streaming and 200 <= status < 300 and headers.is_plain):
+        if not (watch and 200 <= status < 300):
             return response, None
-        first, reply = FirstEventWatcher(headers), self._peeked(response.reply)
-        await reply.peek(first.complete, SECONDS_FOR_FIRST_EVENT)
-        if reply.body is not None:
-            first.end()
+        streaming = self._record.streaming
+        first, reply = FirstEventWatcher(headers, streaming=streaming), self._peeked(response.reply)
+        await first.watch(reply, SECONDS_FOR_FIRST_EVENT if streaming else SECONDS_FOR_BODY)
         response = response._replace(reply=reply)
-        if reply.error is not None and not first.summary.events:
-            return response, _no_response(reply.error, retry_sent=response.provider.retry_sent)
+        nothing = _no_content(reply, first.summary)
+        if nothing is not None:
+            return response, _no_response(nothing, retry_sent=response.provider.retry_sent)
         error = first.summary.error
         if error is None or retry_policy.is_client_fault(error):
             return response, None
@@ -247,6 +255,19 @@ class Failover:
         if self._ticket is not None:
             (breaker, ticket), self._ticket = self._ticket, None
             mark(breaker, ticket, self._deadline.now())
+
+
+def _no_content(reply: PeekedReply, summary: ReplySummary) -> UpstreamError | None:
+    """The error for a reply that broke off or ended before it said anything; None for any other, or not yet."""
+    said = (summary.started, summary.usage, summary.finish_reason, summary.model, summary.id, summary.error)
+    if any(fact for fact in said) or (summary.events and not summary.seen_done):
+        return None
+    is_stream, blank = reply.headers.media_type == EVENT_STREAM, not reply.beginning.strip()
+    if not (is_stream or blank):
+        return None
+    if reply.error is not None or not (reply.body is not None or summary.seen_done):
+        return reply.error
+    return UpstreamError("The provider's reply was empty.", code="empty_reply")
 
 
 def _no_response(error: UpstreamError, *, retry_sent: bool) -> AttemptFailure:

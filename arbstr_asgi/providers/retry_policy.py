@@ -7,13 +7,13 @@ from math import isnan
 from arbstr_asgi.providers.headers import Headers
 
 BUSY = (408, 429)  # no sign of a fault
-CREDENTIALS = (401, 403)
+ACCOUNT = (401, 402, 403)  # about who asks: its key, its balance, its rights
 _MAX_RETRY_AFTER = 24 * 3600.0
 
 
 def should_failover(status: int, *, ours: bool) -> bool:
     """Whether to try another provider. `ours`: the credentials sent were those of the server, not the client."""
-    return status in BUSY or _is_unusable(status) or (ours and status in CREDENTIALS)
+    return status in BUSY or _is_unusable(status) or (ours and status in ACCOUNT)
 
 
 def is_provider_fault(status: int, *, ours: bool) -> bool:
@@ -31,7 +31,7 @@ def is_client_fault(words: str) -> bool:
     code = _code(words)
     if code is None:
         return words.startswith("invalid_request_error")
-    return 400 <= code < 500 and code not in (*BUSY, *CREDENTIALS)
+    return 400 <= code < 500 and code not in (*BUSY, *ACCOUNT)
 
 
 def is_error_fault(words: str) -> bool:

@@ -432,6 +432,24 @@ async def error_first(line: Line) -> None:
 
 
 @script
+async def error_body(line: Line) -> None:
+    """A JSON error as the whole body under 200; with the argument "slow" it comes in two parts."""
+    error = b'{"error":{"message":"the prompt said: secret","type":"server_error","code":"overloaded"}}'
+    await line.head(JSON_TYPE, length=len(error))
+    if line.argument == "slow":
+        await line.send(error[:20])
+        await asyncio.sleep(0.1)
+        error = error[20:]
+    await line.send(error)
+
+
+@script
+async def says_nothing(line: Line) -> None:
+    """A 200 without a byte; with the argument "done" a stream of `[DONE]` alone."""
+    await line.whole(b"data: [DONE]\n\n" if line.argument == "done" else b"", SSE_TYPE if line.stream else JSON_TYPE)
+
+
+@script
 async def refusal_first(line: Line) -> None:
     """A stream that begins with an error which blames the request."""
     await line.head(SSE_TYPE)

@@ -115,6 +115,50 @@ def test_a_stream_that_begins_with_an_error_sends_on(script: str, tmp_path: Path
 
 
 @pytest.mark.parametrize("asked", [PLAIN, STREAM], ids=["plain", "stream"])
+@pytest.mark.parametrize("script", ["error_body", "error_body:slow"])
+def test_an_error_under_200_sends_on(script: str, asked: dict[str, Any], tmp_path: Path) -> None:
+    """A 200 whose whole body is an error is no answer while another candidate remains, for plain calls too."""
+
+    async def main() -> None:
+        expected = await direct(asked)
+        async with routed(tmp_path, [script, "good"]) as (gateway, _):
+            got = await ask(gateway.url, asked)
+            assert (got.status, got.body, got.clean) == (200, expected.body, True)
+            row = await gateway.row()
+            assert await told(gateway, row) == [(1, "a", 200, False, None), (2, "b", 200, False, 1 + COST)]
+            (first, _) = await gateway.arbstr.ledger.attempts(row["correlation_id"])
+            assert first["error_message"] == "error in the reply: server_error: overloaded"
+        await no_task_left()
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize(
+    ("asked", "script"),
+    [(PLAIN, "says_nothing"), (STREAM, "says_nothing"), (STREAM, "says_nothing:done")],
+    ids=["plain", "stream", "only [DONE]"],
+)
+@pytest.mark.parametrize("retry_sent", [True, False])
+def test_an_empty_reply(retry_sent: bool, asked: dict[str, Any], script: str, tmp_path: Path) -> None:
+    """A 200 that says nothing may have been billed: another is asked only with `retry_sent`, else it passes."""
+
+    async def main() -> None:
+        expected = await direct(asked, "good" if retry_sent else script)
+        async with routed(tmp_path, [script, "good"], {"retry_sent": retry_sent}) as (gateway, there):
+            got = await ask(gateway.url, asked)
+            assert (got.status, got.body, got.clean) == (200, expected.body, True)
+            row = await gateway.row()
+            attempts = await told(gateway, row)
+            if retry_sent:
+                assert attempts == [(1, "a", 200, True, None), (2, "b", 200, False, 1 + COST)]
+            else:
+                assert (len(attempts), there[1].lines) == (1, [])
+        await no_task_left()
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("asked", [PLAIN, STREAM], ids=["plain", "stream"])
 @pytest.mark.parametrize(
     "script", ["closes_before_headers", "resets_before_headers", "silent", "closes_within_headers"]
 )
@@ -333,14 +377,15 @@ def test_a_clients_own_error_is_not_sent_on(tmp_path: Path) -> None:
     asyncio.run(main())
 
 
-def test_a_key_of_ours_that_is_refused_sends_on(tmp_path: Path) -> None:
-    """A provider that refuses our credentials is our trouble: the next one answers."""
+@pytest.mark.parametrize("status", [401, 402, 403])
+def test_a_key_of_ours_that_is_refused_sends_on(status: int, tmp_path: Path) -> None:
+    """A provider that refuses our credentials, or wants our money, is our trouble: the next one answers."""
 
     async def main() -> None:
-        async with routed(tmp_path, ["refuses_key", "good"], {"api_key": "sk-of-ours"}) as (gateway, _):
+        async with routed(tmp_path, [f"refuses_key:{status}", "good"], {"api_key": "sk-of-ours"}) as (gateway, _):
             assert (await ask(gateway.url, PLAIN)).status == 200
             assert await told(gateway, await gateway.row()) == [
-                (1, "a", 401, False, None),
+                (1, "a", status, False, None),
                 (2, "b", 200, False, 1 + COST),
             ]
 

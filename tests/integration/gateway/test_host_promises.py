@@ -88,7 +88,7 @@ def test_cancelled_call_has_its_row(tmp_path: Path) -> None:
     assert (row["end_reason"], row["revision"], row["response_model"]) == ("shutdown", 1, "m-1")
 
 
-@pytest.mark.parametrize(("status", "seen"), [(400, 400), (401, 502), (403, 502), (429, 429)])
+@pytest.mark.parametrize(("status", "seen"), [(400, 400), (401, 502), (402, 502), (403, 502), (429, 429)])
 def test_provider_errors(status: int, seen: int, tmp_path: Path) -> None:
     """A provider's error reaches the client as it came, but never one about our key; its text is in no row."""
     body = b'{"error":{"message":"' + SECRET.encode() + b'","type":"some_error","code":"some_code"}}'

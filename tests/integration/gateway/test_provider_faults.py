@@ -260,7 +260,7 @@ def test_provider_errors_pass(status: int, stream_asked: bool, tmp_path: Path) -
     assert "secret" not in repr(row)
 
 
-@pytest.mark.parametrize("status", [401, 403])
+@pytest.mark.parametrize("status", [401, 402, 403])
 @pytest.mark.parametrize("ours", [{"api_key": "sk-ours-1234"}, {"headers": {"authorization": "Bearer sk-ours-1234"}}])
 def test_our_key_is_refused(ours: dict[str, Any], status: int, tmp_path: Path) -> None:
     """A 401 about our key is a 502 without a word of the provider's, who quotes it."""

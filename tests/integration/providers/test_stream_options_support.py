@@ -1,8 +1,10 @@
 """What is learned of providers that refuse `stream_options`, for whom, and for how long."""
 
 import asyncio
+import gzip
 import json
 import logging
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,7 +13,7 @@ import httpx
 import pytest
 
 from arbstr_asgi import Caller
-from arbstr_asgi.gateway.attempt import MAX_REFUSAL_BYTES
+from arbstr_asgi.gateway.attempt import MAX_ERROR_BYTES
 from arbstr_asgi.providers.stream_options import MAX_PAIRS, MAX_SHOWN, StreamOptionsSupport
 from tests.support.asgi_client import (
     EVENTS,
@@ -157,6 +159,58 @@ def test_asked_again(status: int, tmp_path: Path, caplog: pytest.LogCaptureFixtu
     assert "inject = false" in said[0]
 
 
+WORDS = [
+    (500, b'{"error":{"message":"json: unknown field \\"stream_options\\""}}'),
+    (400, b'{"error":{"message":"Unrecognized key: include_usage","type":"invalid_request_error"}}'),
+    (400, b'{"error":{"message":"json: unknown field"}}'),
+    (422, b'{"detail":[{"type":"extra_forbidden","loc":["body"],"msg":"Extra inputs are not permitted"}]}'),
+    (400, b'{"message":"Additional properties are not allowed"}'),
+    (400, b'{"error":"Unrecognized key(s) in object"}'),
+    (500, b"TypeError: create() got an unexpected keyword argument"),
+    (400, b'{"error":{"code":"unknown_parameter"}}'),
+    (404, b'{"error":"unsupported parameter"}'),
+    (501, b"a field of the body isn't supported"),
+    (400, b'{"error":{"message":"streamOptions: cannot find field"}}'),
+    (200, b'{"error":{"message":"Unknown parameter: stream_options"}}'),
+    (200, b'data: {"error":{"message":"Unknown parameter","param":"stream_options"}}\n\n'),
+    (200, b'event: error\ndata: {"message":"unknown field include_usage"}\n\n'),
+]
+
+
+@pytest.mark.parametrize("encoding", ["identity", "gzip", "deflate"])
+@pytest.mark.parametrize(("status", "body"), WORDS)
+def test_other_words(status: int, body: bytes, encoding: str, tmp_path: Path) -> None:
+    """Whatever status, shape and words a refusal has, the client's own bytes are sent, and its stream is whole."""
+    packed = {"identity": body, "gzip": gzip.compress(body), "deflate": zlib.compress(body)}[encoding]
+    headers = {**(SSE_TYPE if b"data:" in body else JSON_TYPE), "content-encoding": encoding}
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        if b"stream_options" in request.content:
+            return httpx.Response(
+                status, headers=headers, stream=Chunks(*[packed[at : at + 9] for at in range(0, len(packed), 9)])
+            )
+        return httpx.Response(200, headers=SSE_TYPE, stream=Chunks(STRIPPED))
+
+    replies, found, requests, shown = make_calls(tmp_path, answer, STREAM_REQUEST, STREAM_REQUEST)
+    assert [(reply.status, reply.body) for reply in replies] == [(200, STRIPPED)] * 2
+    assert [row["attempts"] for row in found] == [2, 1]
+    assert [request.content == STREAM_REQUEST for request in requests] == [False, True, True]
+    assert shown == [{"provider": "p", "model": "m"}]
+
+
+def test_an_error_after_all_teaches_nothing(tmp_path: Path) -> None:
+    """Where the client's own bytes get an error under 200 too, that is the answer, and nothing is learned."""
+    event = b'data: {"error":{"message":"busy"}}\n\n'
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        if b"stream_options" in request.content:
+            return httpx.Response(400, headers=JSON_TYPE, stream=Chunks(REFUSAL))
+        return httpx.Response(200, headers=SSE_TYPE, stream=Chunks(event))
+
+    [reply], _, requests, shown = make_calls(tmp_path, answer, STREAM_REQUEST)
+    assert (reply.body, len(requests), shown) == (event, 2, [])
+
+
 def test_second_refusal_counts(tmp_path: Path) -> None:
     """Where the client's own bytes are refused as well, the client gets that, and nothing is learned."""
     [reply], [row], requests, shown = make_calls(tmp_path, refusing(then=404), STREAM_REQUEST)
@@ -164,7 +218,7 @@ def test_second_refusal_counts(tmp_path: Path) -> None:
     assert (len(requests), shown) == (2, [])
 
 
-BEHIND = OTHER + b" " * MAX_REFUSAL_BYTES + REFUSAL
+BEHIND = OTHER + b" " * MAX_ERROR_BYTES + REFUSAL
 
 
 @pytest.mark.parametrize(
@@ -172,12 +226,27 @@ BEHIND = OTHER + b" " * MAX_REFUSAL_BYTES + REFUSAL
     [
         (refusing(body=OTHER), STREAM_REQUEST, {}),
         (refusing(body=BEHIND), STREAM_REQUEST, {}),
-        (refusing(status=500), STREAM_REQUEST, {}),
+        (refusing(status=500, body=OTHER), STREAM_REQUEST, {}),
+        (refusing(status=429, body=b'{"error":"Unknown field. Slow down."}'), STREAM_REQUEST, {}),
+        (refusing(body=b'{"error":{"message":"Unknown model name: m"}}'), STREAM_REQUEST, {}),
+        (refusing(status=500, body=b'{"error":"unexpected end of input"}'), STREAM_REQUEST, {}),
+        (refusing(status=200, body=OTHER), STREAM_REQUEST, {}),
         (refusing(), STREAM_REQUEST, {"metering": "require"}),
         (refusing(), b'{"model":"m","stream":true,"stream_options":{}}', {}),
         (refusing(), b'{"model":"m","stream":true,"stream_options":{"include_usage":true}}', {}),
     ],
-    ids=["other", "far behind", "500", "require", "client's own", "client's own whole"],
+    ids=[
+        "other",
+        "far behind",
+        "500",
+        "429",
+        "unknown model",
+        "unexpected end",
+        "200",
+        "require",
+        "client's own",
+        "client's own whole",
+    ],
 )
 def test_asked_once(
     answer: Callable[[httpx.Request], httpx.Response], request_body: bytes, facts: dict[str, Any], tmp_path: Path
