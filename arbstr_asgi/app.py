@@ -108,7 +108,7 @@ class Arbstr:
         client: "httpx.AsyncClient | None" = None,
     ) -> None:
         from arbstr_asgi.api.health import HealthEndpoints
-        from arbstr_asgi.api.paths import ExactRoute, http_error
+        from arbstr_asgi.api.paths import ExactRoute, cors, http_error
         from arbstr_asgi.api.routes import routes
         from arbstr_asgi.gateway.gateway import START_TIMEOUT, Gateway
 
@@ -129,6 +129,7 @@ class Arbstr:
                 *HealthEndpoints(self._gateway, self.snapshot).routes(),
             ],
             exception_handlers={HTTPException: http_error},
+            middleware=cors(config.server.cors_origins),
             lifespan=self.lifespan,
         )
         self.patience = START_TIMEOUT

@@ -5,11 +5,15 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
 from arbstr_asgi.errors import ArbstrError
+
+CORS_MAX_AGE = 600  # seconds for which a browser may remember the answer to a preflight
 
 
 class ExactRoute(Route):
@@ -18,6 +22,25 @@ class ExactRoute(Route):
     def __init__(self, path: str, endpoint: Callable[..., Any], *, methods: Sequence[str] = ("GET",)) -> None:
         super().__init__(path, endpoint, methods=list(methods))
         self.path_regex = re.compile(self.path_regex.pattern.removesuffix("$") + r"\Z")
+
+
+def cors(origins: Sequence[str]) -> list[Middleware]:
+    """The middleware that lets web pages of these origins call; none where there are none.
+
+    Without credentials of the browser's: a bearer token is sent by the page itself.
+    """
+    if not origins:
+        return []
+    return [
+        Middleware(
+            CORSMiddleware,
+            allow_origins=origins,
+            allow_methods=["GET", "POST"],
+            allow_headers=["*"],
+            expose_headers=["*"],
+            max_age=CORS_MAX_AGE,
+        )
+    ]
 
 
 def http_error(request: Request, error: Exception) -> Response:

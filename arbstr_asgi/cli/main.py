@@ -16,7 +16,7 @@ from arbstr_asgi.cli.stats import stats, tail
 from arbstr_asgi.config.api_keys import key_sources
 from arbstr_asgi.config.config import Config
 from arbstr_asgi.config.loading import read_toml
-from arbstr_asgi.config.settings import DatabaseConfig
+from arbstr_asgi.config.settings import DatabaseConfig, Server
 from arbstr_asgi.config.validation import check_listen
 from arbstr_asgi.errors import ArbstrError
 
@@ -54,10 +54,10 @@ for command in (stats, tail, prune, forget, rollups):
 
 @main.command(epilog=MOCK)
 @config_option
-@click.option("-l", "--listen", metavar="HOST:PORT", help="Instead of server.listen.")
+@click.option("-l", "--listen", metavar="HOST:PORT", multiple=True, help="Instead of server.listen; may be repeated.")
 @click.option("-w", "--workers", type=click.IntRange(1), help="Instead of server.workers.")
 @click.option("--mock", is_flag=True, help="No config, no key: answer from two providers inside this process.")
-def serve(path: Path, listen: str | None, workers: int | None, *, mock: bool) -> None:
+def serve(path: Path, listen: tuple[str, ...], workers: int | None, *, mock: bool) -> None:
     """Run the gateway as a server of its own, on hypercorn.
 
     SIGTERM or Ctrl-C ends it: running streams get server.grace seconds; with several workers a second signal ends them
@@ -68,17 +68,17 @@ def serve(path: Path, listen: str | None, workers: int | None, *, mock: bool) ->
     except ImportError:
         raise click.ClickException(STANDALONE) from None
     if mock:
-        _serve_mock(listen or "127.0.0.1:8080", workers or 1)
+        _serve_mock(listen or Server().addresses, workers or 1)
         return
     config = server.overridden(Config.load(path), listen, workers)
     server.prepare(config.logging.number)
     try:
         sys.exit(server.serve(config, path))
     except OSError as error:
-        raise _listen_error(config.server.listen, error) from None
+        raise _listen_error(error) from None
 
 
-def _serve_mock(listen: str, workers: int) -> None:
+def _serve_mock(listen: tuple[str, ...], workers: int) -> None:
     from arbstr_asgi.cli import server
     from arbstr_asgi.cli.mock import server as mock_server
 
@@ -88,11 +88,11 @@ def _serve_mock(listen: str, workers: int) -> None:
     try:
         mock_server.serve_mock(listen)
     except OSError as error:
-        raise _listen_error(listen, error) from None
+        raise _listen_error(error) from None
 
 
-def _listen_error(listen: str, error: OSError) -> click.ClickException:
-    return click.ClickException(f"can't listen on {listen}: {error.strerror}")
+def _listen_error(error: OSError) -> click.ClickException:
+    return click.ClickException(f"can't listen on {error.filename or 'the address'}: {error.strerror}")
 
 
 @main.command()
@@ -138,17 +138,17 @@ def check(path: Path) -> None:
     """
     from arbstr_asgi.api import providers as listing
     from arbstr_asgi.app import Arbstr
-    from arbstr_asgi.config.warnings import key_warnings, settings_warnings
+    from arbstr_asgi.config.warnings import key_warnings, quote_warnings, settings_warnings
     from arbstr_asgi.providers.api_keys import describe_keys, keys_in_files
     from arbstr_asgi.providers.client import HttpClient
 
     config = Config.load(path)
     server = config.server
-    check_listen(server.listen)
+    check_listen(server.addresses)
     ledger = Arbstr(config).ledger  # checks, opens nothing
     HttpClient(config.providers).open()
     guard = "bearer token" if server.auth_token or server.tokens else "anyone"
-    click.echo(f"listen     {server.listen}, {server.workers} worker(s)")
+    click.echo(f"listen     {', '.join(server.addresses)}, {server.workers} worker(s)")
     click.echo(f"callers    {'anyone (server.public)' if server.public else guard}")
     click.echo(f"metering   {config.metering}")
     click.echo(f"spill      {ledger.spill_folder}")
@@ -159,7 +159,13 @@ def check(path: Path) -> None:
         click.echo(f"provider   {provider.name}: {provider.url} ({models}; key: {key})")
         for line in listing.usd_rate_lines(provider):
             click.echo(f"rates      {line}")
-    for warning in (*settings_warnings(config), *unreadable, *key_warnings(config, sources, path)):
+    warnings = (
+        *settings_warnings(config),
+        *unreadable,
+        *quote_warnings(config, keys),
+        *key_warnings(config, sources, path),
+    )
+    for warning in warnings:
         click.echo(f"warning: {warning}", err=True)
     click.echo("ok")
 

@@ -8,7 +8,7 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from arbstr_asgi.cli.supervisor import STOP_SIGNALS, Supervisor
 from arbstr_asgi.config.api_keys import key_sources
 from arbstr_asgi.config.config import Config
 from arbstr_asgi.config.loading import read_toml
+from arbstr_asgi.config.settings import Server
 from arbstr_asgi.config.validation import check_listen
 from arbstr_asgi.config.warnings import key_warnings
 from arbstr_asgi.errors import ArbstrError, ConfigError
@@ -37,6 +38,7 @@ if sys.platform != "win32":
 logger = logging.getLogger("arbstr_asgi")
 
 BACKLOG = 1024
+KEEP_ALIVE = Server().keep_alive
 START_TIMEOUT = 2.0  # for the ledger's database before the start; it may come later
 WORKER_START_TIMEOUT = 0.5  # the same once clients may have connected, and wait
 ERROR_TIMEOUT = 1.0  # for cancelled responses to send their error
@@ -64,11 +66,11 @@ def _shorten_traceback(record: logging.LogRecord) -> bool:
     return True
 
 
-def overridden(config: Config, listen: str | None, workers: int | None) -> Config:
+def overridden(config: Config, listen: Sequence[str], workers: int | None) -> Config:
     """`config` with the options of the command line. Raises ConfigError."""
     overrides = {name: value for name, value in (("listen", listen), ("workers", workers)) if value}
     server = msgspec.structs.replace(config.server, **overrides)
-    check_listen(server.listen)
+    check_listen(server.addresses)
     return msgspec.structs.replace(config, server=server)
 
 
@@ -85,20 +87,20 @@ def serve(config: Config, path: Path) -> int:
         logger.warning("%s", warning)
     asyncio.run(_check_ledger(config))
     if server.workers == 1:
-        run(serve_here(Arbstr(config), server.listen, server.grace))
+        run(serve_here(Arbstr(config), server.addresses, server.grace, server.keep_alive))
         return 0
-    with _listening(*_address(server.listen)) as listener:
+    with _listening(server.addresses) as listeners:
         command, stop_timeout = _command(config, path), server.grace + CLOSE_TIMEOUT
         with multiprocess_metrics() as metrics:
             workers = Supervisor(
-                command, listener, server.workers, stop_timeout, environ=metrics.environ, on_ended=metrics.ended
+                command, listeners, server.workers, stop_timeout, environ=metrics.environ, on_ended=metrics.ended
             )
             return workers.run()
 
 
 def _command(config: Config, path: Path) -> Sequence[str]:
     """The command of a worker, which loads the config itself: keys must not be visible in `ps`. -P as in `arbstr`."""
-    overrides = (config.server.listen, str(config.server.workers))
+    overrides = (",".join(config.server.addresses), str(config.server.workers))
     return [sys.executable, "-P", "-m", "arbstr_asgi.cli.worker", str(path.absolute()), *overrides]
 
 
@@ -115,14 +117,19 @@ def run(main: Any) -> None:
         runner.run(main)
 
 
-async def serve_here(arbstr: Arbstr, listen: str, grace: float) -> None:
-    """Serve in this process until SIGTERM or SIGINT. Raises OSError when the address can not be bound."""
-    with _listening(*_address(listen)) as listener:
-        await serve_on(arbstr, listener.detach(), grace)
+async def serve_here(arbstr: Arbstr, addresses: Sequence[str], grace: float, keep_alive: float) -> None:
+    """Serve in this process until SIGTERM or SIGINT. Raises OSError when an address can not be bound."""
+    with _listening(addresses) as listeners:
+        await serve_on(arbstr, [listener.detach() for listener in listeners], grace, keep_alive)
 
 
-async def serve_on(arbstr: Arbstr, listener: int, grace: float, *, alive: int | None = None) -> None:
-    """Serve on a listening socket until SIGTERM or SIGINT, or until the pipe `alive` is closed; closes the socket."""
+async def serve_on(
+    arbstr: Arbstr, listeners: Sequence[int], grace: float, keep_alive: float, *, alive: int | None = None
+) -> None:
+    """Serve on listening sockets until SIGTERM or SIGINT, or until the pipe `alive` is closed; closes the sockets.
+
+    An idle connection is kept for `keep_alive` seconds.
+    """
     arbstr.patience = WORKER_START_TIMEOUT
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
@@ -137,7 +144,7 @@ async def serve_on(arbstr: Arbstr, listener: int, grace: float, *, alive: int | 
         loop.add_reader(alive, _orphaned, alive, stop)
     gc.freeze()  # imported objects are never garbage; collecting them took 5 % of a busy server
     try:
-        await _serve(arbstr, listener, grace, stop)
+        await _serve(arbstr, listeners, grace, stop, keep_alive)
     finally:
         for number in STOP_SIGNALS:
             signal.signal(number, signal.SIG_IGN)  # an echo must not strike a process that ends by itself
@@ -153,9 +160,9 @@ def _orphaned(alive: int, stop: asyncio.Event) -> None:
 async def serving(app: Any) -> AsyncIterator[str]:
     """Serve `app` on a free port of loopback during the block; yields its base URL."""
     stop = asyncio.Event()
-    with _listening("127.0.0.1", 0) as listener:
+    with _listening(["127.0.0.1:0"]) as (listener,):
         url = f"http://127.0.0.1:{listener.getsockname()[1]}"
-        task = asyncio.create_task(_serve(app, listener.detach(), 1.0, stop))
+        task = asyncio.create_task(_serve(app, [listener.detach()], 1.0, stop))
         try:
             yield url
         finally:
@@ -168,12 +175,32 @@ def _address(listen: str) -> tuple[str, int]:
     return host.strip("[]"), int(port)
 
 
-def _listening(host: str, port: int) -> socket.socket:
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    return socket.create_server((host, port), family=family, backlog=BACKLOG)
+@contextlib.contextmanager
+def _listening(addresses: Sequence[str]) -> Iterator[list[socket.socket]]:
+    """A listening socket for each address, closed at the end. Raises OSError with the address as its `filename`.
+
+    `[::]` takes IPv4 as well, as on most systems, unless another address is of IPv4 and has the same port.
+    """
+    places = [_address(address) for address in addresses]
+    with contextlib.ExitStack() as stack:
+        listeners = []
+        for address, (host, port) in zip(addresses, places, strict=True):
+            ipv6 = ":" in host
+            alone = not any(other == port and ":" not in name for name, other in places)
+            both = ipv6 and not host.strip("0:") and alone and socket.has_dualstack_ipv6()
+            family = socket.AF_INET6 if ipv6 else socket.AF_INET
+            try:
+                listener = socket.create_server((host, port), family=family, backlog=BACKLOG, dualstack_ipv6=both)
+            except OSError as error:
+                error.filename = address
+                raise
+            listeners.append(stack.enter_context(listener))
+        yield listeners
 
 
-async def _serve(app: Any, listener: int, grace: float, stop: asyncio.Event) -> None:
+async def _serve(
+    app: Any, listeners: Sequence[int], grace: float, stop: asyncio.Event, keep_alive: float = KEEP_ALIVE
+) -> None:
     """Serve until `stop` is set, then end responses within `grace` seconds.
 
     hypercorn alone waits for them without limit on asyncio from Python 3.12 on, where `Server.wait_closed` waits for
@@ -186,7 +213,8 @@ async def _serve(app: Any, listener: int, grace: float, stop: asyncio.Event) -> 
             app.wind_down(grace)
 
     settings = hypercorn.config.Config()
-    settings.bind = [f"fd://{listener}"]
+    settings.bind = [f"fd://{listener}" for listener in listeners]
+    settings.keep_alive_timeout = keep_alive
     settings.backlog = BACKLOG
     settings.graceful_timeout = grace + ERROR_TIMEOUT
     settings.accesslog = None

@@ -36,12 +36,13 @@ class WorkerSlot:
 
 
 class Supervisor:
-    """Runs `count` processes of `command`, which all accept from `listener`, until SIGTERM or SIGINT.
+    """Runs `count` processes of `command`, which all accept from `listeners`, until SIGTERM or SIGINT.
 
-    Two file descriptors are appended to the command: the listener, and a pipe that is closed when this process ends in
-    any way. SIGTERM and SIGINT are blocked in a new worker until it unblocks them, so that none is lost before it has a
-    handler. The first signal is forwarded as SIGTERM; a second one, or a worker that still runs `stop_timeout` seconds
-    after the first, kills the rest. A worker that ends by itself is replaced.
+    Two arguments are appended to the command: the file descriptors of the listeners, with commas between them, and that
+    of a pipe that is closed when this process ends in any way. SIGTERM and SIGINT are blocked in a new worker until it
+    unblocks them, so that none is lost before it has a handler. The first signal is forwarded as SIGTERM; a second one,
+    or a worker that still runs `stop_timeout` seconds after the first, kills the rest. A worker that ends by itself is
+    replaced.
 
     `environ` returns the environment for the worker with a number below `count`; `on_ended` is called with the number
     of each worker that has ended.
@@ -50,7 +51,7 @@ class Supervisor:
     def __init__(
         self,
         command: Sequence[str],
-        listener: socket.socket,
+        listeners: Sequence[socket.socket],
         count: int,
         stop_timeout: float,
         *,
@@ -58,7 +59,7 @@ class Supervisor:
         on_ended: Callable[[int], None] = lambda slot: None,
     ) -> None:
         self._command = command
-        self._listener = listener
+        self._listeners = listeners
         self._slots = [WorkerSlot(number) for number in range(count)]
         self._stop_timeout = stop_timeout
         self._environ = environ
@@ -101,11 +102,12 @@ class Supervisor:
                 self._start(slot, now)
 
     def _start(self, slot: WorkerSlot, now: float) -> None:
-        fds = (self._listener.fileno(), self._alive)
+        listening = [listener.fileno() for listener in self._listeners]
         slot.since = now
         before = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
         try:
-            command = [*self._command, *map(str, fds)]
+            command = [*self._command, ",".join(map(str, listening)), str(self._alive)]
+            fds = (*listening, self._alive)
             slot.process = subprocess.Popen(command, pass_fds=fds, env=self._environ(slot.number))  # noqa: S603 - ours
         except OSError as error:
             self._schedule_restart(slot, f"a worker can't be started ({error.strerror})")
@@ -125,7 +127,8 @@ class Supervisor:
 
     def _end(self) -> None:
         self._ending = time.monotonic()
-        self._listener.close()  # as the workers do, so that new clients are refused
+        for listener in self._listeners:  # as the workers do, so that new clients are refused
+            listener.close()
         for process in self._processes():
             process.terminate()
 

@@ -9,15 +9,16 @@ from arbstr_asgi.errors import ConfigError
 from arbstr_asgi.telemetry.multiprocess import use_worker_number
 
 
-def main(path: str, listen: str, workers: str, listener: str, alive: str) -> None:
-    """Serve on the listening socket until SIGTERM or SIGINT, or until the supervisor has ended (the pipe `alive`)."""
+def main(path: str, listen: str, workers: str, listeners: str, alive: str) -> None:
+    """Serve on the listening sockets until SIGTERM or SIGINT, or until the supervisor has ended (the pipe `alive`)."""
     try:
-        config = overridden(Config.load(path), listen, int(workers))
+        config = overridden(Config.load(path), listen.split(","), int(workers))
     except ConfigError as error:
         sys.exit(f"Error: {error.message}")
     use_worker_number()
     prepare(config.logging.number)
-    run(serve_on(Arbstr(config), int(listener), config.server.grace, alive=int(alive)))
+    server, fds = config.server, [int(listener) for listener in listeners.split(",")]
+    run(serve_on(Arbstr(config), fds, server.grace, server.keep_alive, alive=int(alive)))
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ _INNER = re.compile(r"[a-z0-9_]+(\[\d+\])?(\.[^:\s]+)*")
 def read_toml(path: str | os.PathLike[str]) -> dict[str, Any]:
     """Parse a TOML file, fractions as Decimal. Raises ConfigError, which names the file."""
     try:
-        return tomllib.loads(Path(path).read_text("utf-8"), parse_float=Decimal)
+        return tomllib.loads(Path(path).read_text("utf-8-sig"), parse_float=Decimal)
     except OSError as error:
         raise ConfigError(f"{path}: {error.strerror or 'cannot be read'}") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:

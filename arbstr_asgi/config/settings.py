@@ -8,6 +8,7 @@ from urllib.parse import quote
 
 from arbstr_asgi._utils import MAX_NAME_CHARACTERS, is_name
 from arbstr_asgi.config.section import ConfigSection
+from arbstr_asgi.config.validation import origin, strings
 from arbstr_asgi.errors import ConfigError
 
 _LEVELS = {
@@ -60,18 +61,30 @@ class Token(ConfigSection, frozen=True, kw_only=True, forbid_unknown_fields=True
 
 
 class Server(ConfigSection, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Authentication and, for `arbstr serve`, the address, workers, and seconds for running streams at shutdown."""
+    """Authentication, and which web pages may call; for `arbstr serve` its addresses, workers and times.
 
-    listen: str = "127.0.0.1:8080"
+    `listen` is one host:port or several. `keep_alive` is how many seconds an idle connection is kept, `grace` how many
+    running streams get at shutdown. `cors_origins` are the origins, such as https://app.example, whose pages may call
+    the sub-app and `arbstr serve` from a browser, or `*` for any.
+    """
+
+    listen: str | Sequence[str] = "127.0.0.1:8080"
     auth_token: str | None = None
     tokens: Sequence[Token] = ()
     public: bool = False
     workers: int = 1
     grace: float = 25.0
+    keep_alive: float = 75.0
+    cors_origins: Sequence[str] = ()
 
     def __post_init__(self) -> None:
         super().__post_init__()
         self._set("tokens", tuple(self.tokens))
+        self._set("cors_origins", tuple(origin(each) for each in strings("cors_origins", self.cors_origins)))
+        if not isinstance(self.listen, str):
+            self._set("listen", tuple(self.listen))
+        if not self.addresses or len(set(self.addresses)) < len(self.addresses):
+            raise ConfigError("listen: must be one host:port, or several that differ")
         if self.auth_token is not None and not self.auth_token:
             raise ConfigError("auth_token: must not be empty; leave it out for none")
         if self.auth_token is not None:
@@ -89,6 +102,12 @@ class Server(ConfigSection, frozen=True, kw_only=True, forbid_unknown_fields=Tru
         if self.workers < 1:
             raise ConfigError("workers: must be at least 1")
         self._require_not_negative("grace")
+        self._require_positive("keep_alive")
+
+    @property
+    def addresses(self) -> tuple[str, ...]:
+        """`listen` as a tuple."""
+        return (self.listen,) if isinstance(self.listen, str) else tuple(self.listen)
 
 
 class DatabaseConfig(ConfigSection, frozen=True, kw_only=True, forbid_unknown_fields=True):

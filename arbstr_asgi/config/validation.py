@@ -106,8 +106,19 @@ def printable(value: str) -> bool:
     return value.isascii() and value.isprintable()
 
 
-def check_listen(listen: str) -> None:
-    """Raises ConfigError unless `listen` is host:port."""
-    host, _, port = listen.rpartition(":")
-    if not host or not port.isdecimal() or int(port) > 65535:
-        raise ConfigError("server.listen: must be host:port, such as 127.0.0.1:8080")
+def check_listen(addresses: Iterable[str]) -> None:
+    """Raises ConfigError unless each address is host:port."""
+    for address in addresses:
+        host, _, port = address.rpartition(":")
+        if not host or not (port.isascii() and port.isdecimal()) or int(port) > 65535:
+            raise ConfigError("server.listen: must be host:port, such as 127.0.0.1:8080")
+
+
+def origin(value: str) -> str:
+    """The origin of a web page as browsers send it, or `*`. Raises ConfigError."""
+    scheme, _, host = value.lower().partition("://")
+    parts = _split(f"http://{host}")
+    bare = parts is not None and parts.netloc == host and "@" not in host and "*" not in host
+    if value == "*" or (bare and re.fullmatch("[a-z][a-z0-9+.-]*", scheme)):
+        return value.lower()
+    raise ConfigError("cors_origins: must be * or origins, such as https://app.example, without a path")

@@ -1,13 +1,16 @@
 """Warnings about a configuration that is valid and probably a mistake."""
 
 import os
+import re
 import stat
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from arbstr_asgi.config.api_keys import KeySource, key_variable
 from arbstr_asgi.config.config import Config
 from arbstr_asgi.config.provider import Provider
+
+_QUOTED = re.compile(r"([\"'`]).*\1|[\u2018\u201c].*[\u2019\u201d]", re.DOTALL)
 
 
 def settings_warnings(config: Config) -> list[str]:
@@ -42,6 +45,24 @@ def key_warnings(config: Config, sources: Sequence[KeySource], path: Path) -> li
         result.append(f"{path} can be read by others; chmod 600 it if it holds a key")
     files = [provider.api_key_file for provider in config.providers if provider.api_key_file is not None]
     return result + [f"{file} can be read by others; chmod 600 it" for file in files if _open_to_others(Path(file))]
+
+
+def quote_warnings(config: Config, keys: Mapping[str, str]) -> list[str]:
+    """Warnings about keys and tokens that begin and end with a quote or have spaces around them; `keys` are from files.
+
+    An env file's reader (that of Docker, say) may keep the quotes around a value.
+    """
+    secrets = [
+        (f"provider {provider.name}: its key", keys.get(provider.name, provider.api_key))
+        for provider in config.providers
+    ]
+    secrets.append(("server.auth_token", config.server.auth_token))
+    secrets += [(f"server.tokens: the token of {token.name!r}", token.token) for token in config.server.tokens]
+    return [
+        f"{name} has quotes or spaces around it, which are sent and compared too; take them off in the env file, say"
+        for name, secret in secrets
+        if isinstance(secret, str) and (secret != secret.strip() or _QUOTED.fullmatch(secret.strip()))
+    ]
 
 
 def _costs_unknown(provider: Provider) -> bool:

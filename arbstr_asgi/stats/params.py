@@ -8,7 +8,7 @@ from typing import NamedTuple, NoReturn, get_args
 from arbstr_asgi.database.records import EndReason
 from arbstr_asgi.errors import RequestError, quotable
 from arbstr_asgi.stats.query import GROUPS, SORTS, Cursor, Filters, RequestsQuery, StatsQuery
-from arbstr_asgi.stats.timezones import zone_of
+from arbstr_asgi.stats.timezones import NoTimeZones, zone_of
 
 Pairs = Iterable[tuple[str, str]]
 RANGES = {
@@ -167,6 +167,8 @@ def _zone(params: QueryParams) -> str:
     name = params.raw("tz")
     try:
         zone_of(name := "UTC" if name is None else name)
+    except NoTimeZones:
+        invalid("tz", "The server has no time zone database but for UTC; it needs the Python package tzdata.")
     except ValueError:
         invalid("tz", "tz must be the IANA name of a time zone, as UTC or Europe/Zurich.")
     return name

@@ -5,8 +5,9 @@ Numbers count from the first hour or day of the year 1, so that none is negative
 
 from datetime import UTC, date, datetime, timedelta, tzinfo
 from math import gcd
-from zoneinfo import ZoneInfo
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
+_ANY_ZONE = "Europe/London"
 SECONDS = {"hour": 3600, "day": 86400}
 _YEAR_1 = datetime(1, 1, 1, tzinfo=UTC)
 _MAX_DATETIME = datetime.max.replace(tzinfo=UTC)
@@ -14,14 +15,28 @@ _A_DAY = timedelta(days=1)
 _A_MILLISECOND = timedelta(milliseconds=1)
 
 
+class NoTimeZones(ValueError):
+    """Neither the system nor the package tzdata has any time zone."""
+
+
 def zone_of(name: str) -> tzinfo:
-    """The time zone of an IANA name. Raises ValueError for an unknown one."""
+    """The time zone of an IANA name. Raises ValueError for an unknown one, and where there is no database of zones."""
     if name == "UTC":
         return UTC  # works without a time zone database
     try:
         return ZoneInfo(name)
     except (ValueError, OSError, LookupError):  # depends on how the name looks as a path
+        if not _has_database():
+            raise NoTimeZones("zone: there is no time zone database here: pip install tzdata") from None
         raise ValueError("zone: not the name of a time zone") from None
+
+
+def _has_database() -> bool:
+    try:
+        ZoneInfo(_ANY_ZONE)
+    except ZoneInfoNotFoundError:
+        return False
+    return True
 
 
 def period_number(instant: datetime, seconds: int) -> int:

@@ -347,17 +347,17 @@ def test_overrides(tmp_path: Path) -> None:
 def test_overrides_reach_a_worker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A worker has the configuration that its supervisor has; a file that has become wrong is one line."""
     path = write_toml(tmp_path, "http://127.0.0.1:1/v1", 1, grace=7.5)
-    config = overridden(Config.load(path), "127.0.0.1:4321", 3)
-    arguments = [*_command(config, path)[4:], "8", "9"]
-    given: list[tuple[Config, int, float, int]] = []
+    config = overridden(Config.load(path), ["127.0.0.1:4321", "[::1]:4321"], 3)
+    arguments = [*_command(config, path)[4:], "8,7", "9"]
+    given: list[tuple[Any, ...]] = []
 
-    async def serve_on(arbstr: Arbstr, listener: int, grace: float, *, alive: int) -> None:
-        given.append((arbstr._gateway.config, listener, grace, alive))
+    async def serve_on(arbstr: Arbstr, listeners: list[int], grace: float, keep_alive: float, *, alive: int) -> None:
+        given.append((arbstr._gateway.config, listeners, grace, keep_alive, alive))
 
     monkeypatch.setattr(worker, "serve_on", serve_on)
     monkeypatch.setattr(worker, "prepare", lambda level: None)
     worker.main(*arguments)
-    assert given == [(config, 8, 7.5, 9)]
+    assert given == [(config, [8, 7], 7.5, 75.0, 9)]
     path.write_text("providers = 7")
     with pytest.raises(SystemExit, match=r"^Error: providers: "):
         worker.main(*arguments)
@@ -368,7 +368,7 @@ class Supervise:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
         monkeypatch.setattr(supervisor, "MIN_RESTART_PAUSE", 0.01)
-        monkeypatch.setattr(supervisor, "SAME", 0.2)
+        monkeypatch.setattr(supervisor, "ECHO_SECONDS", 0.2)
         caplog.set_level(logging.INFO, "arbstr_asgi")
         self.caplog = caplog
 
@@ -376,7 +376,7 @@ class Supervise:
         """The exit status."""
         prelude = "import os, signal, sys, time\ndef tell(): os.kill(os.getppid(), signal.SIGTERM)\n"
         with socket.create_server(("127.0.0.1", 0)) as listener:
-            return Supervisor([sys.executable, "-c", prelude + code], listener, count, patience).run()
+            return Supervisor([sys.executable, "-c", prelude + code], [listener], count, patience).run()
 
     @property
     def warned(self) -> list[str]:
@@ -468,7 +468,7 @@ def test_worker_that_cannot_be_started(monkeypatch: pytest.MonkeyPatch, caplog: 
     """A system that has no process to give is tried a few times; then the supervisor says so and ends with 1."""
     monkeypatch.setattr(supervisor, "MIN_RESTART_PAUSE", 0.01)
     with socket.create_server(("127.0.0.1", 0)) as listener:
-        assert Supervisor(["/nonexistent/python"], listener, 2, 1.0).run() == 1
+        assert Supervisor(["/nonexistent/python"], [listener], 2, 1.0).run() == 1
     assert "a worker can't be started (No such file or directory)" in caplog.text
     assert "giving up" in caplog.text
 
@@ -490,5 +490,5 @@ def test_pause_has_an_end(caplog: pytest.LogCaptureFixture) -> None:
         place = WorkerSlot()
         place.failures = 100_000
         place.since = time.monotonic()
-        Supervisor([], listener, 1, 1.0)._schedule_restart(place, "it failed")
+        Supervisor([], [listener], 1, 1.0)._schedule_restart(place, "it failed")
     assert caplog.messages == ["it failed; the next start is in 30.0 s"]

@@ -2,7 +2,7 @@
 
 import json
 import tempfile
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import NamedTuple
@@ -73,23 +73,24 @@ def _config(cheap_url: str, expensive_url: str, database: Path) -> Config:
     )
 
 
-def serve_mock(listen: str) -> None:
+def serve_mock(addresses: Sequence[str]) -> None:
     """Serve until SIGTERM or SIGINT; the ledger is in a temporary folder that is deleted at the end.
 
     Raises ConfigError, and OSError when the address can not be bound.
     """
-    check_listen(listen)
-    run(_serve_mock(listen))
+    check_listen(addresses)
+    run(_serve_mock(addresses))
 
 
-async def _serve_mock(listen: str) -> None:
+async def _serve_mock(addresses: Sequence[str]) -> None:
+    listen = addresses[0]
     with tempfile.TemporaryDirectory() as folder:
         database = Path(folder) / "mock.db"
         async with run_mock_providers(database) as mocks:
             names = " and ".join(provider.name for provider in mocks.config.providers)
             click.echo(f"{names} behind http://{listen}/v1, no key; until this ends, the ledger: {database}")
             click.echo(_usage_text(listen))
-            await serve_here(Arbstr(mocks.config), listen, grace=1.0)
+            await serve_here(Arbstr(mocks.config), addresses, 1.0, mocks.config.server.keep_alive)
 
 
 def _usage_text(listen: str) -> str:

@@ -124,6 +124,30 @@ def test_check_warnings(tmp_path: Path) -> None:
     assert mode.endswith("chmod 600 it if it holds a key")
 
 
+@pytest.mark.parametrize(
+    "key", ['"sk-quoted-key-1234"', "'sk-quoted-key-1234'", " sk-spaced-key-1234", "sk-spaced-key-1234 "]
+)
+def test_check_warns_of_quotes(key: str, tmp_path: Path) -> None:
+    """A key that an env file's reader has left in its quotes, or with spaces, is a warning that does not show it."""
+    config = '[[providers]]\nname = "a"\nurl = "http://h"\ninput_rate = 1\noutput_rate = 1\n[server]\n'
+    path = written(tmp_path, config + 'tokens = [{ name = "ann", token = "${ANN}" }]\n')
+    result = arbstr("check", "-c", str(path), ARBSTR_A_API_KEY=key, ANN='"t"')
+    assert result.exit_code == 0
+    of_key, of_token = result.stderr.splitlines()
+    assert of_key.startswith("warning: provider a: its key has quotes or spaces around it")
+    assert of_token.startswith("warning: server.tokens: the token of 'ann' has quotes")
+    assert "1234" not in result.stderr
+
+
+def test_check_warns_of_quotes_in_a_file(tmp_path: Path) -> None:
+    """So is the key in a file of its own."""
+    (tmp_path / "key").write_text("'sk-quoted-key-1234'\n")
+    (tmp_path / "key").chmod(0o600)
+    config = '[[providers]]\nname = "a"\nurl = "http://h"\ninput_rate = 1\noutput_rate = 1\napi_key_file = "key"\n'
+    result = arbstr("check", "-c", str(written(tmp_path, config + "[server]\npublic = true\n")))
+    assert result.stderr.startswith("warning: provider a: its key has quotes or spaces around it")
+
+
 SOURCES = """
 [server]
 public = true

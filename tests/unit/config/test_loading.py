@@ -72,6 +72,13 @@ def test_toml(tmp_path: Path) -> None:
     assert not alpha.serves("gpt-4")
 
 
+def test_a_byte_order_mark(tmp_path: Path) -> None:
+    """A file that an editor has begun with a BOM is read as one without."""
+    path = tmp_path / "arbstr.toml"
+    path.write_bytes(b"\xef\xbb\xbf" + b'providers = [{ name = "a", url = "http://h" }]')
+    assert Config.load(path, {}).providers[0].name == "a"
+
+
 def test_key_by_convention() -> None:
     """A provider without a key takes ARBSTR_<NAME>_API_KEY."""
     mapping = {"providers": [{"name": "my alpha-2", "url": "http://h/v1"}]}

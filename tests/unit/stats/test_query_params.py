@@ -2,6 +2,8 @@
 
 import base64
 import json
+import sys
+import zoneinfo
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta, timezone
 from decimal import Decimal
@@ -325,3 +327,17 @@ def test_a_cursor_with_an_amount_that_takes_long_to_write_out(amount: str) -> No
     text = base64.urlsafe_b64encode(json.dumps(["m", amount, 1], separators=(",", ":")).encode()).decode().rstrip("=")
     with pytest.raises(ValueError, match="not a cursor"):
         Cursor.decode(text)
+
+
+def test_without_a_database_of_zones(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where neither the system nor a package has time zones, the error says what is missing; UTC works."""
+    monkeypatch.setitem(sys.modules, "tzdata", None)
+    zoneinfo.reset_tzpath(to=())
+    zoneinfo.ZoneInfo.clear_cache()
+    try:
+        with pytest.raises(RequestError, match="tzdata"):
+            stats_query([("tz", "Europe/Zurich")], NOW)
+        assert stats_query([("tz", "UTC")], NOW).zone == "UTC"
+    finally:
+        zoneinfo.reset_tzpath()
+        zoneinfo.ZoneInfo.clear_cache()
