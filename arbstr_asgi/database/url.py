@@ -93,7 +93,8 @@ class DatabaseUrl:
         return cls(dialect, f"{dialect}://{user}{'@' if user else ''}{first}{parts.path}", options, files, shown)
 
     def __str__(self) -> str:
-        return str(DatabaseURL(self.url).obscure_password)
+        shown, hosts = str(DatabaseURL(self.url).obscure_password), self.options.get("host", [])
+        return shown if all(host in shown for host in hosts) else f"{shown} ({', '.join(hosts)})"
 
     def connectable(self, options: Mapping[str, Any]) -> Database:
         """A new `Database` with these options and the URL's, not connected. Raises OSError for a file of TLS."""

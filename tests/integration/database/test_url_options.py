@@ -285,3 +285,10 @@ def test_secrets_in_options() -> None:
     url = DatabaseUrl.parse("postgresql://h/d?user=u&password=s3cr%26t&sslpassword=s3cret&sslcert=/c.pem")
     assert "s3cr" not in f"{url} {url!r}"
     assert url.url == "postgresql://u:s3cr%26t@h/d"
+
+
+def test_all_hosts_are_shown() -> None:
+    """A message about a database with several hosts names all of them."""
+    url = DatabaseUrl.parse("postgresql://u:s3cret@one:1,two:2/d")
+    assert str(url) == "postgresql://u:********@one:1/d (one, two)"
+    assert "/run/pg" in str(DatabaseUrl.parse("postgresql:///d?host=/run/pg"))
