@@ -444,7 +444,7 @@ def test_one_crashing_worker_does_not_end_the_others(
     tmp_path: Path, supervise: Supervise, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As long as one worker lasts, the other is tried again and again."""
-    monkeypatch.setattr(supervisor, "LONGEST_PAUSE", 0.05)
+    monkeypatch.setattr(supervisor, "MAX_RESTART_PAUSE", 0.05)
     code = f"""
 os.chdir({str(tmp_path)!r})
 try:
