@@ -99,10 +99,11 @@ class DatabaseUrl:
     def connectable(self, options: Mapping[str, Any]) -> Database:
         """A new `Database` with these options and the URL's, not connected. Raises OSError for a file of TLS."""
         options = {**options, **self.options}
-        if self.dialect == "mysql" and "ssl" in options:
+        if self.dialect != "mysql":
+            return Database(self.url, **options)
+        if "ssl" in options:
             options["ssl"] = options["ssl"]()
-            return _TlsDatabase(self.url, **options)
-        return Database(self.url, **options)
+        return _MysqlDatabase(self.url, **options)
 
     def check_options(self) -> str | None:
         """What is wrong with the files that the options name, or None; reads the file system."""
@@ -163,10 +164,10 @@ def check_prefix(prefix: str) -> str:
     return prefix
 
 
-class _TlsDatabase(Database):
-    """One whose connections to MySQL have TLS or are none."""
+class _MysqlDatabase(Database):
+    """One on our own pool, whose connections have TLS where it is asked for, or are none."""
 
-    SUPPORTED_BACKENDS = {"mysql": "arbstr_asgi.database.drivers.mysql:TlsBackend"}  # noqa: RUF012 - as the base class has it
+    SUPPORTED_BACKENDS = {"mysql": "arbstr_asgi.database.drivers.mysql:Backend"}  # noqa: RUF012 - as the base class has it
 
 
 def _place(text: str) -> tuple[str, int | None]:

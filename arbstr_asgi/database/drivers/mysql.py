@@ -52,16 +52,28 @@ class _Cursor(aiomysql.Cursor):  # type: ignore[misc]
         return tuple([f"'{string(v)}'" if type(v) is str else literal(type(v), escape)(v) for v in args])
 
 
-class _TlsConnection(aiomysql.Connection):  # type: ignore[misc]
-    """A connection with TLS; the driver's own goes on in clear text, password and all, where a server offers none."""
+class _Connection(aiomysql.Connection):  # type: ignore[misc]
+    """A connection of our own pool.
+
+    Where TLS is asked for it has TLS: the driver's goes on in clear text, password and all, if a server offers none.
+    Its `connect_timeout` bounds the whole beginning, not only that of the socket.
+    """
+
+    async def _connect(self) -> None:
+        try:
+            async with asyncio.timeout(self.connect_timeout):
+                await super()._connect()
+        except BaseException:
+            self.close()
+            raise
 
     async def _request_authentication(self) -> None:
-        if not self.server_capabilities & CLIENT.SSL:
+        if self._ssl_context and not self.server_capabilities & CLIENT.SSL:
             raise err.OperationalError(_TLS_FAILED, "database.url asks for TLS, and the server offers none")
         await super()._request_authentication()
 
 
-class _TlsPool(aiomysql.Pool):  # type: ignore[misc]
+class _Pool(aiomysql.Pool):  # type: ignore[misc]
     """A pool of such connections."""
 
     def __init__(self, minsize: int, **options: Any) -> None:
@@ -69,11 +81,11 @@ class _TlsPool(aiomysql.Pool):  # type: ignore[misc]
         self._least = minsize
 
     async def _fill_free_pool(self, override_min: bool) -> None:
-        await super()._fill_free_pool(False)  # closes those that have been idle for too long
+        await super()._fill_free_pool(False)  # closes those that the server has closed, or that are too old
         while self.size < self._least or (override_min and not self._free and self.size < self.maxsize):
             self._acquiring += 1
             try:
-                connection = _TlsConnection(echo=self._echo, loop=self._loop, **self._conn_kwargs)
+                connection = _Connection(echo=self._echo, loop=self._loop, **self._conn_kwargs)
                 await connection._connect()
                 self._free.append(connection)
                 self._cond.notify()
@@ -81,17 +93,17 @@ class _TlsPool(aiomysql.Pool):  # type: ignore[misc]
                 self._acquiring -= 1
 
 
-class TlsBackend(MySQLBackend):
-    """The backend of `databases` for a URL that asks for TLS."""
+class Backend(MySQLBackend):
+    """The backend of `databases` for a URL of ours."""
 
     async def connect(self) -> None:
         url, options = self._database_url, self._get_connection_kwargs()
         names = {"host": url.hostname, "port": url.port or 3306, "user": url.username or getpass.getuser()}
-        pool = {"echo": False, "pool_recycle": -1, "loop": asyncio.get_running_loop(), "autocommit": True}
-        tls_pool: Any = _TlsPool(**{**names, "password": url.password, "db": url.database, **pool, **options})
-        async with tls_pool._cond:
-            await tls_pool._fill_free_pool(False)
-        self._pool = tls_pool
+        defaults = {"echo": False, "pool_recycle": -1, "loop": asyncio.get_running_loop(), "autocommit": True}
+        pool: Any = _Pool(**{**names, "password": url.password, "db": url.database, **defaults, **options})
+        async with pool._cond:
+            await pool._fill_free_pool(False)
+        self._pool = pool
 
 
 class Mysql:

@@ -161,13 +161,14 @@ def test_several_hosts(server_url: str) -> None:
     asyncio.run(main())
 
 
-def test_a_server_that_says_nothing_is_given_up(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.parametrize("dialect", ["postgresql", "mysql"])
+def test_a_server_that_says_nothing_is_given_up(dialect: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """`connect_timeout` bounds the wait for a server that takes a connection and says nothing."""
     with socket.create_server(("127.0.0.1", 0)) as silent:
         port = silent.getsockname()[1]
 
         async def main() -> None:
-            ledger = Ledger(f"postgresql://u@127.0.0.1:{port}/d?connect_timeout=0.2", spill=str(tmp_path))
+            ledger = Ledger(f"{dialect}://u@127.0.0.1:{port}/d?connect_timeout=0.2", spill=str(tmp_path))
             await ledger.open(1.5)
             await ledger.close()
 
