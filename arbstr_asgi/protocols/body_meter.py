@@ -60,7 +60,8 @@ class PlainMeter:
             document = bytes(self._copy).removeprefix(BOM) if self._reader is None else self._reader.finish()
             body = decode(document) if document else None
             if body is not None:
-                self.summary.started = self._reader is not None  # a large body has content
+                if self._reader is not None:  # a large body has content, also where no field for it was extracted
+                    self.summary.started, body.has_other_members = True, body.has_no_content
                 self.summary.update_body(body)
         except Exception as error:  # noqa: BLE001
             self._fail(error)
