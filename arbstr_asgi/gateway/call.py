@@ -1,18 +1,21 @@
 """One call, from the parsed request to its row: the main path."""
 
 import asyncio
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from datetime import datetime
 from math import inf
+from time import monotonic
 
 import msgspec
 from starlette.types import Receive, Send
 
+from arbstr_asgi._utils import Throttle
 from arbstr_asgi.config.config import Config
 from arbstr_asgi.database.records import LedgerEntry, PendingEntry
 from arbstr_asgi.errors import ArbstrError, ProviderAuthenticationError, ServerError, UpstreamError, UpstreamTimeout
-from arbstr_asgi.gateway.attempt import ProviderAttempt, ProviderResponse
+from arbstr_asgi.gateway.attempt import MAX_MODEL_SHOWN, ProviderAttempt, ProviderResponse
 from arbstr_asgi.gateway.auth import Caller
 from arbstr_asgi.gateway.deadline import Deadline, DeadlineTimer
 from arbstr_asgi.gateway.disconnects import DisconnectAction, DisconnectListener, DrainLimiter, disconnect_action
@@ -42,9 +45,34 @@ from arbstr_asgi.providers.retry_policy import ACCOUNT
 from arbstr_asgi.providers.routing import PolicyMatcher, rank_providers
 from arbstr_asgi.telemetry.observer import CallObserver
 
+logger = logging.getLogger("arbstr_asgi")
 POLICY = b"x-arbstr-policy"
 SECONDS_AFTER_DONE = 1.0  # for a provider to end a stream whose client has gone after [DONE]
 SECONDS_UNTIL_RECORDED = 0.05  # a plain call that is over by then has its last row only
+SECONDS_BETWEEN_WARNINGS = 3600.0  # about one provider and model
+MAX_PAIRS = 1_000  # of provider and model, whose last warning is remembered
+
+
+class UsageWarnings:
+    """Logs contradictory usage, once per SECONDS_BETWEEN_WARNINGS for each provider and model."""
+
+    def __init__(self, now: Callable[[], float] = monotonic) -> None:
+        self._now = now
+        self._throttles: dict[tuple[str, str], Throttle] = {}
+
+    def contradictory(self, provider: str, model: str) -> None:
+        """A reply of this provider to this model has usage whose counts can not all be true."""
+        throttle = self._throttles.pop((provider, model), None) or Throttle(SECONDS_BETWEEN_WARNINGS, self._now)
+        self._throttles[provider, model] = throttle
+        if len(self._throttles) > MAX_PAIRS:
+            del self._throttles[next(iter(self._throttles))]
+        if throttle.allow():
+            logger.warning(
+                "provider %s reports contradictory usage for model %r: the counts of such replies can not all be true, "
+                "so their calls have no cost",
+                provider,
+                model[:MAX_MODEL_SHOWN],
+            )
 
 
 class CallDependencies(msgspec.Struct, frozen=True, kw_only=True):
@@ -67,6 +95,7 @@ class CallDependencies(msgspec.Struct, frozen=True, kw_only=True):
     estimator: Estimator | None = None
     """Takes over what has ended without usage; None: that stays so."""
     observers: Sequence[CallObserver] = ()
+    usage_warnings: UsageWarnings = msgspec.field(default_factory=UsageWarnings)
 
 
 class Call:
@@ -324,6 +353,9 @@ class Call:
                 observer.on_finish(entry, record.clock.seconds())
             if deps.estimator is not None and self._sample is not None:
                 deps.estimator.submit(self._sample, entry, record.reply.events, record.total_sats)
+        usage = record.reply.usage
+        if usage is not None and usage.is_contradictory and record.provider is not None:
+            deps.usage_warnings.contradictory(record.provider.name, record.model)
         self._listener = self._meter = self._sample = None  # they know us: nobody should have to look for such circles
 
     def stop(self) -> None:

@@ -1,4 +1,4 @@
-"""What every meter is."""
+"""The interface of meters, which read usage from a response while its bytes pass."""
 
 import logging
 from collections.abc import Callable
@@ -12,7 +12,10 @@ BeforeDone = Callable[[ReplySummary], bytes]
 
 
 class Meter(Protocol):
-    """What a reply's bytes go through, so much at a time that nobody else has to wait for long."""
+    """Receives the bytes of a response, returns those for the client, and fills in `summary`.
+
+    The time of each call is bounded, so that a large chunk does not block the event loop.
+    """
 
     summary: ReplySummary
     edits: bool
@@ -20,27 +23,29 @@ class Meter(Protocol):
 
     @property
     def pending(self) -> bool:
-        """Whether part of what came is still to be read: call `resume` until it is not, and let others run between."""
+        """Whether received bytes are not parsed yet: call `resume` until False, and yield to the event loop between."""
         ...
 
     def feed(self, chunk: bytes) -> bytes:
-        """What the client gets for `chunk`, as it comes from the provider."""
+        """The bytes for the client after this chunk from the provider."""
         ...
 
     def resume(self) -> bytes:
-        """Read on where something is pending: what more the client gets."""
+        """Parse the next slice of the pending bytes; returns the further bytes for the client."""
         ...
 
     def finish(self) -> bytes:
-        """The body has ended by itself: the rest of what the client gets."""
+        """The body is complete: the remaining bytes for the client."""
         ...
 
     def abandon(self) -> bool:
-        """The body broke off: learn what is whole of what is held, and drop it. True if the client stands between
-        events."""
+        """The body broke off: parse the last event if only its blank line is missing, and drop buffered bytes.
+
+        True if the client is between two events.
+        """
         ...
 
 
 def report_failure(error: Exception) -> None:
-    """Say that the metering of a reply has failed, without the error's message, which may quote the reply."""
+    """Log that metering a response has failed, without the error's message, which may quote the response."""
     logger.error("metering failed with %s; the reply passes unmetered", type(error).__name__)

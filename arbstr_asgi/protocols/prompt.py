@@ -6,7 +6,7 @@ import msgspec
 
 from arbstr_asgi.protocols.json_edit import BOM, without_surrogates
 
-MAX_OBJECTS = 100_000  # each message may be an object of ours, and takes its time
+MAX_OBJECTS = 100_000  # each becomes a Python object, which takes time
 MAX_REPAIR_BYTES = 1024 * 1024
 T = TypeVar("T")
 

@@ -11,8 +11,8 @@ from typing import NamedTuple
 # Atomic, so that a CRLF is never read as two line ends. The byte in front keeps a flood of blank lines from matching.
 BLOCK_END = re.compile(rb"[^\r\n](?>\r\n|\n|\r)(?>\r\n|\n|\r)")
 LINE_END = re.compile(rb"[\r\n]")
-WHOLE_LINE_END = re.compile(rb"\r\n|\n|\r")
-DATA = b"data:"
+LINE_BREAK = re.compile(rb"\r\n|\n|\r")
+DATA_FIELD = b"data:"
 BLANK_LINES = re.compile(rb"[\r\n]*")
 # A comment that is complete for certain: behind a CR, the next byte must be known not to be its LF.
 COMMENTS = re.compile(rb"(?::[^\r\n]*(?:\r\n|\n|\r(?=[^\n])))+")
@@ -83,53 +83,53 @@ def _field(block: bytes, start: int, end: int) -> tuple[bytes, int]:
 
 
 class DataLines:
-    """Finds the data of a block that comes in pieces, and hands it on; its lines are joined by line feeds.
+    """Parses a block piece by piece, and passes its data to `on_data`, the lines joined by line feeds.
 
-    `lines` counts the data lines, `start` and `end` are the range of the first one's data in the block.
+    `lines` is the number of data lines, `start` and `end` are the range of the first one's data in the block.
     """
 
     def __init__(self, on_data: Callable[[bytes], None]) -> None:
         self.lines = self.start = self.end = 0
         self._on_data = on_data
-        self._is_data: bool | None = None  # the line at hand, once its field is known
-        self._rest = b""
-        self._at = 0  # where the rest begins in the block
+        self._is_data: bool | None = None  # of the current line; None: its field name is incomplete
+        self._partial_line = b""
+        self._partial_offset = 0  # its offset in the block
 
-    def feed(self, piece: bytes, is_whole: Callable[[], bool]) -> int | None:
-        """Take in the next piece; where a further data line begins although the data `is_whole`, its place in the
-        block: nothing from there on is taken in."""
-        data, at = self._rest + piece, 0
+    def feed(self, piece: bytes, is_complete: Callable[[], bool]) -> int | None:
+        """Parse the next piece. Stops at a further data line if the data before it `is_complete`: returns its offset in
+        the block, else None."""
+        data, at = self._partial_line + piece, 0
         while at < len(data):
             if self._is_data is None:
                 if data[at] in b"\r\n":
                     at += 1
                     continue
-                if len(data) - at <= len(DATA) and LINE_END.search(data, at) is None:
+                if len(data) - at <= len(DATA_FIELD) and LINE_END.search(data, at) is None:
                     break
-                self._is_data = data.startswith(DATA, at)
+                self._is_data = data.startswith(DATA_FIELD, at)
                 if self._is_data:
-                    if self.lines and is_whole():
-                        return self._at + at
-                    at = self._begin(data, at)
+                    if self.lines and is_complete():
+                        return self._partial_offset + at
+                    at = self._data_begins(data, at)
             match = LINE_END.search(data, at)
             end = match.start() if match else len(data)
             if self._is_data:
                 self._on_data(data[at:end])
                 if self.lines == 1:
-                    self.end = self._at + end
+                    self.end = self._partial_offset + end
             at = end
             if match:
                 self._is_data = None
-        self._rest = data[at:]
-        self._at += at
+        self._partial_line = data[at:]
+        self._partial_offset += at
         return None
 
-    def _begin(self, data: bytes, at: int) -> int:
-        """A data line begins at `at`; where its data does."""
-        at += len(DATA) + data.startswith(b" ", at + len(DATA))
+    def _data_begins(self, data: bytes, at: int) -> int:
+        """Start a data line at `at`; returns the offset of its data."""
+        at += len(DATA_FIELD) + data.startswith(b" ", at + len(DATA_FIELD))
         self.lines += 1
         if self.lines == 1:
-            self.start = self.end = self._at + at
+            self.start = self.end = self._partial_offset + at
         else:
             self._on_data(b"\n")
         return at

@@ -8,7 +8,7 @@ from arbstr_asgi.protocols.incremental_json import INSIDE
 from arbstr_asgi.protocols.json_edit import without_null_usage
 from arbstr_asgi.protocols.reply import ReplySummary
 
-MAX_TEMPLATES = 4  # per stream, whose events may differ in more than their text
+MAX_TEMPLATES = 4  # per stream
 _PREFIX = b"data: "
 _SUFFIX = b"\n\n"
 _SEPARATOR = b"\\u0000"  # does not occur in normal text
@@ -57,7 +57,7 @@ class FastPath:
     """Handles text-only events: counts them in `summary`, and removes their null usage if `strip`."""
 
     def __init__(self, summary: ReplySummary, *, strip: bool) -> None:
-        self._reading = summary
+        self._summary = summary
         self._strip = strip
         self._templates_left = MAX_TEMPLATES
         self.template: EventTemplate | None = None
@@ -67,17 +67,17 @@ class FastPath:
         """The bytes for the client of a block that is one text-only event; None for any other."""
         output = None if self.template is None else self.template.match(block)
         if output is not None:
-            self._reading.events += 1
+            self._summary.events += 1
             return output
         event = _read(block)
         if event is None or not event.choices or event.object == "error":
             return None
-        open_choices = self._reading.open_choices
-        if any(choice.index not in open_choices for choice in event.choices):  # one that begins to speak, say
+        open_choices = self._summary.open_choices
+        if any(choice.index not in open_choices for choice in event.choices):  # such as one whose text begins
             return None
-        if event.service_tier is not None and event.service_tier != self._reading.service_tier:
+        if event.service_tier is not None and event.service_tier != self._summary.service_tier:
             return None
-        self._reading.events += 1
+        self._summary.events += 1
         strip = event.usage is None and self._strip
         if self._templates_left:
             self._templates_left -= 1
@@ -95,7 +95,7 @@ class FastPath:
             if output is None:
                 return None
             outputs.append(output)
-        self._reading.events += len(outputs)
+        self._summary.events += len(outputs)
         return b"".join(outputs)
 
 

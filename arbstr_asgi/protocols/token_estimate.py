@@ -1,4 +1,4 @@
-"""How many tokens a request will use, guessed before it is sent; and the texts that a provider would count."""
+"""Estimates the tokens of a request before it is sent; extracts the texts that a provider counts."""
 
 import re
 from collections.abc import Iterator
@@ -12,80 +12,77 @@ from arbstr_asgi.protocols.json_edit import BOM
 from arbstr_asgi.protocols.reply import Chunk, decode
 from arbstr_asgi.protocols.sse import BLOCK_END, parse_block
 
-BYTES_A_TOKEN = 4
-OUTPUT_TOKENS = 256  # of an answer that the client has not limited
+BYTES_PER_TOKEN = 4
+DEFAULT_OUTPUT_TOKENS = 256  # of a response that the client has not limited
 MAX_COUNT = 2**63 - 1
-# What OpenAI has published of its counting: https://cookbook.openai.com/examples/how_to_count_tokens_with_tiktoken
-A_MESSAGE = 3
-A_NAME = 1
-THE_REPLY = 3
-MIN_REPEATED = 4  # parts; fewer may be said again by chance
-_PLACES = ("delta", "message", "text")
-_KEYS = ("content", "reasoning_content", "reasoning", "refusal")
-
+# As published by OpenAI: https://cookbook.openai.com/examples/how_to_count_tokens_with_tiktoken
+TOKENS_PER_MESSAGE = 3
+TOKENS_PER_NAME = 1
+TOKENS_BEFORE_REPLY = 3
+MIN_REPEATED_TEXTS = 4  # of a choice; fewer may occur again by chance
+_MESSAGE_KEYS = ("delta", "message", "text")
+_TEXT_KEYS = ("content", "reasoning_content", "reasoning", "refusal")
 
 _COUNT = re.compile(rb"[1-9][0-9]{0,18}")
+_UNSET = msgspec.UNSET
 
 
 class Estimate(NamedTuple):
-    """Guessed counts of tokens."""
+    """Estimated token counts."""
 
     input_tokens: int
     output_tokens: int
 
 
 def estimate_tokens(request: ChatRequest) -> Estimate:
-    """A token for four bytes of the messages' contents, and as many as the answer may have, else 256.
+    """Input: bytes of the messages / BYTES_PER_TOKEN. Output: the limit in the request, else DEFAULT_OUTPUT_TOKENS.
 
-    Text counts as its UTF-8, everything else as its JSON. Where the messages can't be read, the whole body counts.
+    Text counts as its UTF-8, other content as its JSON. Where the messages can not be decoded, the whole body counts.
     """
-    said = prompt.read(request.body)
-    if said is None:
-        return Estimate(_tokens(len(request.body)), OUTPUT_TOKENS)
-    messages = prompt.messages(said)
+    fields = prompt.read(request.body)
+    if fields is None:
+        return Estimate(_tokens(len(request.body)), DEFAULT_OUTPUT_TOKENS)
+    messages = prompt.messages(fields)
     size = len(request.body) if messages is None else sum(_size(message.content) for message in messages)
-    limit = _limit(said.max_completion_tokens) or _limit(said.max_tokens) or OUTPUT_TOKENS
+    limit = _limit(fields.max_completion_tokens) or _limit(fields.max_tokens) or DEFAULT_OUTPUT_TOKENS
     return Estimate(_tokens(size), limit)
 
 
 def _tokens(size: int) -> int:
-    return max(1, size // BYTES_A_TOKEN)
+    return max(1, size // BYTES_PER_TOKEN)
 
 
 def _size(content: msgspec.Raw | msgspec.UnsetType) -> int:
     if content is msgspec.UNSET:
         return 0
-    said = bytes(content)
-    if said == b"null":
+    raw = bytes(content)
+    if raw == b"null":
         return 0
-    if not said.startswith(b'"'):
-        return len(said)
-    if b"\\" not in said:
-        return len(said) - len(b'""')
+    if not raw.startswith(b'"'):
+        return len(raw)
+    if b"\\" not in raw:
+        return len(raw) - len(b'""')
     text = prompt.text(content)
-    return len(said) if text is None else len(text.encode())
+    return len(raw) if text is None else len(text.encode())
 
 
-def _limit(said: msgspec.Raw | msgspec.UnsetType) -> int | None:
-    """The count that `said` is; None if it is not one, or zero."""
-    if said is msgspec.UNSET or not _COUNT.fullmatch(said):
+def _limit(raw: msgspec.Raw | msgspec.UnsetType) -> int | None:
+    """The value as a count; None if it is no positive 64-bit integer."""
+    if raw is msgspec.UNSET or not _COUNT.fullmatch(raw):
         return None
-    count = int(bytes(said))
+    count = int(bytes(raw))
     return count if count <= MAX_COUNT else None
 
 
-_UNSET = msgspec.UNSET
-
-
 class PromptTexts(NamedTuple):
-    """What a request says, and the tokens that come with its form."""
+    """The texts of a request, and the tokens of the message format."""
 
     texts: list[str]
     overhead: int
 
 
 class ReplyTexts(NamedTuple):
-    """What a reply, or its beginning, says: a text for each choice, and in how many events."""
+    """The text of each choice of a response, or of its beginning, and the number of events."""
 
     texts: list[str]
     events: int
@@ -115,66 +112,70 @@ _parts = msgspec.json.Decoder(list[_Part])
 
 
 def prompt_texts(body: bytes) -> PromptTexts | None:
-    """What a request's messages and tools say; None where they can't be read, or are not of text alone."""
+    """The texts of the messages and tools; None where they can not be decoded, or have other content than text."""
     request = prompt.read_as(_request, body)
     if request is None or request.messages is _UNSET:
         return None
     messages = prompt.decoded(_messages, bytes(request.messages))
     if messages is None:
         return None
-    texts = [bytes(said).decode() for said in (request.tools, request.functions) if said is not _UNSET]
-    overhead = THE_REPLY + A_MESSAGE * len(messages)
+    texts = [bytes(raw).decode() for raw in (request.tools, request.functions) if raw is not _UNSET]
+    overhead = TOKENS_BEFORE_REPLY + TOKENS_PER_MESSAGE * len(messages)
     for message in messages:
-        said = _content(message.content)
-        if said is None:
+        content = _content(message.content)
+        if content is None:
             return None
-        texts += said
+        texts += content
         texts += [text for raw in (message.role, message.name) if (text := prompt.text(raw)) is not None]
         texts += [bytes(raw).decode() for raw in (message.tool_calls, message.function_call) if raw is not _UNSET]
-        overhead += A_NAME if message.name is not _UNSET else 0
+        overhead += TOKENS_PER_NAME if message.name is not _UNSET else 0
     return PromptTexts(texts, overhead)
 
 
-def _content(said: msgspec.Raw | msgspec.UnsetType) -> list[str] | None:
-    """The texts of a message; None where something else is among them, such as an image."""
-    if said is _UNSET or bytes(said) == b"null":
+def _content(raw: msgspec.Raw | msgspec.UnsetType) -> list[str] | None:
+    """The texts of a message content; None where it has a part other than text, such as an image."""
+    if raw is _UNSET or bytes(raw) == b"null":
         return []
-    whole = prompt.text(said)
+    whole = prompt.text(raw)
     if whole is not None:
         return [whole]
-    parts = prompt.decoded(_parts, bytes(said))
+    parts = prompt.decoded(_parts, bytes(raw))
     texts = [prompt.text(part.text) for part in parts or ()]
     return None if parts is None or None in texts else [text for text in texts if text is not None]
 
 
-def reply_texts(kept: bytes, *, whole: bool) -> ReplyTexts | None:
-    """What a reply says of which this has been kept; None where there is no choice in it."""
-    kept = kept.removeprefix(BOM)
-    if kept.lstrip().startswith(b"{"):
-        document = decode(kept) if whole else None
+def reply_texts(sample: bytes, *, whole: bool) -> ReplyTexts | None:
+    """The texts of a response of which `sample` is all (`whole`) or the beginning; None without any choice."""
+    sample = sample.removeprefix(BOM)
+    if sample.lstrip().startswith(b"{"):
+        document = decode(sample) if whole else None
         chunks = [] if document is None else [document]
     else:
-        chunks = list(_events(kept, whole=whole))
-    spoken: dict[object, _Spoken] = {}
+        chunks = list(_events(sample, whole=whole))
+    choice_texts: dict[object, _ChoiceText] = {}
     for chunk in chunks:
         for position, choice in enumerate(chunk.choices if isinstance(chunk.choices, list) else []):
             if isinstance(choice, dict):
                 index = choice.get("index")
-                spoken.setdefault(index if isinstance(index, int) else position, _Spoken()).add(choice)
-    return ReplyTexts([one.text() for one in spoken.values()], len(chunks)) if spoken else None
+                choice_texts.setdefault(index if isinstance(index, int) else position, _ChoiceText()).add(choice)
+    if not choice_texts:
+        return None
+    return ReplyTexts([choice_text.text() for choice_text in choice_texts.values()], len(chunks))
 
 
-def _events(kept: bytes, *, whole: bool) -> Iterator[Chunk]:
+def _events(sample: bytes, *, whole: bool) -> Iterator[Chunk]:
     at = 0
-    while at < len(kept):
-        end = BLOCK_END.search(kept, at)
-        last = len(kept) if whole else max(kept.rfind(b"\n"), kept.rfind(b"\r")) + 1
-        block = parse_block(kept[at:last] if end is None else kept[at : end.end()])
-        at = len(kept) if end is None else end.end()
+    while at < len(sample):
+        end = BLOCK_END.search(sample, at)
+        last = len(sample) if whole else max(sample.rfind(b"\n"), sample.rfind(b"\r")) + 1
+        block = parse_block(sample[at:last] if end is None else sample[at : end.end()])
+        at = len(sample) if end is None else end.end()
         if block.data is None:
             continue
         chunk = decode(block.data)
-        for data in [block.data] if chunk is not None else block.data.split(b"\n"):  # events may be lines
+        for data in (
+            [block.data] if chunk is not None else block.data.split(b"\n")
+        ):  # without blank lines, each line is an event
             if data.strip().startswith(b"[DONE]"):
                 return
             chunk = chunk or decode(data)
@@ -183,56 +184,55 @@ def _events(kept: bytes, *, whole: bool) -> Iterator[Chunk]:
             chunk = None
 
 
-class _Spoken:
-    """What one choice has said, each text once, whatever the number of names and places it comes under."""
+class _ChoiceText:
+    """Collects the text of one choice; a text that occurs under several keys counts once."""
 
     def __init__(self) -> None:
-        self._pieces: dict[str, list[str]] = {}  # by where they come from: what the last chunk repeats has its own
+        self._pieces: dict[str, list[str]] = {}  # by key: a last chunk may repeat the deltas as `message`
         self._size = 0
 
     def add(self, choice: dict[str, Any]) -> None:
-        """Take in a choice of the next chunk."""
-        for place in _PLACES:
-            said = choice.get(place)
-            if not said:
+        """Add the choice of the next chunk."""
+        for key in _MESSAGE_KEYS:
+            message = choice.get(key)
+            if not message:
                 continue
-            pieces = list(_said(said if isinstance(said, dict) else {"content": said}))
-            if place == "message":  # all of it, so far
-                self._pieces[place] = pieces
+            pieces = list(_message_texts(message if isinstance(message, dict) else {"content": message}))
+            if key == "message":  # the whole text so far
+                self._pieces[key] = pieces
             elif not self._repeats(pieces):
-                self._pieces.setdefault(place, []).extend(pieces)
+                self._pieces.setdefault(key, []).extend(pieces)
                 self._size += sum(map(len, pieces))
 
     def text(self) -> str:
-        """All of it."""
-        return "".join(next((pieces for place in _PLACES if (pieces := self._pieces.get(place))), []))
+        """The text of all chunks."""
+        return "".join(next((pieces for key in _MESSAGE_KEYS if (pieces := self._pieces.get(key))), []))
 
     def _repeats(self, pieces: list[str]) -> bool:
-        """Whether they are what has been said already, as some providers' last delta is."""
-        before = self._pieces.get("delta", [])
-        if len(before) < MIN_REPEATED or sum(map(len, pieces)) != self._size:
+        """Whether they equal all earlier deltas, as the last delta of some providers does."""
+        previous = self._pieces.get("delta", [])
+        if len(previous) < MIN_REPEATED_TEXTS or sum(map(len, pieces)) != self._size:
             return False
-        return "".join(pieces) == "".join(before)
+        return "".join(pieces) == "".join(previous)
 
 
-def _said(said: dict[str, Any]) -> Iterator[str]:
-    """The texts of a message or its next part: what it says, thinks and calls; one that comes under several names
-    comes once."""
-    texts = ["".join(_strings(said.get(key))) for key in _KEYS]
+def _message_texts(message: dict[str, Any]) -> Iterator[str]:
+    """The texts of a message or delta: content, reasoning, refusal, tool calls; a text under several keys once."""
+    texts = ["".join(_strings(message.get(key))) for key in _TEXT_KEYS]
     yield from dict.fromkeys(texts)
-    calls = said.get("tool_calls")
+    calls = message.get("tool_calls")
     functions = [call.get("function") for call in calls if isinstance(call, dict)] if isinstance(calls, list) else []
-    legacy = said.get("function_call")
+    legacy = message.get("function_call")
     for function in functions if legacy in functions else (*functions, legacy):
         if isinstance(function, dict):
             yield from _strings(function.get("name"))
             yield from _strings(function.get("arguments"))
 
 
-def _strings(said: object) -> Iterator[str]:
-    if isinstance(said, str):
-        yield said
-    elif isinstance(said, list):
-        for part in said:
+def _strings(raw: object) -> Iterator[str]:
+    if isinstance(raw, str):
+        yield raw
+    elif isinstance(raw, list):
+        for part in raw:
             if isinstance(part, dict) and isinstance(part.get("text"), str):
                 yield part["text"]

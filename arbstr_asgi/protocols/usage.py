@@ -1,4 +1,4 @@
-"""What a provider says a completion used, in one shape."""
+"""Normalises the `usage` object of any provider."""
 
 from collections.abc import Mapping
 from decimal import Context, Decimal
@@ -10,18 +10,18 @@ import msgspec
 MAX_COUNT = 2**63 - 1
 MAX_RAW_BYTES = 4096
 MAX_USD = 10**12
-FINEST_USD = Decimal(1).scaleb(-12)
-_EXACT = Context(prec=60)  # whatever the host's own rounds to
+USD_QUANTUM = Decimal(1).scaleb(-12)
+_EXACT = Context(prec=60)  # independent of the host's context
 USD_PER_TICK = Decimal(1).scaleb(-10)  # xAI: cost_in_usd_ticks counts ten-billionths of a dollar
 
-# What providers and what bridges to them call a count, by what it is, in the usage object itself and in its details.
-_SIDES = {
-    "prompt_tokens": "given",
-    "input_tokens": "given",
-    "completion_tokens": "answered",
-    "output_tokens": "answered",
+# The names of counts that providers and proxies use, and their kinds; of `usage` itself, and of its details objects.
+_TOTALS = {
+    "prompt_tokens": "input",
+    "input_tokens": "input",
+    "completion_tokens": "output",
+    "output_tokens": "output",
 }
-_OF_INPUT = dict.fromkeys(
+_INPUT_PARTS = dict.fromkeys(
     (
         "cached_tokens",
         "prompt_cache_hit_tokens",
@@ -39,29 +39,35 @@ _OF_INPUT = dict.fromkeys(
         "cache_write_input_tokens",
         "cached_creation_tokens",
     ),
-    "written",
+    "cache_write",
 )
-_OF_OUTPUT = dict.fromkeys(("reasoning_tokens", "thinking_tokens"), "reasoning")
-_COUNTS = {**_SIDES, "total_tokens": "total", **_OF_INPUT, **_OF_OUTPUT}
-_INPUT_DETAILS = _OF_INPUT | {name: name for name in ("audio_tokens", "image_tokens", "video_tokens")}
-_DETAILS = {
-    f"{side}_{tokens}_details": _INPUT_DETAILS if side in ("prompt", "input") else _OF_OUTPUT
+_OUTPUT_PARTS = dict.fromkeys(("reasoning_tokens", "thinking_tokens"), "reasoning")
+_COUNT_KINDS = {**_TOTALS, "total_tokens": "total", **_INPUT_PARTS, **_OUTPUT_PARTS}
+_INPUT_DETAIL_KINDS = _INPUT_PARTS | {name: name for name in ("audio_tokens", "image_tokens", "video_tokens")}
+_DETAIL_KINDS = {
+    f"{side}_{tokens}_details": _INPUT_DETAIL_KINDS if side in ("prompt", "input") else _OUTPUT_PARTS
     for side in ("prompt", "input", "completion", "output")
     for tokens in ("tokens", "token")
 }
-_WRITTEN_PARTS = ("ephemeral_5m_input_tokens", "ephemeral_1h_input_tokens")
-_ANTHROPICS = ("cache_read_input_tokens", "cache_creation_input_tokens")
+_CACHE_WRITE_PARTS = ("ephemeral_5m_input_tokens", "ephemeral_1h_input_tokens")
+_ANTHROPIC_NAMES = ("cache_read_input_tokens", "cache_creation_input_tokens")
+# Which of reasoning, both cache counts, cache reads, cache writes and media may be excluded from input and output, the
+# likeliest first.
+_COMBINATIONS = sorted(
+    (combination for combination in product((False, True), repeat=5) if sum(combination[1:4]) < 2),
+    key=lambda combination: (sum(combination), [not included for included in combination]),
+)
 
 
 class Usage(msgspec.Struct, frozen=True, kw_only=True, gc=False):
-    """Token counts as the provider reported them. None means not said, which is not zero.
+    """Token counts as the provider reported them. None means not reported, which is not zero.
 
-    `input_tokens` and `output_tokens` are the provider's `prompt_tokens` and `completion_tokens`; the input includes
-    what was read from a cache or written to one, also where the provider leaves that out. `cached_tokens` and
-    `cache_write_tokens` are shares of the input. `reasoning_tokens` are a share of the output, unless
-    `reasoning_is_additive` (xAI), where they come on top of it. `unlisted_input_tokens` and `unlisted_output_tokens`
-    come on top, too: only the total shows them. `is_contradictory`: its counts can't all be true. `cost_usd` is the
-    provider's own figure as a decimal string. `raw_json` is the usage object as it came, at most 4 KiB, else None.
+    `input_tokens` and `output_tokens` are `prompt_tokens` and `completion_tokens` of the provider; the input includes
+    cache reads and writes, also where the provider excludes them. `cached_tokens` and `cache_write_tokens` are parts of
+    the input. `reasoning_tokens` are a part of the output, unless `reasoning_is_additive` (xAI), where they are added
+    to it. `unlisted_input_tokens` and `unlisted_output_tokens` are added too: only the total includes them.
+    `is_contradictory`: the counts can not all be true. `cost_usd` is the cost that the provider reports, a decimal
+    string. `raw_json` is the usage object as received, None above 4 KiB.
     """
 
     input_tokens: int | None = None
@@ -79,7 +85,7 @@ class Usage(msgspec.Struct, frozen=True, kw_only=True, gc=False):
 
     @property
     def is_zero(self) -> bool:
-        """Whether every count that is said is zero, as in a placeholder."""
+        """Whether every reported count is zero, as in a placeholder."""
         return not (
             self.input_tokens
             or self.output_tokens
@@ -90,96 +96,94 @@ class Usage(msgspec.Struct, frozen=True, kw_only=True, gc=False):
         )
 
 
-def read_usage(said: object, raw: bytes | None = None) -> Usage | None:
-    """The Usage in a decoded `usage` object, None if it holds no valid count at all.
+def read_usage(usage: object, raw: bytes | None = None) -> Usage | None:
+    """Parse a decoded `usage` object; None if it has no valid count at all. `raw` is its JSON.
 
-    Counts that are negative, fractional, boolean, text or beyond int64 are not counts. Where providers put one in
-    several places, the largest is taken: a 0 beside a real count is a default.
+    Counts that are negative, fractional, boolean, text or beyond int64 are ignored. Where providers use several names
+    for a count, the largest is taken: a 0 beside a real count is a default.
     """
-    if not isinstance(said, dict) or not said:
+    if not isinstance(usage, dict) or not usage:
         return None
-    found: dict[str, int] = {}
-    _gather(said, _COUNTS, found)
-    if not found:
+    counts: dict[str, int] = {}
+    _collect_counts(usage, _COUNT_KINDS, counts)
+    if not counts:
         return None
-    given, answered, media = found.get("given"), found.get("answered"), 0
+    input_tokens, output_tokens, media_tokens = counts.get("input"), counts.get("output"), 0
     extra: dict[str, Any] = {}
-    if given is not None and answered is not None:
-        if "total" not in found and "prompt_tokens" not in said and any(name in said for name in _ANTHROPICS):
-            given = _count(given + found.get("cached", 0) + found.get("written", 0))  # Anthropic's own shape
+    if input_tokens is not None and output_tokens is not None:
+        if "total" not in counts and "prompt_tokens" not in usage and any(name in usage for name in _ANTHROPIC_NAMES):
+            # Anthropic's format excludes cache reads and writes from the input.
+            input_tokens = _count(input_tokens + counts.get("cached", 0) + counts.get("cache_write", 0))
         else:
-            media = sum(found.get(name, 0) for name in ("audio_tokens", "image_tokens", "video_tokens"))
-            given, extra = _reconcile(found, given, answered, media)
+            media_tokens = sum(counts.get(name, 0) for name in ("audio_tokens", "image_tokens", "video_tokens"))
+            input_tokens, extra = _reconcile(counts, input_tokens, output_tokens, media_tokens)
     return Usage(
-        input_tokens=given,
-        output_tokens=answered,
-        total_tokens=found.get("total"),
-        cached_tokens=found.get("cached"),
-        cache_write_tokens=found.get("written"),
-        reasoning_tokens=found.get("reasoning"),
-        cost_usd=_cost(said),
+        input_tokens=input_tokens,
+        output_tokens=output_tokens,
+        total_tokens=counts.get("total"),
+        cached_tokens=counts.get("cached"),
+        cache_write_tokens=counts.get("cache_write"),
+        reasoning_tokens=counts.get("reasoning"),
+        cost_usd=_cost(usage),
         raw_json=None if raw is None or len(raw) > MAX_RAW_BYTES else raw.decode("utf-8", "replace"),
         **extra,
     )
 
 
-def _gather(place: Mapping[str, Any], names: Mapping[str, str], found: dict[str, int]) -> None:
+def _collect_counts(usage: Mapping[str, Any], kinds: Mapping[str, str], counts: dict[str, int]) -> None:
     """Find the largest count of each kind in a usage object and, one level down, in its details."""
-    for name, value in place.items():
-        kind = names.get(name)
+    for name, value in usage.items():
+        kind = kinds.get(name)
         if kind is not None:
             count = _count(value)
-            if count is not None and count >= found.get(kind, 0):
-                found[kind] = count
+            if count is not None and count >= counts.get(kind, 0):
+                counts[kind] = count
         elif isinstance(value, dict):
-            if name in _DETAILS:
-                _gather(value, _DETAILS[name], found)
-            elif name == "cache_creation":  # Anthropic's written tokens by how long they are kept
-                parts = [_count(value.get(part)) or 0 for part in _WRITTEN_PARTS]
-                found["written"] = max(_count(sum(parts)) or 0, found.get("written", 0))
+            if name in _DETAIL_KINDS:
+                _collect_counts(value, _DETAIL_KINDS[name], counts)
+            elif name == "cache_creation":  # Anthropic's cache writes by lifetime
+                parts = [_count(value.get(part)) or 0 for part in _CACHE_WRITE_PARTS]
+                counts["cache_write"] = max(_count(sum(parts)) or 0, counts.get("cache_write", 0))
 
 
-def _reconcile(found: Mapping[str, int], given: int, answered: int, media: int) -> tuple[int, dict[str, Any]]:
-    """The whole input, and what the total says besides; `media` are the tokens of the input that are no text."""
-    cached, written, reasoning = found.get("cached", 0), found.get("written", 0), found.get("reasoning", 0)
-    rest = (found.get("total") or given + answered) - given - answered  # a total of 0 is a default
+def _reconcile(
+    counts: Mapping[str, int], input_tokens: int, output_tokens: int, media_tokens: int
+) -> tuple[int, dict[str, Any]]:
+    """The whole input, and further fields of Usage, by the total.
+
+    `media_tokens` are the audio, image and video tokens of the input.
+    """
+    cached, cache_write, reasoning = counts.get("cached", 0), counts.get("cache_write", 0), counts.get("reasoning", 0)
+    total = counts.get("total") or input_tokens + output_tokens  # a total of 0 is a default
+    remainder = total - input_tokens - output_tokens
     extra: dict[str, Any] = {}
-    additive, unlisted_input = 0, 0
-    if rest > 0:
-        explained = _explain(rest, (reasoning, cached + written, cached, written, media))
-        if explained is None and given < cached + written <= rest:  # they can't be a share of the input
-            explained = False, True, False, False, False
-        if explained is not None:
-            additive = reasoning if explained[0] else 0
-            excluded = sum(compress((cached + written, cached, written), explained[1:4]))
-            unlisted_input = media if explained[4] else 0
-            given += excluded
-            rest -= additive + excluded + unlisted_input
-            extra = {"reasoning_is_additive": explained[0], "unlisted_input_tokens": unlisted_input}
-        extra["unlisted_output_tokens"] = rest
+    additive_reasoning, media_input = 0, 0
+    if remainder > 0:
+        addends = _find_addends(remainder, (reasoning, cached + cache_write, cached, cache_write, media_tokens))
+        if addends is None and input_tokens < cached + cache_write <= remainder:  # they can not be a part of the input
+            addends = False, True, False, False, False
+        if addends is not None:
+            additive_reasoning = reasoning if addends[0] else 0
+            cache_tokens = sum(compress((cached + cache_write, cached, cache_write), addends[1:4]))
+            media_input = media_tokens if addends[4] else 0
+            input_tokens += cache_tokens
+            remainder -= additive_reasoning + cache_tokens + media_input
+            extra = {"reasoning_is_additive": addends[0], "unlisted_input_tokens": media_input}
+        extra["unlisted_output_tokens"] = remainder
     extra["is_contradictory"] = (
-        rest < 0
-        or (rest > 0 and not given)  # whose they are can't be told
-        or cached + written > given + unlisted_input
-        or reasoning > answered + additive + max(rest, 0)
+        remainder < 0
+        or (remainder > 0 and not input_tokens)  # of input or output is unknown
+        or cached + cache_write > input_tokens + media_input
+        or reasoning > output_tokens + additive_reasoning + max(remainder, 0)
     )
-    return given, extra
+    return input_tokens, extra
 
 
-# Of reasoning, both cache counts, either of them, and media: what may stand outside of input and output, the likeliest
-# first.
-_CHOICES = sorted(
-    (taken for taken in product((False, True), repeat=5) if sum(taken[1:4]) < 2),
-    key=lambda taken: (sum(taken), [not one for one in taken]),
-)
-
-
-def _explain(rest: int, counts: tuple[int, ...]) -> tuple[bool, ...] | None:
-    """Which of these counts make up `rest`: reasoning, cache reads and writes, either of the two, media. The first
-    that do; None: none do."""
-    for taken in _CHOICES:
-        if sum(compress(counts, taken)) == rest and all(compress(counts, taken)):
-            return taken
+def _find_addends(remainder: int, counts: tuple[int, ...]) -> tuple[bool, ...] | None:
+    """The first of `_COMBINATIONS` whose counts are positive and add up to `remainder`; None if there is none."""
+    for combination in _COMBINATIONS:
+        if sum(compress(counts, combination)) == remainder and all(compress(counts, combination)):
+            return combination
     return None
 
 
@@ -192,25 +196,27 @@ def _count(value: object) -> int | None:
     return None
 
 
-def _cost(said: Mapping[str, Any]) -> str | None:
-    cost = said.get("cost")
+def _cost(usage: Mapping[str, Any]) -> str | None:
+    cost = usage.get("cost")
     if isinstance(cost, dict):  # Perplexity
         cost = cost.get("total_cost")
-    ticks = _count(said.get("cost_in_usd_ticks"))
+    ticks = _count(usage.get("cost_in_usd_ticks"))
     if cost is None and ticks is not None:
         cost = _EXACT.multiply(Decimal(ticks), USD_PER_TICK)
-    usd, byok = _usd(cost), said.get("is_byok")
-    if byok is True or (byok is None and usd == 0):  # OpenRouter's fee beside what the account's own key is charged
-        upstream = _upstream(said.get("cost_details"))
+    usd, byok = _usd(cost), usage.get("is_byok")
+    if byok is True or (
+        byok is None and usd == 0
+    ):  # OpenRouter: `cost` is its fee, the provider charges the account's own key
+        upstream = _upstream_cost(usage.get("cost_details"))
         if upstream is not None:
             usd = _usd(_EXACT.add(usd or Decimal(0), upstream))
         elif byok:
             usd = None
-    return None if usd is None else f"{usd.quantize(FINEST_USD, context=_EXACT).normalize(_EXACT):f}"
+    return None if usd is None else f"{usd.quantize(USD_QUANTUM, context=_EXACT).normalize(_EXACT):f}"
 
 
-def _upstream(details: object) -> Decimal | None:
-    """What another provider has charged, by OpenRouter's word: in one figure or two."""
+def _upstream_cost(details: object) -> Decimal | None:
+    """The cost that OpenRouter reports of the upstream provider: one amount or two."""
     if not isinstance(details, dict):
         return None
     whole = _usd(details.get("upstream_inference_cost"))
@@ -219,6 +225,6 @@ def _upstream(details: object) -> Decimal | None:
     return whole if whole or not known else sum(known, Decimal(0))
 
 
-def _usd(said: object) -> Decimal | None:
-    usd = Decimal(said) if type(said) is int else said
+def _usd(usage: object) -> Decimal | None:
+    usd = Decimal(usage) if type(usage) is int else usage
     return usd if isinstance(usd, Decimal) and usd.is_finite() and 0 <= usd < MAX_USD else None

@@ -14,7 +14,7 @@ class Stream(NamedTuple):
     name: str
     sent: bytes
     got: bytes
-    said: dict[str, Any]
+    reported: dict[str, Any]
 
 
 def chunk(content: str | None = None, *, finish: str | None = None, **more: Any) -> dict[str, Any]:
@@ -46,15 +46,15 @@ WHOLE = {
 }
 
 
-def same(name: str, sent: bytes, **said: Any) -> Stream:
+def same(name: str, sent: bytes, **reported: Any) -> Stream:
     """A stream of which nothing goes."""
-    return Stream(name, sent, sent, {**WHOLE, **said})
+    return Stream(name, sent, sent, {**WHOLE, **reported})
 
 
-def loses(name: str, sent: bytes, part: bytes, left: bytes = b"", **said: Any) -> Stream:
+def loses(name: str, sent: bytes, part: bytes, left: bytes = b"", **reported: Any) -> Stream:
     """A stream that loses one part."""
     assert sent.count(part) == 1, name
-    return Stream(name, sent, sent.replace(part, left), {**WHOLE, **said})
+    return Stream(name, sent, sent.replace(part, left), {**WHOLE, **reported})
 
 
 NULL_LAST = event(chunk("hi", usage=None))

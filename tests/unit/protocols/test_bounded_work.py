@@ -1,4 +1,4 @@
-"""Nothing that comes holds others up: each step of a meter is small, and whoever feeds it may run others between."""
+"""Bounded work: each step of a meter is short, so that the event loop can run other tasks between."""
 
 import gzip
 import json
@@ -49,7 +49,7 @@ FLOODS = {
 @pytest.mark.parametrize("strip", [True, False])
 @pytest.mark.parametrize("step", [3000, 10_000_000])
 def test_slices(flood: bytes, strip: bool, step: int) -> None:
-    """However much comes at once, a step reads a slice, decodes no more than 64 KiB, and counts few events."""
+    """Whatever the size of a chunk, a step parses one slice, decodes at most 64 KiB, and parses few events."""
     decoded: list[int] = []
     parsed: list[int] = []
 
@@ -84,7 +84,7 @@ def test_slices(flood: bytes, strip: bool, step: int) -> None:
 
 
 def test_nothing_is_delayed_that_passes() -> None:
-    """Where nothing is taken out, a chunk passes at once, and is read behind that."""
+    """Without `strip` a chunk is returned at once, and parsed afterwards."""
     sent = (HELLO * 1000) + BYE + ONLY + DONE
     meter = opened(strip=False)
     assert meter.feed(sent) is sent
@@ -96,7 +96,7 @@ def test_nothing_is_delayed_that_passes() -> None:
 
 
 def test_a_meter_that_is_not_resumed() -> None:
-    """Who never resumes loses nothing: the order holds, and the end reads all of it."""
+    """Without calls of `resume` no byte is lost or reordered: `finish` parses what is pending."""
     sent = (HELLO * 1000) + BYE + ONLY + DONE
     meter = opened()
     out = [meter.feed(sent[at : at + 50_000]) for at in range(0, len(sent), 50_000)]
@@ -105,11 +105,11 @@ def test_a_meter_that_is_not_resumed() -> None:
 
 
 def test_a_failure_with_something_pending() -> None:
-    """A meter that breaks in the middle of a chunk lets the rest of it pass."""
+    """A meter that fails in the middle of a chunk passes the rest of it."""
     sent = (HELLO * 1000) + DONE
     meter = opened()
     out = [meter.feed(sent)]
-    with patch.object(stream_meter.EventMeter, "_take", side_effect=RuntimeError):
+    with patch.object(stream_meter.EventMeter, "_process_buffer", side_effect=RuntimeError):
         out.append(meter.resume())
     assert not meter.pending
     assert b"".join([*out, meter.finish()]) == sent
@@ -128,7 +128,7 @@ BODIES = {
 
 @pytest.mark.parametrize("members", BODIES.values(), ids=BODIES)
 def test_large_requests(members: bytes) -> None:
-    """A megabyte of request is read by decoding, never member by member."""
+    """A request of a megabyte is decoded, never searched member by member."""
     body = b'{"model":"m","stream":true,' + members + b"}"
     with patch("arbstr_asgi.protocols.json_edit.find_members", wraps=find_members) as walked:
         request = parse(body)
@@ -170,7 +170,7 @@ PACKED = [
 @pytest.mark.parametrize("step", [1, 50, 10_000_000])
 @pytest.mark.parametrize("content_type", [SSE, "application/json", ""])
 def test_encodings(encoding: str, pack: Callable[[bytes], bytes], step: int, content_type: str) -> None:
-    """An encoded reply passes untouched, and what is in it is read by what it is."""
+    """An encoded response passes unchanged, and its decoded body is metered by its first bytes."""
     document = json.dumps({"choices": [{"index": 0, "finish_reason": "stop"}], "usage": USAGE}).encode()
     for body in (HELLO * 50 + BYE + ONLY + DONE, document):
         sent = pack(body)
@@ -184,7 +184,7 @@ def test_encodings(encoding: str, pack: Callable[[bytes], bytes], step: int, con
 
 @pytest.mark.parametrize(("encoding", "pack"), PACKED)
 def test_decoding_in_slices(encoding: str, pack: Callable[[bytes], bytes], monkeypatch: pytest.MonkeyPatch) -> None:
-    """A chunk that decodes to a hundred thousand events is decoded and read a slice at a time."""
+    """A chunk that decodes to a hundred thousand events is decoded and parsed slice by slice."""
     monkeypatch.setattr(meters, "MAX_RATIO", 10**6)
     sizes: list[int] = []
     meter = opened(encoding)
@@ -201,7 +201,7 @@ def test_decoding_in_slices(encoding: str, pack: Callable[[bytes], bytes], monke
 
 @pytest.mark.parametrize(("encoding", "pack"), PACKED)
 def test_bombs(encoding: str, pack: Callable[[bytes], bytes]) -> None:
-    """What decodes to more than JSON ever would is given up, having been decoded in part."""
+    """Decoding a decompression bomb stops early."""
     sent = pack(b" " * (64 * MIB))
     decoded = 0
     meter = opened(encoding, "application/json")
@@ -221,13 +221,13 @@ def test_bombs(encoding: str, pack: Callable[[bytes], bytes]) -> None:
 
 @pytest.mark.parametrize("encoding", ["zstd", "br", "compress", "gzip, br", "x" * 10_000])
 def test_missing_library(encoding: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What can't be decoded passes, with one warning that says what to install, and nothing of the provider's."""
+    """A body that can not be decoded passes, with one warning that names the package and no text of the provider."""
 
     def missing(name: str) -> Any:
         raise ImportError(name)
 
     monkeypatch.setattr(meters, "import_module", missing)
-    meters._decoder.cache_clear()
+    meters._find_decoder.cache_clear()
     try:
         for _ in range(3):
             meter = opened(encoding)
@@ -235,7 +235,7 @@ def test_missing_library(encoding: str, caplog: pytest.LogCaptureFixture, monkey
             assert meter.finish() == b""
             assert meter.summary.finished
     finally:
-        meters._decoder.cache_clear()
+        meters._find_decoder.cache_clear()
     [warning] = [record for record in caplog.records if record.levelno == logging.WARNING]
     assert ("encodings" in warning.getMessage()) == (encoding in ("zstd", "br"))
     assert len(warning.getMessage()) < 250
@@ -243,7 +243,7 @@ def test_missing_library(encoding: str, caplog: pytest.LogCaptureFixture, monkey
 
 @pytest.mark.parametrize(("encoding", "pack"), PACKED)
 def test_not_that_encoding(encoding: str, pack: Callable[[bytes], bytes]) -> None:
-    """What is not what its header says passes, and is not known."""
+    """A body that is not encoded as its header says passes, and has no usage."""
     sent = b"\x81not at all encoded" * 10
     meter = opened(encoding)
     assert read(meter, sent) == sent

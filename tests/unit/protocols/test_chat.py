@@ -1,4 +1,4 @@
-"""The request side: what a body says, and the one member that may be spliced into it."""
+"""Chat requests: parsing, and the injection of `stream_options`."""
 
 import json
 from typing import Any
@@ -169,7 +169,7 @@ def test_injected(body: str, expected: str) -> None:
     ],
 )
 def test_untouched(body: str) -> None:
-    """What does not stream, or has its own say, is the same object afterwards."""
+    """A request that does not stream, or sets include_usage itself, is returned as the same object."""
     request = parse(body.encode())
     assert ensure_stream_options(request) is request.body
 
@@ -252,12 +252,12 @@ def test_refused(body: bytes) -> None:
     ],
 )
 def test_for_the_provider_to_judge(body: str) -> None:
-    """Everything but model and stream is the provider's business."""
+    """All members but model and stream are left to the provider to validate."""
     assert parse(body.encode()).body == body.encode()
 
 
 def test_large_and_odd() -> None:
-    """A large request that can't be edited cheaply is a 400 rather than seconds of work."""
+    """A large request that can not be edited cheaply is a 400."""
     body = b'{"model":"m","stream":true,"stream\\u005foptions":{},"x":[' + b"1," * json_edit.MAX_WALK_BYTES + b"1]}"
     with pytest.raises(RequestError):
         ensure_stream_options(parse(body))

@@ -1,4 +1,4 @@
-"""A plain reply that is too large to be kept is read as it comes, and says what the whole would have said."""
+"""Incremental parsing of a large JSON body gives the same summary as decoding all of it."""
 
 import gzip
 import json
@@ -13,8 +13,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from arbstr_asgi.protocols import body_meter as plain
-from arbstr_asgi.protocols import meters as decoding
+from arbstr_asgi.protocols import body_meter, meters
 from arbstr_asgi.protocols.incremental_json import MAX_NESTING
 from arbstr_asgi.protocols.json_edit import BOM
 from arbstr_asgi.protocols.json_excerpt import MAX_CHOICES, MAX_KEPT_BYTES, MAX_TEXT_BYTES
@@ -27,23 +26,24 @@ END = b'"usage":' + json.dumps(USAGE).encode() + b"}"
 
 
 def facts(summary: ReplySummary) -> dict[str, Any]:
-    """Everything that a reading says."""
+    """All fields of a summary."""
     return {name: getattr(summary, name) for name in ReplySummary.__slots__}
 
 
 def by_whole(body: bytes) -> ReplySummary:
-    """What decoding the whole gives."""
+    """The summary by decoding the whole body, which counts as content as a large one does."""
     summary = ReplySummary()
     found = decode(body.removeprefix(BOM))
     if found is not None:
+        summary.started, found.has_other_members = True, found.has_no_content
         summary.update_body(found)
     return summary
 
 
 def by_pieces(*pieces: bytes) -> ReplySummary:
-    """What is learned when hardly anything may be kept."""
-    with patch.object(plain, "MAX_COPY_BYTES", len(BOM)):
-        meter = plain.PlainMeter(ReplySummary())
+    """The summary by incremental parsing."""
+    with patch.object(body_meter, "MAX_COPY_BYTES", len(BOM)):
+        meter = body_meter.PlainMeter(ReplySummary())
         for piece in pieces:
             assert meter.feed(piece) is piece
         assert meter.finish() == b""
@@ -56,7 +56,7 @@ def sliced(body: bytes, size: int) -> list[bytes]:
 
 
 def is_strict(body: bytes) -> bool:
-    """Whether the quick decoder reads the whole; the lenient one rewrites the raw usage."""
+    """Whether msgspec decodes the body; the lenient decoder rewrites the raw usage."""
     try:
         msgspec.json.decode(body.removeprefix(BOM))
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
@@ -65,12 +65,10 @@ def is_strict(body: bytes) -> bool:
 
 
 def assert_same(body: bytes, pieces: list[bytes]) -> None:
-    """The pieces say what the whole says."""
+    """Both ways give the same summary."""
     got, expected = facts(by_pieces(*pieces)), facts(by_whole(body))
-    for name in ("open_choices", "_closed_choices", "_placeholder"):  # of no meaning to what is one document
+    for name in ("open_choices", "_closed_choices", "_zero_usage"):  # of no meaning to what is one document
         del got[name], expected[name]
-    if expected["usage"] is not None and expected["usage"].is_zero:  # what is so large is taken to have content
-        expected["usage"] = None
     if not is_strict(body):
         for each in (got, expected):
             each["usage"] = each["usage"] and msgspec.structs.replace(each["usage"], raw_json=None)
@@ -170,8 +168,9 @@ bodies = st.builds(
 
 @given(bodies, st.lists(st.integers(0, 2**16), max_size=12))
 @example(b'{"choices":[1,-', [])
+@example(b'{"usage":{"prompt_tokens":1,"completion_tokens":0},"other":""}', [])
 def test_as_the_whole(body: bytes, cuts: list[int]) -> None:
-    """Whatever a reply looks like and wherever it is cut, every fact is the one that the whole gives."""
+    """For any response and any chunk boundaries, the summary is that of the whole."""
     edges = [0, *sorted(cut % (len(body) + 1) for cut in cuts), len(body)]
     assert_same(body, [body[a:b] for a, b in pairwise(edges)])
 
@@ -192,7 +191,7 @@ def test_as_the_whole_by_bytes(body: bytes) -> None:
     st.integers(1, 2**16),
 )
 def test_broken_as_the_whole(body: bytes, at: int, gone: int, more: bytes, size: int) -> None:
-    """A reply with a byte too many or too few says what the whole would, which is nothing unless it is still JSON."""
+    """A response with a byte too many or too few has the summary of the whole, an empty one unless it is still JSON."""
     at %= len(body) + 1
     body = body[:at] + more + body[at + gone :]
     assert_same(body, sliced(body, size % len(body) + 1 if body else 1))
@@ -200,7 +199,7 @@ def test_broken_as_the_whole(body: bytes, at: int, gone: int, more: bytes, size:
 
 @given(bodies, st.integers(0, 2**16), st.integers(1, 100))
 def test_cut_short(body: bytes, end: int, size: int) -> None:
-    """A reply that is cut off says nothing."""
+    """A partial response has no usage."""
     cut = body[: end % len(body)].rstrip(b" \t\r\n")
     if cut.endswith(b"}") and is_strict(cut):
         return  # only blanks are gone
@@ -230,7 +229,7 @@ SHAPES = {
 
 @pytest.mark.parametrize("shape", SHAPES)
 def test_large(shape: str) -> None:
-    """Replies of a MiB and many say what the whole says, at no more than 64 KiB and an allowance of memory."""
+    """Responses of many MiB have the summary of the whole, in at most 64 KiB of memory and an allowance."""
     body = large(SHAPES[shape])
     pieces = sliced(body, 16_384)
     tracemalloc.start()
@@ -253,8 +252,8 @@ def test_large(shape: str) -> None:
     ids=["arrays", "objects", "shallow"],
 )
 def test_time_of_a_piece(deep: bytes) -> None:
-    """Each piece of a body takes milliseconds; what would take longer is not read, and said to be unknown."""
-    meter = plain.PlainMeter(ReplySummary())
+    """Each piece of a body takes milliseconds; a body that would take longer is not parsed, and counts as finished."""
+    meter = body_meter.PlainMeter(ReplySummary())
     worst = 0.0
     for piece in sliced(large(deep), 16_384):
         start = time.thread_time()
@@ -267,7 +266,7 @@ def test_time_of_a_piece(deep: bytes) -> None:
 
 
 def test_small_pieces_of_a_long_text() -> None:
-    """What a text costs does not grow with what has come of it."""
+    """The time for a piece of a text does not grow with the pieces before."""
     body = large(b'"' + b"ab\\n" * 50_000 + b'"')
     start = time.process_time()
     assert facts(by_pieces(*sliced(body, 1))) == facts(by_whole(body))
@@ -275,7 +274,7 @@ def test_small_pieces_of_a_long_text() -> None:
 
 
 def test_nesting() -> None:
-    """Nesting that the decoders give up on is given up on, and a little less is read."""
+    """Nesting beyond the limit of the decoders is rejected, slightly less is parsed."""
     for depth, read in ((MAX_NESTING - 20, True), (20_000, False)):
         body = large(b"[" * depth + b"]" * depth)
         summary = by_pieces(*sliced(body, 16_384))
@@ -284,7 +283,7 @@ def test_nesting() -> None:
 
 
 def test_long_names() -> None:
-    """A name of more than 4 KiB is none, and costs nothing of the rest."""
+    """A text of more than 4 KiB is ignored, and the other fields are kept."""
     long = b'"' + b"m" * MIB + b'"'
     body = b'{"id":' + long + b',"model":' + long + b',"error":' + long + b"," + END
     for size in (100, 16_384, len(body)):
@@ -296,7 +295,7 @@ def test_long_names() -> None:
 
 
 def test_raw_usage_is_the_providers() -> None:
-    """The raw usage keeps its own white space, numbers and order; one of more than 4 KiB is not kept."""
+    """The raw usage keeps its white space, numbers and order; one of more than 4 KiB is not kept."""
     raw = b'{ "prompt_tokens" : 7,\n"total_tokens":9.0, "z":1e2,"a":"\\u00e9" }'
     body = b'{"x":"' + b"x" * 10_000 + b'","usage":' + raw + b',"choices":[NaN]}'
     summary = by_pieces(*sliced(body, 11))
@@ -316,14 +315,14 @@ def test_raw_usage_is_the_providers() -> None:
     ids=["usage", "number", "names"],
 )
 def test_too_much(body: bytes) -> None:
-    """What can't be kept in bounds is given up: no usage, and complete for all that is known."""
+    """Fields above the limit of memory stop the parser: no usage, and the response counts as finished."""
     summary = by_pieces(*sliced(body, 5000))
     assert summary.usage is None
     assert summary.finished
 
 
 def test_many_choices() -> None:
-    """Choices beyond the first 128 have no say, and take no room."""
+    """Choices beyond the first 128 are skipped, and take no memory."""
     one = b'{"index":1,"message":{"content":"x"},"finish_reason":"length"}'
     body = b'{"choices":[' + b",".join([one] * 50_000) + b',{"index":0,"finish_reason":"stop"}],' + END
     summary = by_pieces(*sliced(body, 16_384))
@@ -335,12 +334,12 @@ def test_many_choices() -> None:
 
 def test_copy_up_to_its_limit() -> None:
     """A body is read from a copy up to 64 KiB and by pieces beyond, a BOM in front or not, in one chunk or many."""
-    for size in (plain.MAX_COPY_BYTES, plain.MAX_COPY_BYTES + 1, 3 * plain.MAX_COPY_BYTES):
+    for size in (body_meter.MAX_COPY_BYTES, body_meter.MAX_COPY_BYTES + 1, 3 * body_meter.MAX_COPY_BYTES):
         for bom in (b"", BOM):
             body = bom + large(b'""')
             body += b" " * (size - len(body))
             for step in (1000, size):
-                meter = plain.PlainMeter(ReplySummary())
+                meter = body_meter.PlainMeter(ReplySummary())
                 for piece in sliced(body[:2], 1) + sliced(body[2:], step):
                     meter.feed(piece)
                 meter.finish()
@@ -371,7 +370,7 @@ def encoded(body: bytes, size: int = 16_384) -> ReplySummary:
 @pytest.mark.parametrize("shape", ["logprobs", "structure in a text", "numbers"])
 def test_large_and_encoded(shape: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """A large compressed reply is read as it is decoded, however it is cut."""
-    monkeypatch.setattr(decoding, "MAX_RATIO", 10_000)  # what is all the same shrinks more than text does
+    monkeypatch.setattr(meters, "MAX_RATIO", 10_000)  # what is all the same shrinks more than text does
     body = large(SHAPES[shape])
     for size in (5000, 10 * MIB):
         assert facts(encoded(gzip.compress(body, 1), size)) == facts(by_whole(body))
@@ -394,7 +393,7 @@ def test_bomb_in_slices() -> None:
 def test_decoded_limit(monkeypatch: pytest.MonkeyPatch) -> None:
     """There is a bound on all that is decoded of one reply."""
     body = gzip.compress(large(b'"' + bytes(range(32, 33)) * 300_000 + b'"'), 1)
-    monkeypatch.setattr(decoding, "MAX_DECODED", 310_000)
+    monkeypatch.setattr(meters, "MAX_DECODED_BYTES", 310_000)
     assert encoded(body, 100).usage is not None
-    monkeypatch.setattr(decoding, "MAX_DECODED", 290_000)
+    monkeypatch.setattr(meters, "MAX_DECODED_BYTES", 290_000)
     assert (encoded(body, 100).usage, encoded(body, 100).finished) == (None, True)

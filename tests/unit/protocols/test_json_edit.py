@@ -1,4 +1,4 @@
-"""Where the members of a JSON object are."""
+"""Offsets of the members of a JSON object, and edits by them."""
 
 import json
 from typing import Any
@@ -64,7 +64,7 @@ def test_ranges(pairs: list[tuple[str, Any]], blank: str, ascii_only: bool, bom:
     ],
 )
 def test_refused(data: bytes) -> None:
-    """Where the members of an object end unexpectedly, it is a ValueError."""
+    """An object that ends unexpectedly raises ValueError."""
     with pytest.raises(ValueError, match=r"."):
         find_members(data, "usage")
 
@@ -112,7 +112,7 @@ def test_a_megabyte_is_passed_over(inner: bytes) -> None:
     ids=["escaped keys", "repeated", "nested"],
 )
 def test_a_search_is_bounded(inner: bytes) -> None:
-    """What would take more steps than others can wait for is given up, and passes untouched where it is a reply."""
+    """A search of too many steps raises TooManySteps, and a response passes unchanged."""
     data = b"{" + inner + b'"usage":null ,"z":1}'
     with pytest.raises(TooManySteps):
         find_members(data, "usage")
@@ -120,7 +120,7 @@ def test_a_search_is_bounded(inner: bytes) -> None:
 
 
 def test_many_null_members() -> None:
-    """Thousands of null members go at a cost that is linear."""
+    """Thousands of null members are removed in linear time."""
     kept = b'"choices":[{"index":0,"delta":{"content":"q"}}]'
     assert without_null_usage(b"{" + b'"usage":null,' * 12_000 + kept + b"}") == b"{" + kept + b"}"
     assert without_null_usage(b"{" + kept + b',"usage":null' * 12_000 + b"}") == b"{" + kept + b"}"
@@ -128,7 +128,7 @@ def test_many_null_members() -> None:
 
 @given(pairs=PAIRS, blank=BLANK)
 def test_without_usage(pairs: list[tuple[str, Any]], blank: str) -> None:
-    """The members called usage go with their commas, and all others stay as they are."""
+    """The `usage` members are removed with their commas, all others are kept unchanged."""
 
     def spelled(members: list[tuple[str, Any]]) -> str:
         return "{" + f",{blank}".join(f"{json.dumps(key)}:{json.dumps(value)}" for key, value in members) + "}"
@@ -144,7 +144,7 @@ HALVES = ["\\ud83d", "\\ude00", "\\uD83D\\uDE00", "\\\\", "\\u005c", "ud83d", "\
 
 @given(st.lists(st.sampled_from(HALVES), max_size=8))
 def test_lone_surrogates(parts: list[str]) -> None:
-    """Lone surrogates are replaced where they stand, pairs and look-alikes stay."""
+    """Lone surrogates are replaced in place, pairs and look-alikes are kept."""
     sent = '"' + "".join(parts) + '"'
     repaired = without_surrogates(sent.encode())
     assert len(repaired) == len(sent)

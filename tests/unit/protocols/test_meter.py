@@ -1,4 +1,4 @@
-"""The meter: what it reads in each provider's stream, what it removes, and what it never does."""
+"""The meter: what it reads from each provider's stream, what it removes, and what it never changes."""
 
 import gzip
 import json
@@ -7,10 +7,7 @@ from typing import Any
 
 import pytest
 
-from arbstr_asgi.protocols import body_meter as plain
-from arbstr_asgi.protocols import meters as decoding
-from arbstr_asgi.protocols import stream_fast_path as lean
-from arbstr_asgi.protocols import stream_meter as events
+from arbstr_asgi.protocols import body_meter, meters, stream_fast_path, stream_meter
 from arbstr_asgi.protocols.meter import Meter
 from arbstr_asgi.protocols.meters import open_meter
 from arbstr_asgi.protocols.reply import ReplySummary
@@ -33,16 +30,16 @@ def run(body: bytes, size: int | None = None, content_type: str = SSE, **more: A
     return b"".join([*out, one.finish()]), one.summary
 
 
-def said(reading: ReplySummary) -> dict[str, Any]:
-    """A reading without what is not known."""
+def reported(summary: ReplySummary) -> dict[str, Any]:
+    """The known fields of a summary."""
     facts: dict[str, Any] = {
-        "finish_reason": reading.finish_reason,
-        "error": reading.error,
-        "final": reading.usage_is_final if reading.usage else None,
-        "complete": reading.finished,
+        "finish_reason": summary.finish_reason,
+        "error": summary.error,
+        "final": summary.usage_is_final if summary.usage else None,
+        "complete": summary.finished,
     }
-    if reading.usage is not None:
-        facts |= {name: getattr(reading.usage, name) for name in reading.usage.__struct_fields__ if name != "raw_json"}
+    if summary.usage is not None:
+        facts |= {name: getattr(summary.usage, name) for name in summary.usage.__struct_fields__ if name != "raw_json"}
         facts["additive"] = facts.pop("reasoning_is_additive") or None
         for name in ("unlisted_input_tokens", "unlisted_output_tokens", "is_contradictory"):
             facts[name] = facts[name] or None
@@ -52,24 +49,24 @@ def said(reading: ReplySummary) -> dict[str, Any]:
 @pytest.mark.parametrize("size", [None, 1, 7], ids=["whole", "by byte", "by seven"])
 @pytest.mark.parametrize("stream", STREAMS, ids=lambda stream: stream.name)
 def test_stream(stream: Stream, size: int | None) -> None:
-    """Each provider's stream is read rightly, and loses exactly what we caused."""
-    out, reading = run(stream.sent, size)
+    """Each provider's stream is summarised correctly, and loses exactly what our include_usage adds."""
+    out, summary = run(stream.sent, size)
     assert out == stream.got
-    expected = {name: value for name, value in stream.said.items() if value is not None and name != "done"}
-    if reading.usage is None:
+    expected = {name: value for name, value in stream.reported.items() if value is not None and name != "done"}
+    if summary.usage is None:
         expected.pop("final", None)
-    assert said(reading) == expected
-    assert reading.seen_done == (stream.said.get("done", b"[DONE]" in stream.sent))
+    assert reported(summary) == expected
+    assert summary.seen_done == (stream.reported.get("done", b"[DONE]" in stream.sent))
 
 
 @pytest.mark.parametrize("stream", STREAMS, ids=lambda stream: stream.name)
 def test_untouched(stream: Stream) -> None:
-    """Where the client asked for usage itself, every byte passes."""
+    """Without `strip` every byte passes."""
     assert run(stream.sent, 5, strip=False)[0] == stream.sent
 
 
 def test_lean_and_full_path_agree(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The short way for events with nothing special in them gives what the long way gives."""
+    """The fast path returns the same bytes and summary as full parsing."""
     body = (
         HELLO + event(chunk("hi", usage=None)) * 3 + event(chunk("x", usage=None, obfuscation="a")) + BYE + ONLY + DONE
     )
@@ -81,7 +78,7 @@ def test_lean_and_full_path_agree(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_events_pass_as_they_complete() -> None:
-    """A complete event is out before the next byte comes; only an incomplete one is held."""
+    """A complete event is sent before the next byte arrives; only an incomplete one is buffered."""
     one = meter()
     assert read(one, HELLO[:-1]) == b""
     assert read(one, b"\n") == HELLO
@@ -91,12 +88,12 @@ def test_events_pass_as_they_complete() -> None:
 
 
 def test_large_event_passes() -> None:
-    """An event beyond the limit flows through untouched, and the next one is metered again."""
-    large = event(chunk("x" * 2 * events.MAX_EVENT_BYTES, usage=None))
+    """An event above MAX_EVENT_BYTES passes unchanged, and the next one is metered again."""
+    large = event(chunk("x" * 2 * stream_meter.MAX_EVENT_BYTES, usage=None))
     for size in (None, 65_536, 300_001):
-        out, reading = run(HELLO + large + event(chunk("y", usage=None)) + BYE + ONLY + DONE, size)
+        out, summary = run(HELLO + large + event(chunk("y", usage=None)) + BYE + ONLY + DONE, size)
         assert out == HELLO + large + event(chunk("y")) + BYE + DONE
-        assert reading.usage is not None
+        assert summary.usage is not None
     one = meter()
     passed = sum(len(read(one, large[at : at + 65_536])) for at in range(0, len(large) - 65_536, 65_536))
     assert passed >= len(large) - 2 * 65_536
@@ -104,7 +101,7 @@ def test_large_event_passes() -> None:
 
 
 def test_abandon() -> None:
-    """A broken stream leaves the client between events where the broken one was held, inside it where it was not."""
+    """`abandon` is True if the partial event was buffered, False if a part of it was sent."""
     for strip, between in ((True, True), (False, False)):
         one = meter(strip=strip)
         read(one, HELLO + BYE[:9])
@@ -121,14 +118,14 @@ def test_abandon() -> None:
 def test_failure_passes_everything(
     where: str, size: int | None, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A meter that breaks lets every byte pass, held ones included, and says nothing of what it read."""
+    """A meter that fails passes every byte, buffered ones included, and logs nothing of the response."""
 
     def broken(*args: Any, **more: Any) -> Any:
         raise RuntimeError("secret")
 
     body = HELLO + event(chunk("hi", usage=None)) + BYE + ONLY + DONE
-    monkeypatch.setattr(events, where, broken)
-    monkeypatch.setattr(lean, where, broken, raising=False)
+    monkeypatch.setattr(stream_meter, where, broken)
+    monkeypatch.setattr(stream_fast_path, where, broken, raising=False)
     assert run(body, size)[0] == body
     assert "secret" not in caplog.text
     assert "metering failed with RuntimeError" in caplog.text
@@ -139,20 +136,20 @@ def test_failure_passes_everything(
 
 
 def test_failure_at_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A failure on the last event or on a JSON body costs the reading only."""
+    """A failure on the last event or on a JSON body loses the usage only."""
 
     def broken(*args: Any) -> Any:
         raise RuntimeError
 
-    monkeypatch.setattr(events.EventMeter, "_event", broken)
+    monkeypatch.setattr(stream_meter.EventMeter, "_process_event", broken)
     assert run(b"data: [DONE]")[0] == b"data: [DONE]"
-    monkeypatch.setattr(plain, "decode", broken)
-    out, reading = run(b"{}", content_type="application/json")
-    assert (out, reading.finished) == (b"{}", False)
+    monkeypatch.setattr(body_meter, "decode", broken)
+    out, summary = run(b"{}", content_type="application/json")
+    assert (out, summary.finished) == (b"{}", False)
 
 
 def test_plain_body() -> None:
-    """A JSON reply passes as it comes and is read at its end; blank lines in front don't matter."""
+    """A JSON response passes unchanged and is parsed at its end, also behind blank lines."""
     body = (
         b"\n\n"
         + json.dumps(
@@ -164,43 +161,43 @@ def test_plain_body() -> None:
             }
         ).encode()
     )
-    out, reading = run(body, 3, "application/json")
+    out, summary = run(body, 3, "application/json")
     assert out == body
-    assert reading.usage is not None
-    assert json.loads(reading.usage.raw_json or "") == USAGE
-    assert (reading.model, reading.id, reading.service_tier, reading.finished) == ("m-1", "chatcmpl-1", "flex", True)
+    assert summary.usage is not None
+    assert json.loads(summary.usage.raw_json or "") == USAGE
+    assert (summary.model, summary.id, summary.service_tier, summary.finished) == ("m-1", "chatcmpl-1", "flex", True)
 
 
 @pytest.mark.parametrize("body", [b"", b"[]", b'{"usage":{"prompt_tokens":11', b"<html>", b'"x"'])
 def test_not_a_completion(body: bytes) -> None:
-    """What isn't a JSON object says nothing, and is not complete."""
-    out, reading = run(body, 2, "application/json")
+    """A body that is no JSON object has no usage, and is not finished."""
+    out, summary = run(body, 2, "application/json")
     assert out == body
-    assert reading.usage is None
-    assert not reading.finished
+    assert summary.usage is None
+    assert not summary.finished
 
 
 @pytest.mark.parametrize("size", [None, 1, 3])
 @pytest.mark.parametrize("start", [b"", b"\n\n", b"\xef\xbb\xbf", b": hi\n\n", b"event: x\n\n"])
 def test_stream_under_another_name(start: bytes, size: int | None) -> None:
-    """A stream that is called JSON is metered by its bytes."""
+    """A stream with the content type of JSON is metered as a stream."""
     body = start + HELLO + BYE + ONLY + DONE
-    out, reading = run(body, size, "application/json")
+    out, summary = run(body, size, "application/json")
     assert out == start + HELLO + BYE + DONE
-    assert reading.usage is not None
+    assert summary.usage is not None
     assert run(body, size, "application/json", strip=False)[0] == body
 
 
 @pytest.mark.parametrize("body", [b"{}", b'\n{"error":"x"}', b"d", b"da", b"\xef\xbb", b"", b"\n", b"dark"])
 @pytest.mark.parametrize("strip", [True, False])
 def test_no_stream_after_all(body: bytes, strip: bool) -> None:
-    """A reply that is no stream passes whole, however little of it there is."""
+    """A response that is no stream passes whole, however short."""
     for size in (None, 1):
         assert run(body, size, "application/json", strip=strip)[0] == body
 
 
 def test_sniffing_abandoned() -> None:
-    """Bytes that were too few to tell are dropped with the broken reply."""
+    """Buffered bytes too few to decide the format are dropped when the response breaks off."""
     one = meter("application/json")
     assert read(one, b"da") == b""
     assert not one.abandon()
@@ -213,12 +210,12 @@ def test_sniffing_abandoned() -> None:
 @pytest.mark.parametrize("encoding", ["gzip", "deflate", "GZIP "])
 @pytest.mark.parametrize("content_type", [SSE, "application/json"])
 def test_encoded(encoding: str, content_type: str) -> None:
-    """A compressed reply passes untouched and is read all the same."""
+    """A compressed response passes unchanged and is metered."""
     body = HELLO + BYE + ONLY + DONE if content_type == SSE else json.dumps({"usage": USAGE}).encode()
     packed = zlib.compress(body) if encoding == "deflate" else gzip.compress(body)
-    out, reading = run(packed, 7, content_type, content_encoding=encoding)
+    out, summary = run(packed, 7, content_type, content_encoding=encoding)
     assert out == packed
-    assert reading.usage is not None
+    assert summary.usage is not None
     one = meter(content_type, content_encoding=encoding)
     read(one, packed)
     assert not one.abandon()
@@ -228,22 +225,22 @@ def test_encoded(encoding: str, content_type: str) -> None:
     ("body", "encoding"), [(b"not gzip", "gzip"), (b"\x00\x01", "br"), (gzip.compress(b"x" * 10**6), "gzip")]
 )
 def test_encoding_that_cannot_be_read(body: bytes, encoding: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """An unknown, wrong or exploding encoding passes untouched, and nothing is known."""
-    monkeypatch.setattr(decoding, "MAX_DECODED", 1000)
-    out, reading = run(body, 3, content_encoding=encoding)
+    """A body with an unknown or wrong encoding, or a decompression bomb, passes unchanged and has no usage."""
+    monkeypatch.setattr(meters, "MAX_DECODED_BYTES", 1000)
+    out, summary = run(body, 3, content_encoding=encoding)
     assert out == body
-    assert reading.usage is None
+    assert summary.usage is None
 
 
 @pytest.mark.parametrize("strip", [True, False])
 @pytest.mark.parametrize("size", [None, 1, 50])
 def test_before_done(strip: bool, size: int | None) -> None:
-    """What is to be put before [DONE] comes exactly there, once, and knows the usage."""
+    """The bytes of `before_done` are inserted once, before [DONE], and are made with the usage known."""
     out, _ = run(
         HELLO + BYE + ONLY + DONE + DONE,
         size,
         strip=strip,
-        before_done=lambda reading: f": {reading.usage and reading.usage.output_tokens}\n\n".encode(),
+        before_done=lambda summary: f": {summary.usage and summary.usage.output_tokens}\n\n".encode(),
     )
     assert out == HELLO + BYE + (b"" if strip else ONLY) + b": 7\n\n" + DONE + DONE
 
@@ -286,5 +283,5 @@ def test_cost_that_is_none(cost: str) -> None:
     ],
 )
 def test_error_words(error: Any, words: str) -> None:
-    """An error is told in its type and code, if those are plain words; its text is never kept."""
+    """An error is reduced to its type and code, if those are plain words; its message is never kept."""
     assert run(event({"error": error}))[1].error == words

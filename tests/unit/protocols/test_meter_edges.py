@@ -1,4 +1,4 @@
-"""The corners of the meter: ends of lines, limits of size, odd numbers, cuts where it hurts."""
+"""Edge cases of the meter: line ends, size limits, unusual numbers, chunk boundaries."""
 
 import gzip
 import json
@@ -77,7 +77,7 @@ def single_bytes(data: bytes) -> list[bytes]:
 
 
 def facts(summary: ReplySummary) -> dict[str, Any]:
-    """A reading, flat."""
+    """A summary as one flat dict."""
     usage = summary.usage
     names = ("input_tokens", "output_tokens", "total_tokens", "cached_tokens", "cache_write_tokens")
     counts = {name: getattr(usage, name, None) for name in (*names, "reasoning_tokens", "cost_usd")}
@@ -100,7 +100,7 @@ def test_line_feed_of_a_removed_event(cut: int) -> None:
 
 
 def test_quick_events_leave_no_trace() -> None:
-    """What an earlier piece left to be decided is decided before an event that arrives whole, not after it."""
+    """A pending LF or comment is resolved before an event that arrives whole, not after it."""
     plain = event(chunk())
     parts = [plain, b": c\n", plain, event(usage_only()), plain]
     assert feed(opened(strip=True), parts) == plain + b": c\n" + plain + plain
@@ -109,7 +109,7 @@ def test_quick_events_leave_no_trace() -> None:
 
 
 def test_keep_alives_pass_at_once() -> None:
-    """Blank lines and comment lines in front of an event are never held."""
+    """Blank lines and comment lines in front of an event are never buffered."""
     meter = opened(strip=True)
     for part in (b"\n", b"\r\n\r\n", b": ping\n", b":\n\n", b": ping\r\n"):
         assert read(meter, part) == part
@@ -120,7 +120,7 @@ def test_keep_alives_pass_at_once() -> None:
 @pytest.mark.parametrize("tail", ["", ',"usage":null', ',"usage":null,"obfuscation":"a"', ', "usage": null'])
 @pytest.mark.parametrize("content", ["a", "usage", '\\"usage\\":null', "\\u0075", "\\u00e9", '\\",\\"usage\\":null}'])
 def test_null_usage(content: str, tail: str, quick: bool) -> None:
-    """The null member goes and its look-alikes stay, whether a chunk is read quickly or in full."""
+    """The null member is removed and its look-alikes are kept, on the fast path and by full parsing."""
     head = (
         f'{{"id":"c-1","model":"m-1","choices":[{{"index":0,"delta":{{"content":"{content}"}},"finish_reason":null}}]'
     )
@@ -152,7 +152,7 @@ def test_null_usage(content: str, tail: str, quick: bool) -> None:
     ],
 )
 def test_null_usage_anywhere(payload: str, stripped: str) -> None:
-    """A top-level null usage goes with its comma wherever it stands; nothing else does."""
+    """A top-level null usage is removed with its comma at any position; nothing else is."""
     sent, got = (f"data: {text}\n\n".encode() for text in (payload, stripped))
     assert feed(opened(strip=True), [sent]) == got
 
@@ -179,7 +179,7 @@ def test_null_usage_anywhere(payload: str, stripped: str) -> None:
     ],
 )
 def test_counts(count: str, read: int | None) -> None:
-    """A count is an integer from 0 to 2**63 - 1; anything else counts as not said and spares the rest."""
+    """A count is an integer from 0 to 2**63 - 1; any other value is ignored, and the other counts are kept."""
     body = f'{{"choices":[],"usage":{{"prompt_tokens":{count},"completion_tokens":7}}}}'
     meter = opened()
     feed(meter, [f"data: {body}\n\n".encode()])
@@ -223,7 +223,7 @@ def test_provider_cost(members: str, cost: str | None) -> None:
 
 
 def test_raw_usage() -> None:
-    """The usage object is kept as it came, up to 4 KiB."""
+    """The usage object is kept as received, up to 4 KiB."""
     meter = opened()
     raw = '{"prompt_tokens": 11.0,"x":{"y" : 1e-05} }'
     read(meter, f'data: {{"choices":[],"usage":{raw}}}\n\n'.encode())
@@ -248,14 +248,14 @@ def test_raw_usage() -> None:
     ],
 )
 def test_error_words(error: object, words: str) -> None:
-    """An error is told by its type and code if they are plain words, never by the provider's text."""
+    """An error is reduced to its type and code if they are plain words, never the provider's message."""
     meter = opened()
     feed(meter, [event({"error": error})])
     assert meter.summary.error == words
 
 
 def test_cumulative_usage_of_a_cut_stream() -> None:
-    """Usage on a chunk in the middle is not the last word, until the model is done."""
+    """Usage on a chunk in the middle is not final until the choice has finished."""
     meter = opened(strip=True)
     read(meter, event(chunk(usage={**USAGE, "completion_tokens": 3})))
     assert meter.summary.usage is not None
@@ -267,14 +267,14 @@ def test_cumulative_usage_of_a_cut_stream() -> None:
 
 
 def test_cumulative_usage_of_a_whole_stream() -> None:
-    """Usage on the last chunk is the last word if [DONE] has come, even if the connection breaks off then."""
+    """Usage on the last chunk is final after [DONE], even if the connection then breaks off."""
     meter = opened()
     read(meter, event(chunk(usage=USAGE)) + DONE)
     assert meter.summary.usage_is_final
 
 
 def test_cumulative_usage_without_an_end() -> None:
-    """A body that just stops, however cleanly, leaves cumulative usage an interim value."""
+    """After a body that ends without finish_reason and [DONE], cumulative usage stays an interim value."""
     meter = opened()
     feed(meter, [event(chunk(usage=USAGE))])
     assert not meter.summary.usage_is_final
@@ -298,7 +298,7 @@ def test_started(delta: dict[str, Any], started: bool) -> None:
 
 
 def test_event_size_limit() -> None:
-    """An event of more than 1 MiB passes untouched and unread, in pieces or whole; the next is metered again."""
+    """An event of more than 1 MiB passes unchanged, in pieces or whole; the next is metered again."""
     big = event(chunk("x" * MIB, usage=None))
     sent = big + event(chunk(usage=None)) + event(usage_only()) + DONE
     for size in (len(sent), 65536, MIB + 1):
@@ -344,7 +344,7 @@ def test_event_below_the_size_limit() -> None:
     ],
 )
 def test_abandon(sent: bytes, strip: bool, between: bool) -> None:
-    """After a cut it is known whether the client stands between events; what was held is gone."""
+    """`abandon` tells whether the client is between events; buffered bytes are dropped."""
     meter = opened(strip=strip)
     read(meter, sent)
     assert meter.abandon() is between
@@ -359,7 +359,7 @@ def test_abandoned_json() -> None:
 
 @pytest.mark.parametrize("strip", [True, False])
 def test_before_done(strip: bool) -> None:
-    """The gateway's own bytes stand once in front of the first [DONE], at any cut, and know the usage."""
+    """The bytes of `before_done` are inserted once before the first [DONE], with the usage known."""
     seen: list[ReplySummary] = []
 
     def insert(summary: ReplySummary) -> bytes:
@@ -377,7 +377,7 @@ def test_before_done(strip: bool) -> None:
 
 
 def test_before_done_at_the_end_of_the_body() -> None:
-    """A [DONE] without its blank line is one all the same."""
+    """A [DONE] without its blank line counts."""
     meter = opened(before_done=lambda summary: b": x\n\n")
     assert feed(meter, [event(STOP) + b"data: [DONE]"]) == event(STOP) + b": x\n\ndata: [DONE]"
 
@@ -388,23 +388,22 @@ def failing(*_: object, **__: object) -> Any:
 
 
 def break_reading(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let every way to read an event raise."""
-    from arbstr_asgi.protocols import stream_fast_path as lean
-    from arbstr_asgi.protocols import stream_meter as events
+    """Let every function that parses an event raise."""
+    from arbstr_asgi.protocols import stream_fast_path, stream_meter
 
     class Broken:
         decode = failing
 
-    monkeypatch.setattr(events, "decode", failing)
-    monkeypatch.setattr(events, "parse_block", failing)
-    monkeypatch.setattr(lean, "_decoder", Broken)
+    monkeypatch.setattr(stream_meter, "decode", failing)
+    monkeypatch.setattr(stream_meter, "parse_block", failing)
+    monkeypatch.setattr(stream_fast_path, "_decoder", Broken)
 
 
 @pytest.mark.parametrize("strip", [True, False])
 @pytest.mark.parametrize("size", [1, 7, 40, len(event(chunk(usage=None))), 10_000])
 @pytest.mark.parametrize("started", [True, False])
 def test_failure_inside(monkeypatch: pytest.MonkeyPatch, started: bool, size: int, strip: bool) -> None:
-    """When the meter itself fails, the client gets every byte from then on, and what was learned stays."""
+    """When the meter fails, the client gets every byte from then on, and the summary is kept."""
     meter = opened(strip=strip)
     if started:
         read(meter, event(chunk()))
@@ -424,7 +423,7 @@ def test_failure_at_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_failure_in_before_done() -> None:
-    """When the gateway's own bytes can't be had, [DONE] goes without them."""
+    """When `before_done` fails, [DONE] is sent without its bytes."""
     assert feed(opened(strip=True, before_done=failing), [stream(STOP)]) == stream(STOP)
 
 
@@ -441,7 +440,7 @@ BODY: dict[str, Any] = {
 @pytest.mark.parametrize("strip", [True, False])
 @pytest.mark.parametrize("before", [b"", b"\n\n  \n", b"\xef\xbb\xbf"])
 def test_json(before: bytes, strip: bool, content_type: str | None) -> None:
-    """A JSON reply passes as it is and is read at its end, also behind blanks, and whatever it is called."""
+    """A JSON response passes unchanged and is parsed at its end, also behind blanks, with any content type."""
     sent = before + json.dumps({**BODY, "service_tier": None}, indent=1).encode()
     for parts in ([sent], single_bytes(sent)):
         meter = opened(strip=strip, content_type=content_type)
@@ -452,7 +451,7 @@ def test_json(before: bytes, strip: bool, content_type: str | None) -> None:
 
 
 def test_json_chunks_are_the_same_objects() -> None:
-    """A JSON reply's chunks are handed back as the objects they are."""
+    """`feed` returns the same chunk objects for a JSON response."""
     meter = opened(content_type="application/json")
     part = b'{"a":1}'
     assert read(meter, part) is part
@@ -462,14 +461,14 @@ def test_json_chunks_are_the_same_objects() -> None:
     "body", [b"", b'{"choices":[{"finish_reason":"stop"}],"usage":{"prompt_tokens":1', b"<html>", b"3"]
 )
 def test_json_that_is_none(body: bytes) -> None:
-    """Of an empty, cut or foreign body nothing is known."""
+    """An empty, partial or unknown body has no usage."""
     meter = opened(content_type="application/json")
     assert feed(meter, [body]) == body
     assert (meter.summary.usage, meter.summary.finish_reason, meter.summary.started) == (None, None, False)
 
 
 def test_json_error() -> None:
-    """An error body is told in our words."""
+    """An error body is reduced to type and code."""
     meter = opened(content_type="application/json")
     feed(meter, [dumps({"error": {"message": "for bob", "type": "invalid_request_error", "code": None}}).encode()])
     assert meter.summary.error == "invalid_request_error"
@@ -478,7 +477,7 @@ def test_json_error() -> None:
 @pytest.mark.parametrize("content_type", ["application/json", None, "text/plain"])
 @pytest.mark.parametrize("before", [b"", b"\n", b"\r\n\n", b"\xef\xbb\xbf", b": hi\n\n", b"event: message\n"])
 def test_stream_under_another_label(before: bytes, content_type: str | None) -> None:
-    """A stream that was asked for is metered as one by its first bytes, at any cut."""
+    """A stream is detected by its first bytes, at any chunk boundaries."""
     sent = before + stream(chunk(usage=None), STOP, usage_only())
     got = before + stream(chunk(), STOP)
     for parts in ([sent], single_bytes(sent), [sent[:3], sent[3:]]):
@@ -492,7 +491,7 @@ def test_stream_under_another_label(before: bytes, content_type: str | None) -> 
 
 @pytest.mark.parametrize("sent", [b"d", b"dat", b"event", b"\xef", b"\xef\xbb", b"\n\nda", b"\xefx", b"dada: x\n\n"])
 def test_undecided(sent: bytes) -> None:
-    """What might have become a stream is not lost if it doesn't."""
+    """Bytes buffered to detect a stream are not lost if it is none."""
     for parts in ([sent], single_bytes(sent)):
         assert feed(opened(strip=True, content_type="application/json"), parts) == sent
 
@@ -514,7 +513,7 @@ def deflated(data: bytes, bits: int) -> bytes:
     ids=["gzip", "odd spelling", "zlib", "bare deflate"],
 )
 def test_encoded(encoding: str, packed: Callable[[bytes], bytes]) -> None:
-    """An encoded reply passes untouched and is metered from a copy, at any cut."""
+    """An encoded response passes unchanged and is metered, at any chunk boundaries."""
     sent = packed(stream(chunk(usage=None), STOP, usage_only()))
     for parts in ([sent], single_bytes(sent)):
         meter = opened(strip=True, encoding=encoding, before_done=lambda summary: b": x\n\n")
@@ -530,7 +529,7 @@ def test_encoded(encoding: str, packed: Callable[[bytes], bytes]) -> None:
 
 @pytest.mark.parametrize(("encoding", "sent"), [("br", b"\x0b\x02\x80"), ("zstd", b"x"), ("gzip", b"not gzip" * 9)])
 def test_unknown_encoding(encoding: str, sent: bytes) -> None:
-    """What can't be decoded passes, and nothing is known of it."""
+    """A body that can not be decoded passes, and has no usage."""
     meter = opened(strip=True, encoding=encoding)
     assert read(meter, sent) is sent
     assert read(meter, sent) is sent
@@ -553,7 +552,7 @@ def test_bomb() -> None:
 
 
 def test_long_comment_in_small_pieces() -> None:
-    """A comment line that is slow to end is not read again from its start with each piece."""
+    """An incomplete comment line is not searched again from its start with each chunk."""
     meter = opened(strip=True)
     sent = b":" + b"x" * 65_536 + b"\n\n"
     start = time.process_time()
@@ -562,7 +561,7 @@ def test_long_comment_in_small_pieces() -> None:
 
 
 def test_cumulative_usage_is_not_searched_for_nulls(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A chunk whose one usage is an object has no null usage to look for, which would cost 20 us each."""
+    """A chunk whose one usage is an object is not searched for null members."""
     from arbstr_asgi.protocols import json_edit
 
     monkeypatch.setattr(json_edit, "find_members", failing)
@@ -571,14 +570,14 @@ def test_cumulative_usage_is_not_searched_for_nulls(monkeypatch: pytest.MonkeyPa
 
 
 def test_null_index() -> None:
-    """A choice without an index is the one at its place."""
+    """A choice without an index has its position as index."""
     meter = opened()
     read(meter, event({"choices": [{"index": None, "delta": {}, "finish_reason": "stop"}]}))
     assert meter.summary.finish_reason == "stop"
 
 
 def test_usage_of_groq_keeps_its_numbers() -> None:
-    """The raw usage of a nested place has numbers where the provider wrote numbers."""
+    """The raw usage of a nested object keeps numbers as numbers."""
     meter = opened()
     read(meter, event({**STOP, "x_groq": {"usage": {**USAGE, "queue_time": 0.02}}}))
     assert meter.summary.usage is not None
@@ -587,7 +586,7 @@ def test_usage_of_groq_keeps_its_numbers() -> None:
 
 @pytest.mark.parametrize("size", [MIB // 3, 4 * MIB])
 def test_large_event_starts_the_reply(size: int) -> None:
-    """What is too large to be read, an image say, is content all the same."""
+    """An event that is too large to be decoded, such as an image, is content."""
     meter = opened()
     sent = event(chunk("x" * MIB))
     for at in range(0, len(sent), size):
@@ -596,7 +595,7 @@ def test_large_event_starts_the_reply(size: int) -> None:
 
 
 def test_old_error_of_vllm() -> None:
-    """An object that is an error itself is told by its own type and code."""
+    """An object that is an error itself is reduced to its own type and code."""
     meter = opened()
     read(meter, event({"object": "error", "message": "for bob", "type": "BadRequestError", "code": 400}))
     assert meter.summary.error == "BadRequestError: 400"
@@ -613,7 +612,7 @@ def test_error_event_that_is_no_json() -> None:
     ("encoding", "body"), [("compress", b"x"), ("zstd", b"x"), (None, b'{"usage":{"' + b"x" * MIB)]
 )
 def test_whole_but_unreadable(encoding: str | None, body: bytes) -> None:
-    """A body that ended cleanly and can't be read counts as complete: nothing says that it isn't."""
+    """A body that ended regularly and can not be decoded counts as finished."""
     meter = opened(content_type="application/json", encoding=encoding)
     feed(meter, [body])
     assert meter.summary.finished

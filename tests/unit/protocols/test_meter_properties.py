@@ -1,4 +1,4 @@
-"""Whole streams, made together with what the client should get of them, cut anywhere."""
+"""Property tests: generated streams with the bytes expected for the client, at any chunk boundaries."""
 
 import json
 from itertools import pairwise
@@ -161,7 +161,7 @@ def run(stream: bytes, cuts: list[int], *, strip: bool) -> tuple[bytes, Meter]:
 
 
 def summary_fields(summary: ReplySummary) -> dict[str, Any]:
-    """Everything a reading holds."""
+    """All fields of a summary."""
     return {name: getattr(summary, name) for name in ReplySummary.__slots__}
 
 
@@ -170,7 +170,7 @@ CUTS = st.lists(st.integers(0, 10_000), max_size=12)
 
 @given(stream=streams(), cuts=st.lists(CUTS, min_size=2, max_size=6))
 def test_stripped(stream: Piece, cuts: list[list[int]]) -> None:
-    """The client gets the stream as it would have been without us, however the network cuts it."""
+    """The client gets the stream as without our include_usage, at any chunk boundaries."""
     whole, meter = run(stream.sent, [], strip=True)
     assert whole == stream.got
     for cut in [*cuts, list(range(len(stream.sent)))]:
@@ -181,7 +181,7 @@ def test_stripped(stream: Piece, cuts: list[list[int]]) -> None:
 
 @given(stream=streams(), cuts=CUTS)
 def test_not_stripped(stream: Piece, cuts: list[int]) -> None:
-    """Where the client asked itself, every chunk passes as the object it is, and as much is learned."""
+    """Without `strip`, `feed` returns the same chunk objects, and the summary is the same."""
     out, meter = run(stream.sent, cuts, strip=False)
     assert out == stream.sent
     assert summary_fields(meter.summary) == summary_fields(run(stream.sent, [], strip=True)[1].summary)
@@ -192,7 +192,7 @@ def test_not_stripped(stream: Piece, cuts: list[int]) -> None:
 
 @given(noise=st.binary(max_size=200), stream=streams(), cuts=CUTS, strip=st.booleans())
 def test_noise(noise: bytes, stream: Piece, cuts: list[int], strip: bool) -> None:
-    """Whatever bytes come, nothing raises, and what is not stripped passes unchanged."""
+    """For any bytes nothing raises, and without `strip` all pass unchanged."""
     mixed = noise + stream.sent + noise
     out, _ = run(mixed, cuts, strip=strip)
     assert strip or out == mixed

@@ -1,4 +1,4 @@
-"""The model in a body is another one, and nothing else is."""
+"""`with_model` replaces the model in a body, and nothing else."""
 
 import json
 from typing import Any
@@ -103,13 +103,13 @@ def test_many_decoys() -> None:
 
 
 def test_large() -> None:
-    """In a large body, too, what is called `model` without being the client's model stands in nobody's way."""
+    """In a large body, too, other occurrences of `model` do not prevent the edit."""
     request = large('"model"', repeated('{"model":{"type":"string"}}', 100))
     assert with_model(request.body, request, "n") == request.body.replace(b'"m"', b'"n"', 1)
 
 
 def test_large_and_odd() -> None:
-    """A large request whose model can't be found cheaply is a 400 rather than seconds of work."""
+    """A large request whose model can not be located cheaply is a 400."""
     for request in (
         large('"mod\\u0065l"', '"y":1'),
         large('"model"', repeated('{"model":"m"}', 3)),
@@ -120,7 +120,7 @@ def test_large_and_odd() -> None:
 
 
 def test_grown_body() -> None:
-    """What could be walked when it came can be walked when we have added to it."""
+    """A body at the limit of the search can be searched after `stream_options` was added."""
     start = '{"mod\\u0065l":"m","stream":true,"x":"\\ud83d'
     body = (start + "a" * (json_edit.MAX_WALK_BYTES - len(start) - 2) + '"}').encode()
     request = parse(body)
@@ -128,7 +128,7 @@ def test_grown_body() -> None:
 
 
 def test_deeply_nested() -> None:
-    """What was parsed on a shallower stack is refused, if it must be, in the client's terms."""
+    """A body that exceeds the recursion limit only when it is edited is a 400."""
     body = b'{"model":"m","x":' + b"[" * 100_000 + b"]" * 100_000 + b"}"
     request = ChatRequest(body=body, model="m", stream=False)
     with pytest.raises(RequestError, match="unusual way"):

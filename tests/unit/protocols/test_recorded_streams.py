@@ -1,4 +1,4 @@
-"""Recorded and adversarial provider replies, where they are at hand: read rightly however they are cut."""
+"""Recorded and adversarial responses, where available: summarised correctly at any chunk boundaries."""
 
 import json
 import random
@@ -36,7 +36,7 @@ def read(body: bytes, meta: dict[str, Any], cuts: Sequence[int], *, strip: bool)
 
 
 def facts(summary: ReplySummary, status: int) -> dict[str, Any]:
-    """A reading in the words of the expectations."""
+    """A summary with the keys of the expectations."""
     usage = summary.usage
     return {
         "prompt_tokens": usage and usage.input_tokens,
@@ -62,7 +62,7 @@ def cuts_of(body: bytes) -> Iterator[list[int]]:
 
 
 def load(case: Path) -> tuple[bytes, dict[str, Any], dict[str, Any]]:
-    """A recording: its bytes, where it comes from, and the right reading."""
+    """A recording: its bytes, its source, and the expected summary."""
     meta, expected = (json.loads((case / f"{name}.json").read_text("utf-8")) for name in ("meta", "expected"))
     if meta["streaming"] is None:
         meta["streaming"] = expected.get("kind") == "sse"
@@ -82,7 +82,7 @@ def test_reading(case: Path) -> None:
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_cuts(case: Path) -> None:
-    """Neither the client's bytes nor the reading depend on where the network cut the reply."""
+    """Neither the client's bytes nor the summary depend on chunk boundaries."""
     body, meta, _ = load(case)
     stripped, summary = read(body, meta, [], strip=True)
     right = facts(summary, meta["http_status"])

@@ -1,4 +1,4 @@
-"""What providers send: lines as events, more than usage in an event, zeros, several choices, wrong labels."""
+"""Variants of responses: an event per line, usage beside other members, zeros, several choices, wrong content types."""
 
 import json
 from itertools import pairwise
@@ -32,21 +32,21 @@ def opened(content_type: str = SSE, *, strip: bool = True) -> Meter:
 def run(
     body: bytes, cuts: list[int] | None = None, content_type: str = SSE, *, strip: bool = True
 ) -> tuple[bytes, Any]:
-    """What the client gets of a body that is cut at these places, and what was learned of it."""
+    """The bytes for the client of a body split at these offsets, and the summary."""
     meter = opened(content_type, strip=strip)
     edges = [0, *sorted(cut % (len(body) + 1) for cut in cuts or ()), len(body)]
     out = [read(meter, body[start:end]) for start, end in pairwise(edges)]
     return b"".join([*out, meter.finish()]), meter.summary
 
 
-def tokens(reading: ReplySummary) -> tuple[int | None, int | None]:
-    """What was counted."""
-    assert reading.usage is not None
-    return reading.usage.input_tokens, reading.usage.output_tokens
+def tokens(summary: ReplySummary) -> tuple[int | None, int | None]:
+    """The input and output tokens."""
+    assert summary.usage is not None
+    return summary.usage.input_tokens, summary.usage.output_tokens
 
 
 def line(value: Any, end: str = "\n") -> bytes:
-    """An event that ends with its line."""
+    """An event without a blank line."""
     return event(value, end)[: -len(end)]
 
 
@@ -56,7 +56,7 @@ ENDS = st.sampled_from(["\n", "\r\n", "\r"])
 
 @st.composite
 def lines(draw: st.DrawFn) -> tuple[bytes, bytes]:
-    """A stream whose events are lines, and what the client gets of it."""
+    """A stream with an event per line, and the bytes for the client."""
     end = draw(ENDS)
     sent = got = line(chunk("a"), end) + line(chunk("b"), end)
     for kind in draw(st.lists(st.sampled_from("tnuecb"), max_size=8)):
@@ -81,18 +81,18 @@ def lines(draw: st.DrawFn) -> tuple[bytes, bytes]:
 
 @given(stream=lines(), cuts=CUTS, strip=st.booleans())
 def test_lines_as_events(stream: tuple[bytes, bytes], cuts: list[int], strip: bool) -> None:
-    """A stream whose events end with their line is read and stripped like any other, however it is cut."""
+    """A stream with an event per line is metered and stripped like any other, at any chunk boundaries."""
     sent, got = stream
     for places in ([], cuts, list(range(len(sent)))):
-        out, reading = run(sent, places, strip=strip)
+        out, summary = run(sent, places, strip=strip)
         assert out == (got if strip else sent)
-        assert tokens(reading) == (11, 7)
-        assert reading.finished
-        assert reading.events == run(sent, strip=strip)[1].events
+        assert tokens(summary) == (11, 7)
+        assert summary.finished
+        assert summary.events == run(sent, strip=strip)[1].events
 
 
 def test_lines_are_not_held() -> None:
-    """From the second line on, each is out as soon as it is whole."""
+    """From the second line on, each is sent as soon as it is complete."""
     meter = opened()
     assert meter.feed(line(chunk("a"))) == b""
     assert meter.feed(line(chunk("b"))) == line(chunk("a")) + line(chunk("b"))
@@ -114,21 +114,21 @@ def test_lines_are_not_held() -> None:
     ],
 )
 def test_two_events_in_a_block(sent: bytes, got: bytes, cuts: list[int]) -> None:
-    """Two events in one block are two, and the usage goes with its own line."""
-    out, reading = run(sent, cuts)
+    """Two events in one block are two, and the usage is removed with its line."""
+    out, summary = run(sent, cuts)
     assert out == got
-    assert tokens(reading) == (11, 7)
+    assert tokens(summary) == (11, 7)
 
 
 def test_json_over_several_lines() -> None:
-    """JSON that goes on over several data lines is one event, also where a line of it looks whole."""
+    """JSON over several data lines is one event, also where one of the lines is JSON by itself."""
     sent = (
         HELLO
         + b'data: {"id":"c","choices":[],"x":\ndata: {}\ndata: ,"usage":{"prompt_tokens":11,"completion_tokens":7}}\n\n'
     )
-    out, reading = run(sent + DONE)
+    out, summary = run(sent + DONE)
     assert out == sent + DONE
-    assert tokens(reading) == (11, 7)
+    assert tokens(summary) == (11, 7)
 
 
 CITED = {"citations": ["https://a.example/1"], "moderation": {"flagged": True}}
@@ -151,17 +151,17 @@ CITED = {"citations": ["https://a.example/1"], "moderation": {"flagged": True}}
     ],
 )
 def test_what_rides_on_a_usage_event(value: Any, left: Any) -> None:
-    """Behind the finish, an event goes if it is there for its usage alone; of another only its usage goes."""
+    """After the last finish_reason, an event with only usage is removed; from another, only its usage is."""
     sent = HELLO + BYE + event(value) + DONE
-    out, reading = run(sent)
+    out, summary = run(sent)
     assert out == HELLO + BYE + (b"" if left is None else event(left)) + DONE
-    assert tokens(reading) == (11, 7)
+    assert tokens(summary) == (11, 7)
     assert run(sent, list(range(len(sent))))[0] == out
     assert run(sent, strip=False)[0] == sent
 
 
 def test_an_empty_choice_before_the_finish() -> None:
-    """An empty choice with a running usage stays while the reader waits for more."""
+    """An event with an empty choice and interim usage is kept before the finish_reason."""
     first = event({**chunk(), "usage": USAGE})
     assert run(first + HELLO + BYE + DONE)[0] == first + HELLO + BYE + DONE
 
@@ -173,7 +173,7 @@ PICTURE = "data:image/png;base64," + "iVBOR" * 20_000
 @pytest.mark.parametrize("end", [b"\n\n", b"\r\n\r\n", b"\n"])
 @pytest.mark.parametrize("step", [1000, 16_384, 10_000_000])
 def test_usage_of_a_large_event(size: int, end: bytes, step: int) -> None:
-    """Usage is read in an event of any size, and taken out of one that can be held."""
+    """Usage is read from an event of any size, and removed from one that is buffered."""
     body = event({**chunk("x" * size, finish="stop"), "usage": USAGE}).removesuffix(b"\n\n") + end
     nulls = event(chunk("y" * 100_000, usage=None)).removesuffix(b"\n\n") + end
     sent = nulls + body + b"data: [DONE]" + end
@@ -185,17 +185,17 @@ def test_usage_of_a_large_event(size: int, end: bytes, step: int) -> None:
 
 
 def test_a_large_event_of_several_lines() -> None:
-    """Also one whose JSON goes on over lines, behind other fields."""
+    """A large event may have its JSON over several data lines, behind other fields."""
     text = json.dumps({**usage_only(), "pictures": [PICTURE] * 3}, indent=1).encode()
     sent = HELLO + BYE + b"id: 3\n" + b"".join(b"data: %b\n" % each for each in text.split(b"\n")) + b"\n" + DONE
     for cuts in ([], [200, 300, 70_000, 70_001]):
-        out, reading = run(sent, cuts)
+        out, summary = run(sent, cuts)
         assert out == sent
-        assert tokens(reading) == (11, 7)
+        assert tokens(summary) == (11, 7)
 
 
 def test_citations_with_a_large_usage_event() -> None:
-    """Of a large event that says more, only the usage goes."""
+    """From a large event with other members, only the usage is removed."""
     more = {"citations": ["https://a.example/" + "x" * 100] * 1000}
     assert (
         run(HELLO + BYE + event(usage_only(**more)) + DONE)[0]
@@ -206,28 +206,28 @@ def test_citations_with_a_large_usage_event() -> None:
 @pytest.mark.parametrize("content_type", [SSE, JSON, "text/plain", ""])
 @given(cuts=CUTS, start=st.sampled_from([b"", b"\n", b"\n \n", b"\xef\xbb\xbf", b"  "]))
 def test_json_whatever_it_is_called(content_type: str, cuts: list[int], start: bytes) -> None:
-    """A JSON body is read as one under any label."""
+    """A JSON body is parsed as one with any content type."""
     sent = start + json.dumps(BODY, indent=1).encode()
-    out, reading = run(sent, cuts, content_type)
+    out, summary = run(sent, cuts, content_type)
     assert out == sent
-    assert tokens(reading) == (11, 7)
-    assert (reading.finished, reading.events, reading.finish_reason) == (True, 0, "stop")
+    assert tokens(summary) == (11, 7)
+    assert (summary.finished, summary.events, summary.finish_reason) == (True, 0, "stop")
 
 
 @pytest.mark.parametrize("content_type", [SSE, JSON, ""])
 @pytest.mark.parametrize("size", [0, 3_000_000])
 @pytest.mark.parametrize("start", [b"", b": x\n\n", b"id: 1\n", b"retry: 1\n\n"])
 def test_events_whatever_they_are_called(content_type: str, size: int, start: bytes) -> None:
-    """Events are read as such under any label, in one chunk of any size."""
+    """Events are parsed as such with any content type, in one chunk of any size."""
     sent = start + HELLO + event(chunk("x" * 1000)) * (size // 1000) + BYE + ONLY + DONE
-    out, reading = run(sent, [], content_type)
+    out, summary = run(sent, [], content_type)
     assert out == sent.replace(ONLY, b"")
-    assert tokens(reading) == (11, 7)
+    assert tokens(summary) == (11, 7)
 
 
 @pytest.mark.parametrize("content_type", [SSE, JSON])
 def test_whole_json_that_breaks_off(content_type: str) -> None:
-    """A document that is whole is read although the connection then breaks; part of one says nothing."""
+    """A complete document is parsed although the connection then breaks off; a partial one has no usage."""
     meter = opened(content_type)
     read(meter, json.dumps(BODY).encode())
     assert not meter.abandon()
@@ -241,7 +241,7 @@ def test_whole_json_that_breaks_off(content_type: str) -> None:
 
 @pytest.mark.parametrize("size", [1, 100_000])
 def test_whole_event_that_breaks_off(size: int) -> None:
-    """So is an event that lacks its blank line alone."""
+    """An event that lacks only its blank line is parsed although the connection breaks off."""
     meter = opened()
     read(meter, HELLO + event({**chunk("x" * size, finish="stop"), "usage": USAGE})[:-2])
     assert meter.abandon()
@@ -262,10 +262,10 @@ def test_zeros_are_no_count(at: str) -> None:
 
 
 def test_zeros_of_nothing() -> None:
-    """Zeros count where nothing was said, and never hide a real count."""
-    reading = run(BYE + event(usage_only(ZERO)) + DONE)[1]
-    assert tokens(reading) == (0, 0)
-    assert reading.usage_is_final
+    """Zeros count in a response without content, and never replace a real count."""
+    summary = run(BYE + event(usage_only(ZERO)) + DONE)[1]
+    assert tokens(summary) == (0, 0)
+    assert summary.usage_is_final
     assert tokens(run(HELLO + BYE + ONLY + event(usage_only(ZERO)) + DONE)[1]) == (11, 7)
     assert tokens(run(HELLO + event({**chunk(finish="stop"), "usage": ZERO, "x_groq": {"usage": USAGE}}))[1]) == (11, 7)
     empty = {**BODY, "choices": [], "usage": ZERO}
@@ -302,16 +302,16 @@ def choice(index: int | None, content: str | None = None, finish: str | None = N
     ],
 )
 def test_several_choices(sent: bytes, finished: bool) -> None:
-    """A stream has ended when every choice that has spoken has finished, or with [DONE]."""
+    """A stream is finished when every choice with content has finished, or with [DONE]."""
     for cuts in ([], list(range(len(sent)))):
         assert run(sent, cuts)[1].finished is finished
 
 
 def test_usage_of_several_choices() -> None:
-    """A running usage is not final when one of two choices has finished."""
+    """Interim usage is not final when one of two choices has finished."""
     last = event({**chunk(finish="stop"), "usage": USAGE})
-    reading = run(choice(0, "a") + choice(1, "b") + last)[1]
-    assert not reading.usage_is_final
+    summary = run(choice(0, "a") + choice(1, "b") + last)[1]
+    assert not summary.usage_is_final
 
 
 @pytest.mark.parametrize(

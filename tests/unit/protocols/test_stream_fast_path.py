@@ -1,4 +1,4 @@
-"""Events that differ from an earlier one in their text alone."""
+"""The fast path: events that differ from a template only in their text."""
 
 import json
 from itertools import pairwise
@@ -43,7 +43,7 @@ streams = st.lists(st.builds(event, deltas, rests, ascii_only=st.booleans(), spa
 
 
 def run(chunks: list[bytes], *, strip: bool, lessons: int) -> tuple[bytes, dict[str, Any]]:
-    """What the client gets and what was learned."""
+    """The bytes for the client and the summary."""
     with patch.object(stream_fast_path, "MAX_TEMPLATES", lessons):
         meter = EventMeter(ReplySummary(), strip=strip)
     out = b"".join(meter.feed(chunk) for chunk in chunks) + meter.finish()
@@ -52,7 +52,7 @@ def run(chunks: list[bytes], *, strip: bool, lessons: int) -> tuple[bytes, dict[
 
 @given(streams, st.booleans(), st.lists(st.integers(1, 400), max_size=6), st.randoms(use_true_random=False))
 def test_templates_change_nothing(blocks: list[bytes], strip: bool, cuts: list[int], random: Any) -> None:
-    """With templates and without them, a stream gives the same bytes and the same reading, however it is cut."""
+    """With and without templates, a stream gives the same bytes and summary, at any chunk boundaries."""
     stream = [event({"content": "a"}, {}), *blocks, *random.sample(blocks, len(blocks)), *blocks]
     whole = b"".join(stream)
     ends = [0, *sorted({min(cut, len(whole)) for cut in cuts}), len(whole)]
@@ -64,7 +64,7 @@ def test_templates_change_nothing(blocks: list[bytes], strip: bool, cuts: list[i
 
 @pytest.mark.parametrize("strip", [True, False])
 def test_fills(strip: bool) -> None:
-    """Another text in the same place gives the same event, without its null usage where that is to go."""
+    """An event with another text matches the template, and loses its null usage if `strip`."""
     template = EventTemplate.create(USUAL, strip=strip)
     assert template is not None
     other = USUAL.replace(b" word", rb"\n\"quoted\" \u00e9 " + "é".encode())
@@ -85,7 +85,7 @@ def test_fills(strip: bool) -> None:
     ],
 )
 def test_fits_nothing_else(other: bytes) -> None:
-    """What differs in more than the inside of its text is read."""
+    """An event that differs in more than its text does not match."""
     template = EventTemplate.create(USUAL, strip=True)
     assert template is not None
     assert template.match(other) is None
@@ -120,5 +120,5 @@ def test_several_events_in_a_chunk() -> None:
     ],
 )
 def test_no_template(block: bytes) -> None:
-    """Where the text can't be told from the rest, there is no template."""
+    """An event with an ambiguous text makes no template."""
     assert EventTemplate.create(block, strip=True) is None

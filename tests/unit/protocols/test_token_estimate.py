@@ -1,4 +1,4 @@
-"""What a request is guessed to use."""
+"""Token estimates of requests, and the texts of responses."""
 
 import json
 from decimal import Decimal
@@ -11,7 +11,13 @@ from hypothesis import strategies as st
 from arbstr_asgi import Provider, Rates
 from arbstr_asgi.protocols.chat import ChatRequest, parse
 from arbstr_asgi.protocols.prompt import MAX_OBJECTS, MAX_REPAIR_BYTES
-from arbstr_asgi.protocols.token_estimate import MAX_COUNT, OUTPUT_TOKENS, Estimate, estimate_tokens, reply_texts
+from arbstr_asgi.protocols.token_estimate import (
+    DEFAULT_OUTPUT_TOKENS,
+    MAX_COUNT,
+    Estimate,
+    estimate_tokens,
+    reply_texts,
+)
 from arbstr_asgi.protocols.usage import Usage
 from arbstr_asgi.providers.pricing import cost, cost_estimate
 from tests.unit.protocols.test_model_alias import bodies
@@ -22,7 +28,7 @@ def asked(rest: str) -> ChatRequest:
     return parse(f'{{"model":"m",{rest}}}'.encode())
 
 
-def said(*contents: str) -> str:
+def messages(*contents: str) -> str:
     """Messages with these contents."""
     return '"messages":[' + ",".join(f'{{"role":"user","content":{content}}}' for content in contents) + "]"
 
@@ -30,27 +36,27 @@ def said(*contents: str) -> str:
 @pytest.mark.parametrize(
     ("rest", "tokens"),
     [
-        (said('"12345678"'), 2),
-        (said('"1234567"'), 1),
-        (said('"123"'), 1),
-        (said('""'), 1),
-        (said('"12345678"', '"12345678"', '"1234"'), 5),
-        (said('"' + "é" * 8 + '"'), 4),
-        (said('"' + "\\u00e9" * 8 + '"'), 4),
-        (said('"' + "\\n" * 8 + '"'), 2),
-        (said('"' + "\\ud83d\\ude00" * 8 + '"'), 8),
-        (said('"' + "\\ud83d" * 8 + '"'), 6),
-        (said('"' + "\\\\ud83d" * 8 + '"', '"\\ud83d"'), 12),
-        (said("null"), 1),
-        (said('"12345678"', "null"), 2),
+        (messages('"12345678"'), 2),
+        (messages('"1234567"'), 1),
+        (messages('"123"'), 1),
+        (messages('""'), 1),
+        (messages('"12345678"', '"12345678"', '"1234"'), 5),
+        (messages('"' + "é" * 8 + '"'), 4),
+        (messages('"' + "\\u00e9" * 8 + '"'), 4),
+        (messages('"' + "\\n" * 8 + '"'), 2),
+        (messages('"' + "\\ud83d\\ude00" * 8 + '"'), 8),
+        (messages('"' + "\\ud83d" * 8 + '"'), 6),
+        (messages('"' + "\\\\ud83d" * 8 + '"', '"\\ud83d"'), 12),
+        (messages("null"), 1),
+        (messages('"12345678"', "null"), 2),
         ('"messages":[{"role":"user"},{"content":"12345678"}]', 2),
-        (said('[{"type":"text","text":"hi"}]'), len('[{"type":"text","text":"hi"}]') // 4),
-        (said("12345678"), 2),
-        (said("true", '{"a":1}', "[]", "1"), (4 + 7 + 2 + 1) // 4),
+        (messages('[{"type":"text","text":"hi"}]'), len('[{"type":"text","text":"hi"}]') // 4),
+        (messages("12345678"), 2),
+        (messages("true", '{"a":1}', "[]", "1"), (4 + 7 + 2 + 1) // 4),
         ('"x":1', 1),
         ('"messages":[]', 1),
-        ('"messages":7,' + said('"12345678"'), 2),
-        (said('"' + "1" * 400 + '"') + "," + said('"12345678"'), 2),
+        ('"messages":7,' + messages('"12345678"'), 2),
+        (messages('"' + "1" * 400 + '"') + "," + messages('"12345678"'), 2),
         ('"m\\u0065ssages":[{"cont\\u0065nt":"12345678"}]', 2),
     ],
 )
@@ -68,19 +74,19 @@ def test_input(rest: str, tokens: int) -> None:
         '"messages":["12345678"]',
         '"messages":[[]]',
         '"messages":[{},1]',
-        said('"\\ud83d' + "a" * MAX_REPAIR_BYTES + '"'),
+        messages('"\\ud83d' + "a" * MAX_REPAIR_BYTES + '"'),
         '"messages":[' + "{}," * MAX_OBJECTS + "{}]",
     ],
     ids=lambda rest: rest[:24],
 )
 def test_unreadable(rest: str) -> None:
-    """Where messages can't be read, the whole body counts."""
+    """Where the messages can not be decoded, the whole body counts."""
     padding = ',"x":"' + "p" * 400 + '"'
     try:
         request = asked(rest + padding)
     except Exception:  # too large for lone surrogates to pass
         request = ChatRequest(body=f'{{"model":"m",{rest}{padding}}}'.encode(), model="m", stream=False)
-    assert estimate_tokens(request) == (len(request.body) // 4, OUTPUT_TOKENS)
+    assert estimate_tokens(request) == (len(request.body) // 4, DEFAULT_OUTPUT_TOKENS)
 
 
 @pytest.mark.parametrize(
@@ -108,7 +114,7 @@ def test_output(rest: str, tokens: int) -> None:
 )
 @pytest.mark.parametrize("name", ["max_tokens", "max_completion_tokens"])
 def test_hostile_limits(name: str, value: str) -> None:
-    """What is no count of tokens limits nothing, and does not hide the other limit."""
+    """A limit that is no count is ignored, and does not hide the other one."""
     other = "max_tokens" if name != "max_tokens" else "max_completion_tokens"
     assert estimate_tokens(asked(f'"{name}":{value}')).output_tokens == 256
     assert estimate_tokens(asked(f'"{name}":{value},"{other}":7')).output_tokens == 7
@@ -119,7 +125,7 @@ def test_never_raises(body: bytes) -> None:
     """Whatever can be parsed has an estimate of positive counts, no larger than the body."""
     estimate = estimate_tokens(parse(body))
     assert 1 <= estimate.input_tokens <= max(1, len(body) // 4)
-    assert estimate.output_tokens == OUTPUT_TOKENS
+    assert estimate.output_tokens == DEFAULT_OUTPUT_TOKENS
 
 
 @given(contents=st.lists(st.one_of(st.none(), st.text()), max_size=4), ascii_only=st.booleans())
@@ -179,12 +185,12 @@ def spoken(*choices: dict[str, Any], end: str = "\n\n") -> list[str]:
 )
 @pytest.mark.parametrize("end", ["\n\n", "\n"])
 def test_a_text_counts_once(choices: list[dict[str, Any]], end: str) -> None:
-    """A text counts once, whatever the number of names and places it comes under."""
+    """A text that occurs under several keys counts once."""
     assert spoken(*choices, end=end) == ["".join(PIECES)]
 
 
 def test_what_is_said_twice_counts_twice() -> None:
-    """What is said again counts again, and so does the same call of two."""
+    """A repeated text counts again, and so do two equal calls."""
     assert spoken(*[{"delta": {"content": "ha"}}] * 8) == ["ha" * 8]
     calls = [{"function": {"name": "f", "arguments": "{}"}}] * 2
     assert spoken({"delta": {"tool_calls": calls}}) == ["f{}f{}"]
@@ -193,7 +199,7 @@ def test_what_is_said_twice_counts_twice() -> None:
 
 
 def test_the_beginning_of_lines() -> None:
-    """Of lines as events, those count that are whole."""
+    """With an event per line, complete lines count."""
     kept = b"".join(b'data: {"choices":[{"delta":{"content":"ab"}}]}\n' for _ in range(3)) + b'data: {"choi'
     found = reply_texts(kept, whole=False)
     assert found is not None

@@ -1,4 +1,4 @@
-"""A usage object: counts by whatever name and place, and what its total tells of them."""
+"""Usage objects: counts under the names of all providers, and their reconciliation with the total."""
 
 from decimal import Decimal
 from typing import Any
@@ -12,12 +12,12 @@ from arbstr_asgi.protocols.usage import MAX_COUNT, Usage, read_usage
 READ, WRITTEN = "cache_read_input_tokens", "cache_creation_input_tokens"
 
 
-def usage(given: int, answered: int, total: int | None = None, **more: Any) -> Usage:
+def usage(input_tokens: int, output_tokens: int, total: int | None = None, **more: Any) -> Usage:
     """What is read of a usage object with OpenAI's names."""
-    said = {"prompt_tokens": given, "completion_tokens": answered, "total_tokens": total, **more}
-    found = read_usage(said)
-    assert found is not None
-    return found
+    fields = {"prompt_tokens": input_tokens, "completion_tokens": output_tokens, "total_tokens": total, **more}
+    parsed = read_usage(fields)
+    assert parsed is not None
+    return parsed
 
 
 @pytest.mark.parametrize(
@@ -74,9 +74,9 @@ def test_reasoning(where: dict[str, Any]) -> None:
 def test_sides() -> None:
     """The counts themselves come under either name, or under both with a default."""
     for more in ({}, {"prompt_tokens": 0, "completion_tokens": 0}):
-        found = read_usage({"input_tokens": 19, "output_tokens": 7, **more})
-        assert found is not None
-        assert (found.input_tokens, found.output_tokens) == (19, 7)
+        parsed = read_usage({"input_tokens": 19, "output_tokens": 7, **more})
+        assert parsed is not None
+        assert (parsed.input_tokens, parsed.output_tokens) == (19, 7)
 
 
 @pytest.mark.parametrize(
@@ -96,27 +96,27 @@ def test_sides() -> None:
     ],
 )
 def test_the_total_is_a_witness(
-    found: Usage, input_tokens: int, unlisted_input: int, output: int, additive: bool
+    parsed: Usage, input_tokens: int, unlisted_input: int, output: int, additive: bool
 ) -> None:
     """What the total has beyond input and output is reasoning, caches, media, or else output."""
-    assert not found.is_contradictory
-    assert (found.input_tokens, found.unlisted_input_tokens) == (input_tokens, unlisted_input)
-    assert (found.output_tokens or 0) + found.unlisted_output_tokens == output
-    assert found.reasoning_is_additive is additive
+    assert not parsed.is_contradictory
+    assert (parsed.input_tokens, parsed.unlisted_input_tokens) == (input_tokens, unlisted_input)
+    assert (parsed.output_tokens or 0) + parsed.unlisted_output_tokens == output
+    assert parsed.reasoning_is_additive is additive
 
 
 def test_anthropics_own_shape() -> None:
     """Anthropic's names without a total leave the caches out of the input."""
-    found = read_usage({"input_tokens": 4, "output_tokens": 20, READ: 1000, WRITTEN: 1004})
-    assert found is not None
-    assert found.input_tokens == 2008
+    parsed = read_usage({"input_tokens": 4, "output_tokens": 20, READ: 1000, WRITTEN: 1004})
+    assert parsed is not None
+    assert parsed.input_tokens == 2008
 
 
 def test_sums_beyond_int64() -> None:
-    """A sum that no database can take is no count."""
-    found = read_usage({"input_tokens": MAX_COUNT, "output_tokens": 1, READ: 1})
-    assert found is not None
-    assert found.input_tokens is None
+    """A sum beyond 64 bits is no count."""
+    parsed = read_usage({"input_tokens": MAX_COUNT, "output_tokens": 1, READ: 1})
+    assert parsed is not None
+    assert parsed.input_tokens is None
     parts = {"ephemeral_5m_input_tokens": MAX_COUNT, "ephemeral_1h_input_tokens": 1}
     assert usage(1, 1, 2, cache_creation=parts).cache_write_tokens == 0
 
@@ -132,9 +132,9 @@ def test_sums_beyond_int64() -> None:
         usage(10, 7, 17, reasoning_tokens=8),
     ],
 )
-def test_contradictory(found: Usage) -> None:
-    """Counts that can't all be true are known as that."""
-    assert found.is_contradictory
+def test_contradictory(parsed: Usage) -> None:
+    """Counts that can not all be true are marked as contradictory."""
+    assert parsed.is_contradictory
 
 
 counts = st.none() | st.integers(0, 50) | st.sampled_from([-1, 2**63, True, "7", Decimal("1.5")])
@@ -148,22 +148,24 @@ places = st.dictionaries(st.sampled_from(["cached_tokens", READ, WRITTEN, "reaso
     ),
     st.dictionaries(st.sampled_from(["prompt_tokens_details", "output_tokens_details", "cache_creation"]), places),
 )
-def test_counts_add_up(said: dict[str, Any], details: dict[str, Any]) -> None:
-    """What is not contradictory adds up to its total, and no share is larger than its whole."""
-    found = read_usage({**said, **details})
-    if found is None or found.input_tokens is None or found.output_tokens is None or found.is_contradictory:
+def test_counts_add_up(fields: dict[str, Any], details: dict[str, Any]) -> None:
+    """Counts that are not contradictory add up to the total, and no part is larger than the whole."""
+    parsed = read_usage({**fields, **details})
+    if parsed is None or parsed.input_tokens is None or parsed.output_tokens is None or parsed.is_contradictory:
         return
-    reasoning = found.reasoning_tokens or 0
-    whole = found.input_tokens + found.unlisted_input_tokens
-    answered = found.output_tokens + found.unlisted_output_tokens + (reasoning if found.reasoning_is_additive else 0)
-    assert not found.total_tokens or whole + answered == found.total_tokens
-    assert (found.cached_tokens or 0) + (found.cache_write_tokens or 0) <= whole
-    assert reasoning <= answered
-    assert 0 <= found.output_tokens <= MAX_COUNT
+    reasoning = parsed.reasoning_tokens or 0
+    whole = parsed.input_tokens + parsed.unlisted_input_tokens
+    output_tokens = (
+        parsed.output_tokens + parsed.unlisted_output_tokens + (reasoning if parsed.reasoning_is_additive else 0)
+    )
+    assert not parsed.total_tokens or whole + output_tokens == parsed.total_tokens
+    assert (parsed.cached_tokens or 0) + (parsed.cache_write_tokens or 0) <= whole
+    assert reasoning <= output_tokens
+    assert 0 <= parsed.output_tokens <= MAX_COUNT
 
 
 @pytest.mark.parametrize(
-    ("said", "usd"),
+    ("fields", "usd"),
     [
         ({"cost": 0, "is_byok": True, "cost_details": {"upstream_inference_cost": "0.0360795"}}, "0.0360795"),
         ({"cost": "0.001", "is_byok": True, "cost_details": {"upstream_inference_cost": "0.02"}}, "0.021"),
@@ -187,7 +189,7 @@ def test_counts_add_up(said: dict[str, Any], details: dict[str, Any]) -> None:
         ({"cost": "0.001", "is_byok": True, "cost_details": []}, None),
     ],
 )
-def test_own_key_at_openrouter(said: dict[str, Any], usd: str | None) -> None:
+def test_own_key_at_openrouter(fields: dict[str, Any], usd: str | None) -> None:
     """With the account's own key, the spend is the fee and what the other provider charges."""
 
     def decoded(value: Any) -> Any:
@@ -195,4 +197,4 @@ def test_own_key_at_openrouter(said: dict[str, Any], usd: str | None) -> None:
             return {name: decoded(inner) for name, inner in value.items()}
         return Decimal(value) if isinstance(value, str) else value
 
-    assert usage(1, 1, 2, **decoded(said)).cost_usd == usd
+    assert usage(1, 1, 2, **decoded(fields)).cost_usd == usd
