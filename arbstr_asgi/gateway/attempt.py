@@ -228,14 +228,15 @@ class ProviderAttempt:
         reply = await self._client.send(provider, body, outgoing)
         del body
         latency_ms = record.attempts.mark_answered(reply.status)
-        error = None
-        if ours:
+        error, good = None, 200 <= reply.status < 300
+        # The first event of a stream is waited for only until one has been good: the head is not held back for it.
+        if ours and not (good and self._stream_options.is_supported(provider.name, request.model, monotonic())):
             reply = PeekedReply(reply)
             error = await _error_of(reply)
             if error is not None and _refuses_field(reply.status, error):
                 await reply.aclose()
                 return await self._send_again(record, request, candidate, client_headers)
-        if injected and error is None and 200 <= reply.status < 300:
+        if injected and error is None and good:
             self._stream_options.mark_supported(provider.name, request.model, monotonic())
         return ProviderResponse(provider, reply, injected, latency_ms)
 

@@ -44,6 +44,11 @@ class StreamOptionsSupport:
         pair.probe_at = now + SECONDS_BETWEEN_PROBES
         return True
 
+    def is_supported(self, provider: str, model: str, now: float) -> bool:
+        """Whether an injected request of this pair got a good reply within the last hour."""
+        supported_at = self._supported.get((provider, model))
+        return supported_at is not None and now < supported_at + TTL_SECONDS
+
     def mark_supported(self, provider: str, model: str, now: float) -> None:
         """An injected request got a 2xx: forget all refusals of this pair."""
         self._unsupported.pop((provider, model), None)
@@ -51,8 +56,7 @@ class StreamOptionsSupport:
 
     def mark_refused(self, provider: str, model: str, end_user: str | None, now: float) -> bool:
         """An injected request was refused, and got a 2xx without. Returns whether this pair is newly marked."""
-        supported_at = self._supported.get((provider, model))
-        if supported_at is not None and now < supported_at + TTL_SECONDS:
+        if self.is_supported(provider, model, now):
             return False
         pair = self._unsupported.get((provider, model))
         is_new = pair is None or now >= pair.until

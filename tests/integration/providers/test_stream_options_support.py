@@ -287,6 +287,30 @@ def test_good_pair_teaches_nothing(tmp_path: Path) -> None:
     assert shown == []
 
 
+def test_the_head_of_a_supported_pair_is_not_held(tmp_path: Path) -> None:
+    """Once a stream with `stream_options` has been good, the head of the next does not wait for its first event."""
+
+    async def main() -> None:
+        silent = asyncio.Event()
+        steps = iter([EVENTS, [silent, *EVENTS]])
+
+        def answer(request: httpx.Request) -> httpx.Response:
+            return httpx.Response(200, headers=SSE_TYPE, stream=Chunks(*next(steps)))
+
+        async with running("middleware", configured(tmp_path), answer) as app:
+            await call(app, STREAM_REQUEST)
+            one = Call(app, STREAM_REQUEST)
+            task = asyncio.create_task(one.run())
+            for _ in range(100):
+                await asyncio.sleep(0)
+            assert [message["type"] for message in one.messages] == ["http.response.start"]
+            silent.set()
+            await task
+            assert one.body == STRIPPED
+
+    asyncio.run(main())
+
+
 def test_left_while_asked_again(tmp_path: Path) -> None:
     """A client that leaves during the second asking ends it at once, and its row says so."""
 
