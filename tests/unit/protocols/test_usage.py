@@ -80,7 +80,7 @@ def test_sides() -> None:
 
 
 @pytest.mark.parametrize(
-    ("found", "input_tokens", "unlisted_input", "output", "additive"),
+    ("parsed", "input_tokens", "unlisted_input", "output", "additive"),
     [
         (usage(20, 198, 623), 20, 0, 603, False),
         (usage(20, 198, 218), 20, 0, 198, False),
@@ -122,7 +122,7 @@ def test_sums_beyond_int64() -> None:
 
 
 @pytest.mark.parametrize(
-    "found",
+    "parsed",
     [
         usage(4, 20, 24, **{READ: 1000}),
         usage(4, 20, **{READ: 1000}),
