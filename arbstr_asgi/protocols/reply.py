@@ -64,6 +64,8 @@ def decode(payload: bytes) -> Chunk | None:
     """The JSON object in `payload`, None for anything else. Accepts what `json.loads` accepts (NaN, invalid UTF-8)."""
     try:
         chunk: Chunk = _decoder.decode(payload)
+        # A provider may have members of these names.
+        chunk.raw_usage, chunk.has_no_content, chunk.has_other_members = None, False, False
         raw = chunk.usage
         if raw is not msgspec.UNSET:
             chunk.usage = _usage_decoder.decode(raw)

@@ -330,3 +330,11 @@ def test_error_under_200(body: Any, error: str | None) -> None:
     for padding in ({}, {"padding": "x" * 100_000}):
         assert run(json.dumps({**body, **padding}).encode(), [], JSON)[1].error == error
         assert run(HELLO + event({**body, **padding}))[1].error == error
+
+
+@pytest.mark.parametrize("name", ["has_no_content", "has_other_members", "raw_usage"])
+@pytest.mark.parametrize("value", [True, False, "YQ=="])
+def test_members_of_our_own_names(name: str, value: Any) -> None:
+    """A provider's members do not decide what is removed: an event with text and no usage passes as it is."""
+    sent = HELLO + event({"text": "more", name: value}) + BYE + DONE
+    assert run(sent)[0] == sent
