@@ -27,7 +27,7 @@ SECONDS_BETWEEN_COMPLAINTS = 60.0
 
 
 class SampleBudget:
-    """Knows how much is kept over all calls. Used from several threads."""
+    """Limits how many bytes are held in the samples of all calls. Used from several threads."""
 
     def __init__(self) -> None:
         self.size = 0
@@ -41,7 +41,7 @@ class SampleBudget:
         return fits
 
     def release(self, size: int) -> None:
-        """It isn't kept any more."""
+        """So many bytes are no longer held."""
         with self._lock:
             self.size -= size
 
@@ -51,13 +51,13 @@ class ReplySample:
 
     __slots__ = ("__weakref__", "_budget", "_room", "_taken", "reply", "request", "whole")
 
-    def __init__(self, keeper: SampleBudget, request: bytes, *, streaming: bool) -> None:
-        fits = len(request) <= MAX_REQUEST_BYTES and keeper.acquire(len(request))
+    def __init__(self, budget: SampleBudget, request: bytes, *, streaming: bool) -> None:
+        fits = len(request) <= MAX_REQUEST_BYTES and budget.acquire(len(request))
         self.request: bytes | None = request if fits else None
         self.reply = bytearray()
         self.whole = True
         """Whether the reply, as far as it came, is kept to its end."""
-        self._budget = keeper
+        self._budget = budget
         self._room = MAX_STREAM_BYTES if streaming else MAX_PLAIN_BYTES
         self._taken = len(request) if fits else 0
 
@@ -116,7 +116,7 @@ class Counts(Protocol):
 
 
 class _Job(NamedTuple):
-    kept: ReplySample
+    sample: ReplySample
     entry: LedgerEntry
     events: int
     price: Price
@@ -143,19 +143,19 @@ class Estimator:
         self._thread.start()
 
     def sample(self, request: bytes, *, streaming: bool) -> ReplySample:
-        """What is to be kept of a call that begins to be answered."""
+        """The sample of a call whose reply has begun."""
         return ReplySample(self.budget, request, streaming=streaming)
 
-    def submit(self, kept: ReplySample, entry: LedgerEntry, events: int, price: Price) -> None:
+    def submit(self, sample: ReplySample, entry: LedgerEntry, events: int, price: Price) -> None:
         """A call has ended: its last state, the events of its reply, and what so much usage costs. Never waits."""
-        if entry.usage_source != "none" or not kept.reply or self._stopped:
-            kept.drop()
+        if entry.usage_source != "none" or not sample.reply or self._stopped:
+            sample.drop()
         elif self._jobs.qsize() >= MAX_WAITING:
-            kept.drop()
+            sample.drop()
             if self._quiet.allow():
                 logger.warning("more calls end without usage than can be estimated; some stay without it")
         else:
-            self._jobs.put(_Job(kept, entry, events, price))
+            self._jobs.put(_Job(sample, entry, events, price))
 
     async def close(self, timeout: float = SECONDS_TO_CLOSE) -> None:
         """Estimate what waits, for at most `timeout` seconds; the rest stays without."""
@@ -184,17 +184,17 @@ class Estimator:
                 if not self._stopped and self._quiet.allow():
                     logger.error("an estimate failed with %s", type(error).__name__)  # noqa: TRY400
             finally:
-                job.kept.drop()
+                job.sample.drop()
                 del job
 
     def _estimate(self, tokenizer: Counts, job: _Job) -> None:
-        kept, answered = job.kept, token_estimate.reply_texts(bytes(job.kept.reply), whole=job.kept.whole)
+        sample, answered = job.sample, token_estimate.reply_texts(bytes(job.sample.reply), whole=job.sample.whole)
         if answered is None:
             return
         output = sum(self._count(tokenizer, text) for text in answered.texts)
-        if not kept.whole:
+        if not sample.whole:
             output = round(output * max(job.events, answered.events) / answered.events)
-        asked = None if kept.request is None else token_estimate.prompt_texts(kept.request)
+        asked = None if sample.request is None else token_estimate.prompt_texts(sample.request)
         given = None if asked is None else asked.overhead + sum(self._count(tokenizer, text) for text in asked.texts)
         usage = Usage(input_tokens=given, output_tokens=output)
         entry = msgspec.structs.replace(

@@ -1,4 +1,4 @@
-"""Asks one candidate after the other, until one answers of whose response the client may have the first byte."""
+"""Failover: sends a request to one candidate after the other, until one gives a response that the client may get."""
 
 import asyncio
 import random
@@ -166,10 +166,11 @@ class Failover:
         """The response, perhaps with its beginning read, and what is wrong with it."""
         status, headers = response.reply.status, response.reply.headers
         if retry_policy.should_failover(status, ours=ours):
-            wait = retry_policy.retry_after(headers, datetime.now(UTC))
-            sick, may_pass = retry_policy.is_provider_fault(status, ours=ours), retry_policy.is_retryable(status)
             return response, AttemptFailure(
-                f"provider answered {status}", provider_fault=sick, retryable=may_pass, retry_after=wait
+                f"provider answered {status}",
+                provider_fault=retry_policy.is_provider_fault(status, ours=ours),
+                retryable=retry_policy.is_retryable(status),
+                retry_after=retry_policy.retry_after(headers, datetime.now(UTC)),
             )
         if not (watch and 200 <= status < 300):
             return response, None
@@ -183,9 +184,11 @@ class Failover:
         error = first.summary.error
         if error is None or retry_policy.is_client_fault(error):
             return response, None
-        sick = retry_policy.is_error_fault(error)
         return response, AttemptFailure(
-            f"error in the reply: {error}", retryable=True, provider_fault=sick, summary=first.summary
+            f"error in the reply: {error}",
+            retryable=True,
+            provider_fault=retry_policy.is_error_fault(error),
+            summary=first.summary,
         )
 
     def _peeked(self, reply: ProviderReply) -> PeekedReply:
@@ -271,8 +274,8 @@ def _no_content(reply: PeekedReply, summary: ReplySummary) -> UpstreamError | No
 
 
 def _no_response(error: UpstreamError, *, retry_sent: bool) -> AttemptFailure:
-    sends_on = not error.sent or retry_sent
-    return AttemptFailure(error.summary(), error, failover=sends_on, retryable=sends_on)
+    repeatable = not error.sent or retry_sent
+    return AttemptFailure(error.summary(), error, failover=repeatable, retryable=repeatable)
 
 
 def _backoff(number: int) -> float:

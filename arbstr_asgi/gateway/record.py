@@ -41,17 +41,17 @@ class CallOutcome(msgspec.Struct):
     error: ArbstrError | None = None
 
     def end_reason(self, reading: ReplySummary) -> EndReason:
-        """Why the reply ended, by what happened and by what it said itself."""
+        """Why the reply ended, by what happened and by the reply itself."""
         if self.client_gone:
             return "client_disconnected"
-        said: EndReason = "completed" if reading.error is None else "upstream_error"
+        normal_end: EndReason = "completed" if reading.error is None else "upstream_error"
         if reading.seen_done and self.answered_well and not self.held:  # whatever came behind [DONE]
-            return said
+            return normal_end
         if self.stopped or self.error is not None:
             return self._broken_off()
         if not self.answered_well:
             return "completed"  # an error of the provider's, and the client has all of it
-        return said if reading.finished or reading.error is not None else "incomplete"
+        return normal_end if reading.finished or reading.error is not None else "incomplete"
 
     def _broken_off(self) -> EndReason:
         if self.stopped:

@@ -331,7 +331,8 @@ def test_a_cursor_with_an_amount_that_takes_long_to_write_out(amount: str) -> No
 
 def test_without_a_database_of_zones(monkeypatch: pytest.MonkeyPatch) -> None:
     """Where neither the system nor a package has time zones, the error says what is missing; UTC works."""
-    monkeypatch.setitem(sys.modules, "tzdata", None)
+    for name in {"tzdata", *(name for name in sys.modules if name.startswith("tzdata."))}:
+        monkeypatch.setitem(sys.modules, name, None)
     zoneinfo.reset_tzpath(to=())
     zoneinfo.ZoneInfo.clear_cache()
     try:
