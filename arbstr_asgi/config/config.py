@@ -26,26 +26,32 @@ _FILES = ("api_key_file", "ca_file")
 
 
 class Config(ConfigSection, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The whole configuration.
-
-    `metering="require"` overrides a client's `include_usage: false`; `"respect"` lets it opt out of being counted.
-    `response_headers="full"` adds cost and latency headers to plain replies, which then wait for their body.
-    `cost_comment=True` puts an SSE comment with the cost before `[DONE]`. `sats_per_usd` is what rates given in USD are
-    turned into sats at, once and exactly. `estimates=True` estimates the tokens of replies without usage.
-    """
+    """The whole configuration."""
 
     providers: Sequence[Provider]
+    """Whoever may answer, the cheapest for each request first; at least one."""
     server: Server = Server()
+    """Who may call, and what `arbstr serve` needs to know."""
     database: DatabaseConfig = DatabaseConfig()
+    """Where the rows go."""
     limits: Limits = Limits()
+    """Limits on request bodies."""
     policies: Policies = Policies()
+    """Which models and providers kinds of requests may use."""
     failover: Failover = Failover()
+    """How often and how long failed requests are tried again."""
     logging: Logging = Logging()
+    """What is logged."""
     metering: Literal["respect", "require"] = "respect"
+    """`"respect"` lets a client opt out of being counted by `include_usage: false`, `"require"` overrides that."""
     response_headers: Literal["basic", "full"] = "basic"
+    """`"full"` adds cost and latency headers to plain replies, which then wait for their body."""
     cost_comment: bool = False
+    """Whether a stream gets an SSE comment with its cost before `[DONE]`."""
     sats_per_usd: Decimal | int | None = None
+    """What rates in USD are turned into sats at, exactly, when the configuration is loaded. Unit: sats per USD."""
     estimates: bool = False
+    """Whether the tokens of replies without usage are estimated; needs the extra `estimate`."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -10,19 +10,22 @@ from arbstr_asgi.errors import ConfigError
 
 
 class Rule(ConfigSection, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """One policy, selected by the header `X-Arbstr-Policy` or by one of its `keywords`, which match whole words.
-
-    Empty lists allow every model and every provider. The maximum rates are sats per 1,000,000 tokens; a provider with
-    an unknown rate exceeds any maximum.
-    """
+    """One policy, selected by the header `X-Arbstr-Policy` or by one of its `keywords`."""
 
     name: str
+    """What the header `X-Arbstr-Policy` calls it, and the row."""
     allowed_models: Sequence[str] = ()
+    """The models that such requests may ask for; none listed: all."""
     allowed_providers: Sequence[str] = ()
+    """The providers that may answer; none listed: all."""
     max_sats_per_1m_input: Decimal | int | None = None
+    """The highest `input_rate`; a provider whose rate is unknown exceeds it. Unit: sats per 1,000,000 tokens."""
     max_sats_per_1m_output: Decimal | int | None = None
+    """The highest `output_rate`; a provider whose rate is unknown exceeds it. Unit: sats per 1,000,000 tokens."""
     keywords: Sequence[str] = ()
+    """Whole words of the last user message that choose this policy where the header does not."""
     strategy: Literal["cheapest"] = "cheapest"
+    """How the provider is chosen; there is one."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -35,10 +38,12 @@ class Rule(ConfigSection, frozen=True, kw_only=True, forbid_unknown_fields=True)
 
 
 class Policies(ConfigSection, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The rules; the first match applies."""
+    """The policies."""
 
     rules: Sequence[Rule] = ()
+    """The policies; the first that matches applies."""
     default_strategy: Literal["cheapest"] = "cheapest"
+    """The strategy where no policy applies; there is one."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -26,18 +26,31 @@ def in_usd(name: str) -> str:
 
 
 class Charges(ConfigSection, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Rates, each in sats or, with the suffix `_usd`, in USD; not both."""
+    """Rates, each in sats or, with the suffix `_usd`, in USD, which a `Config` converts to sats; not both.
+
+    A rate of None makes the cost unknown, 0 is free.
+    """
 
     input_rate: Decimal | int | None = None
+    """The price of input tokens. Unit: sats per 1,000,000 tokens."""
     output_rate: Decimal | int | None = None
+    """The price of output tokens. Unit: sats per 1,000,000 tokens."""
     base_fee: Decimal | int | None = None
+    """The price of a request beside its tokens. Unit: sats per request."""
     cached_input_rate: Decimal | int | None = None
+    """Replaces `input_rate` for cached tokens. Unit: sats per 1,000,000 tokens."""
     reasoning_rate: Decimal | int | None = None
+    """Replaces `output_rate` for reasoning tokens. Unit: sats per 1,000,000 tokens."""
     input_rate_usd: Decimal | int | None = None
+    """`input_rate` in USD; one of the two. Unit: USD per 1,000,000 tokens."""
     output_rate_usd: Decimal | int | None = None
+    """`output_rate` in USD; one of the two. Unit: USD per 1,000,000 tokens."""
     base_fee_usd: Decimal | int | None = None
+    """`base_fee` in USD; one of the two. Unit: USD per request."""
     cached_input_rate_usd: Decimal | int | None = None
+    """`cached_input_rate` in USD; one of the two. Unit: USD per 1,000,000 tokens."""
     reasoning_rate_usd: Decimal | int | None = None
+    """`reasoning_rate` in USD; one of the two. Unit: USD per 1,000,000 tokens."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -68,22 +81,21 @@ class Charges(ConfigSection, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
 
 class Rates(Charges, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Rates for one model of a provider; a rate that is not set is that of the provider.
-
-    Sats per 1,000,000 tokens; `base_fee` is sats per request. With the suffix `_usd` in USD, at `Config.sats_per_usd`.
-    """
+    """Rates for one model of a provider; a rate that is not set is that of the provider."""
 
 
 class Drain(ConfigSection, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Limits for reading replies to their end, for the usage, after the client has disconnected.
 
-    At most `drain` seconds each, `at_once` at a time, `per_end_user` of them for one end user; beyond that replies are
-    cancelled.
+    Beyond them replies are cancelled.
     """
 
     drain: float = 30.0
+    """How long one reply is read on. Unit: seconds."""
     at_once: int = 64
+    """How many replies are read on at a time; others are cancelled. Unit: replies."""
     per_end_user: int = 4
+    """How many of them for one end user. Unit: replies."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -95,48 +107,58 @@ Disconnect = Drain | Literal["drain", "cancel"]
 
 
 class Provider(Charges, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A provider of chat completions below `url`, and its rates.
-
-    Rates are sats per 1,000,000 tokens, `base_fee` is sats per request; a rate of None makes the cost unknown, 0 is
-    free. Rates with the suffix `_usd` are in USD; a `Config` converts them to sats. `cached_input_rate` and
-    `reasoning_rate` replace the rate for that part of the tokens; `model_rates` has the rates of single models. An
-    empty `models` serves every model; `aliases` map model names to those of the provider. Timeouts are in seconds.
-    `inject=False` never adds `stream_options`. `disconnect` decides what happens to a reply whose client has
-    disconnected: "drain" is `Drain()`, "cancel" closes it at once. With `retry_sent` a request that was sent and not
-    answered may go to another provider, although this one may bill it. `tier` is a label for the row.
-
-    The key is `api_key` (in code also a function, sync or async, called for each request) or the first line of
-    `api_key_file`, read again when the file changes. It is sent as `Bearer <key>`, or alone in another `auth_header`.
-    `proxy` is an HTTP proxy, `ca_file` replaces the trusted certificate authorities, and at most `max_connections`
-    requests are open at a time; others wait for `connect_timeout`. Idle connections are kept for `keepalive_timeout`
-    seconds (0: not at all), which should be less than the provider keeps them.
-    """
+    """A provider of chat completions: where it is, what it serves, and what it charges."""
 
     name: str
+    """What rows, headers and metrics call it: letters, digits, space, `_`, `.` and `-`, at most 64."""
     url: str
+    """The base URL, up to and without `/chat/completions`."""
     api_key: ApiKey = None
+    """The key; in code also a function, sync or async, that is called for each request."""
     api_key_file: str | None = None
+    """A file with the key on its first line, read again when it changes; instead of `api_key`."""
     auth_header: str = "authorization"
+    """The header that carries the key: `authorization` as `Bearer <key>`, any other the bare key."""
     models: Sequence[str] = ()
+    """The models that it serves; none listed: every model."""
     base_fee: Decimal | int = 0
+    """The price of a request beside its tokens. Unit: sats per request."""
     model_rates: dict[str, Rates] = msgspec.field(default_factory=dict)
+    """Rates of single models, by name."""
     aliases: dict[str, str] = msgspec.field(default_factory=dict)
+    """Models by the names they are asked by here, and what they are called there."""
     tier: Literal["local", "standard", "frontier"] | None = None
+    """A label for the row."""
     inject: bool = True
+    """Whether streams may be asked for their usage by `stream_options`; False never adds it."""
     disconnect: Disconnect = "drain"
+    """What happens to a reply whose client has left: `"drain"` is `Drain()`, `"cancel"` closes it at once."""
     retry_sent: bool = False
+    """Whether a request that was sent and not answered may go to another provider, although this one may bill it."""
     proxy: str | None = None
+    """An HTTP proxy for this provider."""
     ca_file: str | None = None
+    """A PEM file of certificate authorities that are trusted instead of the public ones."""
     max_connections: int | None = None
+    """How many requests each process may have open; others wait for `connect_timeout`. Unit: requests."""
     keepalive_timeout: float = KEEPALIVE_TIMEOUT
+    """How long an idle connection is kept (0: not at all); less than the provider keeps it. Unit: seconds."""
     connect_timeout: float = 10.0
+    """How long connecting may take. Unit: seconds."""
     first_byte_timeout: float = 600.0
+    """How long the answer may take to begin. Unit: seconds."""
     idle_timeout: float = 300.0
+    """How long a reply may pause. Unit: seconds."""
     headers: dict[str, str] = msgspec.field(default_factory=dict)
+    """Headers that each request to it gets."""
     query: dict[str, str] = msgspec.field(default_factory=dict)
+    """Parameters that each request to it gets in its URL."""
     forward_headers: Sequence[str] = ()
+    """Headers of clients that pass to it, beside those of the allow-list."""
     return_headers: Sequence[str] = ()
+    """Headers of its replies that pass to clients, beside those of the allow-list."""
     forward_authorization: bool = False
+    """Whether clients' own `Authorization` passes to it."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

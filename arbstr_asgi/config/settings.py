@@ -44,11 +44,14 @@ def token_bytes(token: str) -> bytes:
 
 
 class Token(ConfigSection, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A bearer token that identifies the end user `name`; an `operator` sees the usage of all end users."""
+    """A bearer token and whom it stands for."""
 
     name: str
+    """The end user that the token stands for."""
     token: str
+    """The token that clients send as `Authorization: Bearer …`."""
     operator: bool = False
+    """Whether it may ask the ledger about all end users."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -61,21 +64,25 @@ class Token(ConfigSection, frozen=True, kw_only=True, forbid_unknown_fields=True
 
 
 class Server(ConfigSection, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Authentication, and which web pages may call; for `arbstr serve` its addresses, workers and times.
-
-    `listen` is one host:port or several. `keep_alive` is how many seconds an idle connection is kept, `grace` how many
-    running streams get at shutdown. `cors_origins` are the origins, such as https://app.example, whose pages may call
-    the sub-app and `arbstr serve` from a browser, or `*` for any.
-    """
+    """Who may call, from which web pages, and the process of `arbstr serve`."""
 
     listen: str | Sequence[str] = "127.0.0.1:8080"
+    """The address and port of `arbstr serve`, or several of them."""
     auth_token: str | None = None
+    """A bearer token that guards the endpoints and names no end user."""
     tokens: Sequence[Token] = ()
+    """Bearer tokens that each name an end user."""
     public: bool = False
+    """Says that everybody may call, which ends the warning that nobody guards the server."""
     workers: int = 1
+    """How many processes `arbstr serve` runs."""
     grace: float = 25.0
+<<<<<<< HEAD
     keep_alive: float = 75.0
     cors_origins: Sequence[str] = ()
+=======
+    """How long running streams may go on at shutdown. Unit: seconds."""
+>>>>>>> ea33bb5 (The README's facts move into pages that build as a site; fields say what they are)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -111,23 +118,26 @@ class Server(ConfigSection, frozen=True, kw_only=True, forbid_unknown_fields=Tru
 
 
 class DatabaseConfig(ConfigSection, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The database of the ledger: a SQLAlchemy-style `url`, or `path` as the short form for an SQLite file.
-
-    `spill` is the folder for rows that the database does not accept. With `durability="strict"` a response completes
-    only when its row is on disk. At most `max_queued` entries (about `max_queued_bytes`) wait in memory, which takes a
-    database and a spill that both fail; at the limit `on_full="serve"` loses rows, `"refuse"` refuses calls. Rows older
-    than `retention_days` are deleted; their statistics by hour and day are kept.
-    """
+    """The database of the ledger, and what happens when it fails."""
 
     url: str | None = None
+    """The database, as `postgresql+asyncpg://user:password@host/name`; without `url` and `path`: `arbstr.db`."""
     path: str | None = None
+    """An SQLite file: short for `url`; not both."""
     table_prefix: str | None = None
+    """What names of our tables begin with; None: `arbstr_` in a handed-over database, nothing elsewhere."""
     spill: str | None = None
+    """The folder for rows that the database does not accept in time."""
     durability: Literal["relaxed", "strict"] = "relaxed"
+    """`"strict"` completes a response only when its row is on disk."""
     on_full: Literal["serve", "refuse"] = "serve"
+    """When database and spill fail and the queue is full, `"serve"` loses rows and `"refuse"` refuses calls."""
     max_queued: int = 100_000
+    """How many entries may wait in memory. Unit: entries."""
     max_queued_bytes: int = 128 * 1024 * 1024
+    """About how much memory they may take. Unit: bytes."""
     retention_days: float | None = None
+    """Older rows are deleted, their figures by hour and day kept; None keeps rows. Unit: days."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -148,11 +158,14 @@ class DatabaseConfig(ConfigSection, frozen=True, kw_only=True, forbid_unknown_fi
 
 
 class Limits(ConfigSection, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Limits on request bodies: bytes per request, bytes of all requests at once, seconds to receive one."""
+    """Limits on request bodies."""
 
     max_body_bytes: int = 32 * 1024 * 1024
+    """The size of one request's body, beyond which it gets a 413. Unit: bytes."""
     max_body_bytes_in_flight: int = 256 * 1024 * 1024
+    """The size of all bodies that are held at once, beyond which requests get a 503. Unit: bytes."""
     body_timeout: float = 30.0
+    """How long a body may take to arrive, after which the request gets a 408. Unit: seconds."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -160,14 +173,15 @@ class Limits(ConfigSection, frozen=True, kw_only=True, forbid_unknown_fields=Tru
 
 
 class Failover(ConfigSection, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Retries when all providers of a request have failed: the last one is asked again, at most `retries` times.
+    """Retries when all providers of a request have failed: the last one is asked again.
 
-    The pause is its `retry-after` or an exponential backoff with jitter; it must end within `deadline` seconds of the
-    arrival of the request.
+    The pause is its `retry-after` or an exponential backoff with jitter.
     """
 
     deadline: float = 30.0
+    """The last pause before another try must end within this time of the request's arrival. Unit: seconds."""
     retries: int = 2
+    """How often the last provider is asked again when all have failed. Unit: requests."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -175,14 +189,12 @@ class Failover(ConfigSection, frozen=True, kw_only=True, forbid_unknown_fields=T
 
 
 class Logging(ConfigSection, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The log level of `arbstr serve`, and whether each finished call is logged at INFO.
-
-    `level` is trace, debug, info, warn, warning or error, case-insensitive. `log_requests` uses the logger
-    `arbstr_asgi.requests`.
-    """
+    """What is logged."""
 
     level: str = "info"
+    """`trace`, `debug`, `info`, `warn`, `warning` or `error`, in any case; for `arbstr serve`."""
     log_requests: bool = False
+    """Whether each finished call is a line at INFO, by the logger `arbstr_asgi.requests`."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
