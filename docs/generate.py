@@ -113,7 +113,7 @@ def sentences(section: type[ConfigSection]) -> dict[str, str]:
         for field, below in zip(body.body, body.body[1:], strict=False):
             if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name):
                 if not (isinstance(below, ast.Expr) and isinstance(below.value, ast.Constant)):
-                    raise ValueError(f"{cls.__name__}.{field.target.id} has no docstring below it")
+                    raise TypeError(f"{cls.__name__}.{field.target.id} has no docstring below it")
                 found[field.target.id] = str(below.value.value)
     return found
 

@@ -87,7 +87,7 @@ TEAMS = text(
 
 @app.get("/spend")
 async def spend(bearer: HTTPAuthorizationCredentials = Depends(HTTPBearer())) -> list[dict[str, Any]]:  # noqa: B008
-    """What each team has spent, to whoever is logged in."""
+    """What each team has spent, to whoever is logged in. Sums are exact, and so texts in JSON."""
     if await user_of(bearer.credentials) is None:
         return []
     async with engine.connect() as connection:

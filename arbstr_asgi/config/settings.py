@@ -77,12 +77,11 @@ class Server(ConfigSection, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     workers: int = 1
     """How many processes `arbstr serve` runs."""
     grace: float = 25.0
-<<<<<<< HEAD
-    keep_alive: float = 75.0
-    cors_origins: Sequence[str] = ()
-=======
     """How long running streams may go on at shutdown. Unit: seconds."""
->>>>>>> ea33bb5 (The README's facts move into pages that build as a site; fields say what they are)
+    keep_alive: float = 75.0
+    """How long `arbstr serve` keeps an idle connection of a client. Unit: seconds."""
+    cors_origins: Sequence[str] = ()
+    """Origins whose pages may call the sub-app and `arbstr serve` from a browser; `*` is any."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

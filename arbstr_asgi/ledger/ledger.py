@@ -34,11 +34,11 @@ _CLOSED = "the ledger is not open"
 class Ledger(LedgerQueries):
     """Records one row for each call, in the database at `url` or in a connected `database` of the host.
 
-    The table prefix is "" in our own database and "arbstr_" in the host's; `migrate` (at start) defaults to True for
-    our own and False for the host's. `spill` is the folder for rows that the database does not accept (default: beside
-    an SQLite file, else `arbstr-spill`). `durable` commits survive a power cut on SQLite too. `bounds` limits the queue
-    in memory. Rows older than `retention_days` are deleted, their roll-ups are kept. Raises ConfigError for arguments
-    that can not work; nothing is read or opened before `open()`.
+    The table prefix is `""` in our own database and `"arbstr_"` in the host's; `migrate` (at start) defaults to True
+    for our own and False for the host's. `spill` is the folder for rows that the database does not accept (default:
+    beside an SQLite file, else `arbstr-spill`). `durable` commits survive a power cut on SQLite too. `bounds` limits
+    the queue in memory. Rows older than `retention_days` are deleted, their roll-ups are kept. Raises ConfigError for
+    arguments that can not work; nothing is read or opened before `open()`.
     """
 
     def __init__(

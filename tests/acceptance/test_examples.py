@@ -9,13 +9,16 @@ import sqlite3
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
 import httpx
+import pytest
 
 from arbstr_asgi.cli.mock.provider import MockProvider
 from arbstr_asgi.cli.server import serving
+from tests.support.databases import fresh_database, run_sql
 
 FOLDER = Path(__file__).resolve().parents[2] / "example_app"
 START_SECONDS = 20.0
@@ -29,9 +32,14 @@ _PORT = re.compile(rb"unning on http://127\.0\.0\.1:(\d+)")
 
 
 @asynccontextmanager
-async def running(database: Path, upstream: str, *command: str) -> AsyncIterator[httpx.AsyncClient]:
+async def running(database: Path, upstream: str, *command: str, **more: str) -> AsyncIterator[httpx.AsyncClient]:
     """Run an example on a free port, with a client for it; afterwards SIGTERM must end it."""
-    environ = {**os.environ, "UPSTREAM_URL": f"{upstream}/v1", "DATABASE_URL": f"sqlite+aiosqlite:///{database}"}
+    environ = {
+        **os.environ,
+        "UPSTREAM_URL": f"{upstream}/v1",
+        "DATABASE_URL": f"sqlite+aiosqlite:///{database}",
+        **more,
+    }
     process = await asyncio.create_subprocess_exec(
         sys.executable, "-m", *command, cwd=FOLDER, env=environ, stderr=asyncio.subprocess.PIPE
     )
@@ -164,12 +172,78 @@ def test_django_project(tmp_path: Path) -> None:
     assert rows(database) == [("alice", streaming, IN, OUT, "completed") for streaming in (1, 0)]
 
 
+@pytest.mark.parametrize(
+    ("server", "program"),
+    [("uvicorn", "litestar_app:app"), ("hypercorn", "litestar_app:app"), ("hypercorn", "quart_app:app")],
+)
+def test_around_other_frameworks(server: str, program: str, tmp_path: Path) -> None:
+    """Litestar and Quart keep their pages and their lifespan, and have a ledger."""
+    database = tmp_path / "ledger.db"
+    port = ("--port", "0") if server == "uvicorn" else ("--bind", "127.0.0.1:0")
+
+    async def main() -> None:
+        path = "/v1/chat/completions"
+        async with (
+            serving(MockProvider().app) as upstream,
+            running(database, upstream, server, *port, program) as client,
+        ):
+            assert path in (await client.get("/")).text
+            await same(client, path, upstream, bearer("bob-token"))
+            assert (await client.post(path, json=PLAIN, headers=bearer("guessed"))).status_code == 401
+
+    asyncio.run(main())
+    assert rows(database) == [("bob", streaming, IN, OUT, "completed") for streaming in (1, 0)]
+
+
+@pytest.mark.parametrize(
+    ("program", "token"), [("fastapi_postgres:app", "t"), ("fastapi_sqlalchemy:app", "alice-token")]
+)
+def test_in_the_apps_own_postgresql(program: str, token: str, tmp_path: Path) -> None:
+    """The rows are in the app's database, beside its own tables, and cost what the rates in USD come to."""
+    model = "gpt-4o-mini"
+
+    async def main(url: str) -> None:
+        async with serving(MockProvider().app) as upstream:
+            environ = {
+                "DATABASE_URL": url.replace("postgresql://", "postgresql+asyncpg://"),
+                "OPENAI_BASE_URL": f"{upstream}/v1",
+                "OPENAI_API_KEY": "sk-none",
+                "ALICE_TOKEN": "t",
+            }
+            async with running(tmp_path / "none", upstream, "uvicorn", "--port", "0", program, **environ) as client:
+                asked = {**PLAIN, "model": model}
+                assert (await client.post("/v1/chat/completions", json=asked)).status_code == 401
+                reply = await client.post("/v1/chat/completions", json=asked, headers=bearer(token))
+                assert reply.json()["usage"]["completion_tokens"] == OUT
+                if "sqlalchemy" in program:
+                    await shown(client, token)
+
+    with fresh_database("postgresql", tmp_path) as url:
+        asyncio.run(main(url))
+        cost = 1_500 * (IN * Decimal("0.15") + OUT * Decimal("0.60")) / 1_000_000
+        asked = "SELECT end_user, model, input_tokens, output_tokens, cost_sats FROM arbstr_requests"
+        assert run_sql(url, asked) == [("alice", model, IN, OUT, cost)]
+
+
+async def shown(client: httpx.AsyncClient, token: str) -> None:
+    """The page of the teams has the call, a moment after it has ended."""
+    for attempt in range(50):
+        page = (await client.get("/spend", headers=bearer(token))).json()
+        if page and page[0]["output_tokens"] is not None:
+            assert [(line["team"], line["calls"], int(line["output_tokens"])) for line in page] == [
+                ("research", 1, OUT)
+            ]
+            return
+        await asyncio.sleep(0.02 * (attempt > 0))
+    raise AssertionError(page)
+
+
 def test_readme_names_each_program() -> None:
     """The README's table of contents is what is there, and its calls are JSON."""
     text = (FOLDER / "README.md").read_text("utf-8")
-    for name in ("fastapi_app.py", "starlette_mount.py", "django_project/"):
-        assert f"`{name}`" in text
-        assert (FOLDER / name).exists()
+    for path in FOLDER.iterdir():
+        if path.suffix == ".py" or (path / "__init__.py").exists():
+            assert f"`{path.name}{'/' * path.is_dir()}`" in text
     bodies = [json.loads(body) for body in re.findall(r"--json '([^']*)'", text)]
     assert len(bodies) == 4
     assert all(body["model"] and body["messages"] for body in bodies)
