@@ -48,7 +48,7 @@ class AttemptEntry(msgspec.Struct, frozen=True, kw_only=True, gc=False):
 
 
 class LedgerEntry(msgspec.Struct, frozen=True, kw_only=True, gc=False):
-    """The state of one call. The field names are the columns of `requests`; the README documents each.
+    """The state of one call. The field names are the columns of `requests`; docs/guide/row.md documents each.
 
     `revision` orders the states of a call: 0 in flight, 1 finished, 2 corrected. Durations are integer milliseconds on
     the monotonic clock, money is Decimal, None is unknown. `tries` are the attempts so far. `provider_model` is the

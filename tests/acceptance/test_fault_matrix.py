@@ -65,18 +65,18 @@ def test_a_missing_row_is_noticed() -> None:
     assert Result("x", "X", missing="no mount(8)").good
 
 
-def test_the_table_goes_into_the_readme(tmp_path: Path) -> None:
+def test_the_table_goes_into_the_page(tmp_path: Path) -> None:
     """It replaces what is between the two comments and nothing else, and says what could not be run."""
-    readme = tmp_path / "README.md"
-    readme.write_text(f"# before\n\n{BEGIN}\nold\n{END}\nafter\n")
+    page = tmp_path / "page.md"
+    page.write_text(f"# before\n\n{BEGIN}\nold\n{END}\nafter\n")
     results = [Result("a", "A", "how", 3, 2, 2, 2, 12.3), Result("b", "B", missing="no mount(8)")]
-    write(readme, markdown(results))
-    text = readme.read_text()
+    write(page, markdown(results))
+    text = page.read_text()
     assert text.startswith(f"# before\n\n{BEGIN}\n\n| fault | how |")
     assert "| A | how | 2 | 2 | 2 | 12 |\n| B | not run here: no mount(8) | - | - | - | - |\n" in text
     assert text.endswith(f"{END}\nafter\n")
     assert "old" not in text
-    write(readme, markdown(results))
-    assert readme.read_text() == text
+    write(page, markdown(results))
+    assert page.read_text() == text
     with pytest.raises(ValueError, match=r"has no <!-- fault matrix -->"):
         write(Path(__file__), "x")

@@ -55,7 +55,7 @@ def checked(path: Path, cache: Path) -> "subprocess.CompletedProcess[str]":
 
 
 def test_right_use(cache: Path) -> None:
-    """All four ways of use pass the strictest check, with the types that the README promises."""
+    """All four ways of use pass the strictest check, with the types that the documentation promises."""
     done = checked(USER_CODE, cache)
     assert (done.stdout, done.stderr, done.returncode) == ("", "", 0)
 

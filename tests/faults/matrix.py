@@ -29,7 +29,7 @@ from tests.faults.stage import ALLOWANCE, Instances, Stage
 from tests.faults.table import markdown, write
 
 PARTS = (database_lines, disk_lines, signal_lines, provider_lines)  # importing them fills LINES, in this order
-README = Path(__file__).resolve().parents[2] / "README.md"
+PAGE = Path(__file__).resolve().parents[2] / "docs" / "guide" / "reliability.md"
 LINE_SECONDS = 240.0  # no line lasts longer
 
 
@@ -71,7 +71,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--list", action="store_true", help="say the names of the lines, and end")
     parser.add_argument("--seed", type=int, help="for the moments that are random; by default a new one")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the results there, too")
-    parser.add_argument("--readme", action="store_true", help="write the table into README.md")
+    parser.add_argument("--write", action="store_true", help="write the table into docs/guide/reliability.md")
     return parser.parse_args()
 
 
@@ -95,8 +95,8 @@ def main() -> int:
     print(f"{time.monotonic() - began:.0f} s in all\n\n{markdown(results)}")
     if given.json:
         given.json.write_text(json.dumps({"seed": seed, "lines": [result.as_dict() for result in results]}, indent=1))
-    if given.readme:
-        write(README, markdown(results))
+    if given.write:
+        write(PAGE, markdown(results))
     return int(not all(result.good for result in results))
 
 

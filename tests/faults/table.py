@@ -1,4 +1,4 @@
-"""The results as a Markdown table, and into the README."""
+"""The results as a Markdown table, and into the page of docs/."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,10 +23,10 @@ def _cells(result: Result) -> tuple[str, ...]:
     return result.fault, result.how, *(f"{number:,}" for number in numbers), f"{result.worst_ms:,.0f}"
 
 
-def write(readme: Path, text: str) -> None:
+def write(page: Path, text: str) -> None:
     """Replace what is between the two comments. Raises ValueError where they are missing."""
-    before, begin, rest = readme.read_text("utf-8").partition(BEGIN)
+    before, begin, rest = page.read_text("utf-8").partition(BEGIN)
     _, end, after = rest.partition(END)
     if not begin or not end:
-        raise ValueError(f"{readme.name} has no {BEGIN} … {END}")
-    readme.write_text(f"{before}{begin}\n\n{text}\n\n{end}{after}", "utf-8")
+        raise ValueError(f"{page.name} has no {BEGIN} … {END}")
+    page.write_text(f"{before}{begin}\n\n{text}\n\n{end}{after}", "utf-8")

@@ -22,7 +22,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 PATCHES = sorted(Path(__file__).parent.glob("*.patch"))
-COPIED = ("arbstr_asgi", "migrations", "tests", "pyproject.toml", "README.md")
+COPIED = ("arbstr_asgi", "migrations", "tests", "pyproject.toml", "README.md", "docs")
 SECONDS = 900.0  # all the named tests at once, on a busy machine
 FAILED = 1  # pytest's exit status for failed tests; others mean that none was run
 _KILLS = re.compile(r"^# kills: (\S+)$", re.MULTILINE)

@@ -11,7 +11,6 @@ from pathlib import Path
 import pytest
 
 import arbstr_asgi
-from arbstr_asgi.database.records import LedgerEntry
 
 ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "arbstr_asgi"
@@ -229,15 +228,6 @@ def test_public_api() -> None:
     assert all(getattr(arbstr_asgi, name).__doc__ for name in arbstr_asgi.__all__)
     assert arbstr_asgi.__version__.count(".") == 2
     assert (PACKAGE / "py.typed").exists()
-
-
-def test_readme_names_every_column() -> None:
-    """The README says of every column what it holds."""
-    table = (ROOT / "README.md").read_text().partition("## A row")[2].partition("\n## ")[0]
-    cells = [line.split("|")[1] for line in table.splitlines() if line.startswith("|")]
-    named = {name.strip("` ") for cell in cells for name in cell.split(",")}
-    assert {"id", *LedgerEntry.__struct_fields__} - {"tries"} <= named
-    assert named - {"id", *LedgerEntry.__struct_fields__} <= {"column", "---"}
 
 
 def test_every_module_is_importable_alone() -> None:

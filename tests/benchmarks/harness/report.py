@@ -86,7 +86,7 @@ def added(results: Results, value: float, label: str, connections: str | int) ->
 
 
 def markdown(results: Results) -> Iterator[str]:
-    """The table of the README."""
+    """The table of docs/operations/performance.md."""
     titles = ["", "CPU µs a call", "to bare", "CPU µs a chunk", "to bare", "p50 added, ms", "p99 added, ms"]
     titles += ["first chunk, ms", "calls/s"]
     yield f"| {' | '.join(titles)} |"

@@ -1,7 +1,6 @@
 """Configuration: what is accepted, what is refused with its path, and what is never shown."""
 
 import functools
-import re
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -31,7 +30,7 @@ def second(**facts: Any) -> dict[str, Any]:
 
 
 def test_toml(tmp_path: Path) -> None:
-    """The README's file is read whole, with its variables filled in."""
+    """A file is read whole, with its variables filled in."""
     path = tmp_path / "arbstr.toml"
     path.write_text(
         """
@@ -344,18 +343,6 @@ def test_a_file_of_the_original(tmp_path: Path) -> None:
     [rule] = config.policies.rules
     assert (rule.name, rule.max_sats_per_1m_output) == ("code_generation", 50_000)
     assert config.logging == Logging(level="info", log_requests=True)
-
-
-def test_readme(tmp_path: Path) -> None:
-    """The README's examples of a configuration load as they are."""
-    text = (Path(__file__).parents[3] / "README.md").read_text("utf-8")
-    examples = re.findall(r"^ *```toml\n(.*?)```", text, re.MULTILINE | re.DOTALL)
-    assert len(examples) >= 3
-    path = tmp_path / "arbstr.toml"
-    for content in examples:
-        path.write_text(content)
-        config = Config.load(path, {"ARBSTR_TOKEN": "t", "ALPHA_KEY": "k"})
-        assert len(config.providers) == 1
 
 
 def test_files_are_beside_the_configuration(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

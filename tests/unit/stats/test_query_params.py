@@ -313,10 +313,10 @@ def test_ids(text: str, is_one: bool) -> None:
     assert not is_id("a\0")
 
 
-def test_readme_names_every_parameter() -> None:
-    """The README's table has each parameter, and no other."""
-    text = (Path(__file__).parents[3] / "README.md").read_text("utf-8")
-    table = text.partition("## Ask the ledger")[2].partition("\n## ")[0]
+def test_the_page_names_every_parameter() -> None:
+    """The table of docs/guide/ledger.md has each parameter, and no other."""
+    text = (Path(__file__).parents[3] / "docs" / "guide" / "ledger.md").read_text("utf-8")
+    table = text.partition("## By HTTP")[2].partition("\n## ")[0]
     cells = [line.split("|")[1] for line in table.splitlines() if line.startswith("| `")]
     assert {name.strip("` ") for cell in cells for name in cell.split(",")} == {*FOR_STATS, *FOR_REQUESTS}
 
