@@ -175,5 +175,5 @@ def test_error_codes() -> None:
         for node in ast.walk(ast.parse(path.read_text("utf-8"))):
             if isinstance(node, ast.keyword) and node.arg == "code" and isinstance(node.value, ast.Constant):
                 found.add(str(node.value.value))
-    assert set(explained) - {"provider_401", "provider_403"} == found - {"client_disconnected"}
+    assert set(explained) - {"provider_401", "provider_402", "provider_403"} == found - {"client_disconnected"}
     assert len(explained) == len(set(explained))
